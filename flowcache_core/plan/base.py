@@ -76,6 +76,11 @@ class Plan:
         return sum(len(tick.steps) for tick in self.ticks)
 
     @cached_property
+    def first_tick(self) -> dict[int, int]:
+        """Tick at which each chunk takes its first step (prefix chunks are absent)."""
+        return {item.chunk: tick.index for tick in self.ticks for item in tick.steps if item.step == 0}
+
+    @cached_property
     def max_active(self) -> int:
         """The most chunks that are begun and not finished at the same tick (B_active in chunks)."""
         first: dict[int, int] = {}

@@ -1,0 +1,97 @@
+"""Events an engine run hands to its observer, in the order in which things happened."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RunStarted:
+    """The run is valid and its memory is allocated: ``kv_bytes`` for K/V of ``kv_tokens`` tokens per layer."""
+
+    plan: str
+    chunks: int
+    prefix_chunks: int
+    steps: int
+    total_steps: int
+    kv_bytes: int
+    kv_tokens: int
+    budget_tokens: int | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StepTaken:
+    """One chunk took one of its steps. ``context_tokens``: K/V tokens attended to (0 when reused or in a window pass)."""
+
+    tick: int
+    chunk: int
+    step: int
+    sigma: float
+    action: str
+    reason: str
+    distance: float | None
+    accumulated: float | None
+    branches: int
+    tokens: int
+    context_tokens: int
+    kv_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class WindowPass:
+    """One bidirectional forward over the whole window (all chunks, idle ones included)."""
+
+    tick: int
+    branches: int
+    chunk_tokens: tuple[int, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CachePass:
+    """An extra forward only for its K/V: a prefix chunk (``kind`` "prefix") or a finished one ("clean")."""
+
+    kind: str
+    chunk: int
+    branches: int
+    tokens: int
+    context_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CacheCompressed:
+    """The clean region was compressed to make room for ``chunk``; token counts are per layer (the largest layer)."""
+
+    tick: int
+    chunk: int
+    tokens_before: int
+    tokens_after: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ChunkFinished:
+    """A chunk is clean: its latents ``[B, C, f, H, W]`` can be decoded while later chunks still run."""
+
+    tick: int
+    chunk: int
+    first_frame: int
+    latents: Tensor
+
+
+@dataclass(frozen=True)
+class RunFinished:
+    """Wall-clock seconds of the whole run and of the part spent outside the denoiser."""
+
+    seconds: float
+    engine_seconds: float
+
+
+Event = RunStarted | StepTaken | WindowPass | CachePass | CacheCompressed | ChunkFinished | RunFinished

@@ -1,0 +1,16 @@
+"""Reuse policies by name: one policy, one file, one line here."""
+
+from __future__ import annotations
+
+from .base import Decision, ReusePolicy
+from .chunkwise import Chunkwise
+from .distance import Distance, LatentDistance, PatchDistance, TimeDistance
+from .never import Never
+from .quantity import Increment, Quantity, Residual, Velocity
+from .teacache import TeaCache
+
+POLICIES: dict[str, type[ReusePolicy]] = {policy.name: policy for policy in (Chunkwise, TeaCache, Never)}
+DISTANCES: dict[str, type[Distance]] = {d.name: d for d in (LatentDistance, PatchDistance, TimeDistance)}
+QUANTITIES: dict[str, type[Quantity]] = {q.name: q for q in (Velocity, Increment, Residual)}
+
+__all__ = ["DISTANCES", "POLICIES", "QUANTITIES", "Decision", "Distance", "Quantity", "ReusePolicy"]

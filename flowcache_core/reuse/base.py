@@ -1,0 +1,116 @@
+"""A reuse policy decides, for every active chunk of a tick: compute now, or reuse what the chunk has."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from ..denoiser import ChunkInput, Denoiser
+from ..errors import require, require_count, require_finite
+from ..schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one chunk does at one step, and why (``distance`` and ``accumulated`` when the policy measured them)."""
+
+    action: Literal["compute", "reuse"]
+    reason: str
+    distance: float | None = None
+    accumulated: float | None = None
+
+    @property
+    def reuses(self) -> bool:
+        return self.action == "reuse"
+
+
+@dataclass
+class ChunkProgress:
+    """One chunk's state within a run: what it accumulated and how long it has been reusing."""
+
+    accumulated: float = 0.0
+    consecutive: int = 0
+
+
+@dataclass(frozen=True)
+class ReusePolicy(ABC):
+    """Settings shared by all policies.
+
+    warmup_steps: a chunk's first steps that are always computed (m in Eq. 8); at least 1, since nothing is there to
+    reuse before. always_last: compute a chunk's last step, so that the K/V it leaves behind is fresh.
+    max_reuses: cap on consecutive reuses of one chunk, None for no cap.
+    """
+
+    name: ClassVar[str]
+
+    warmup_steps: int = 5
+    always_last: bool = True
+    max_reuses: int | None = None
+
+    def __post_init__(self) -> None:
+        require_count("warmup_steps", self.warmup_steps, minimum=1)
+        if self.max_reuses is not None:
+            require_count("max_reuses", self.max_reuses, minimum=1)
+
+    def forced(self, step: int, steps: int, progress: ChunkProgress) -> str | None:
+        """Why a step must be computed whatever the policy measures, or None."""
+        if step == 0:
+            return "first step"
+        if step < self.warmup_steps:
+            return "warm-up"
+        if self.always_last and step == steps - 1:
+            return "last step"
+        if self.max_reuses is not None and progress.consecutive >= self.max_reuses:
+            return "cap"
+        return None
+
+    def note(self, steps: int) -> str | None:
+        """One sentence when this policy cannot reuse anything in a run of ``steps`` steps, else None."""
+        require_count("warmup_steps", self.warmup_steps, minimum=1, maximum=steps)
+        open_steps = steps - self.warmup_steps - int(self.always_last and steps > self.warmup_steps)
+        if open_steps > 0:
+            return None
+        last = " and the last step" if self.always_last else ""
+        return f"{steps} steps with {self.warmup_steps} warm-up steps{last} computed: nothing left to reuse"
+
+    @abstractmethod
+    def begin(self, schedule: Schedule, denoiser: Denoiser) -> PolicyState:
+        """Fresh state for one run."""
+
+
+@dataclass
+class PolicyState(ABC):
+    """A policy's state in one run, one :class:`ChunkProgress` per chunk."""
+
+    schedule: Schedule
+    chunks: dict[int, ChunkProgress] = field(default_factory=dict, init=False)
+
+    @abstractmethod
+    def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
+        """One decision per active chunk of the tick. At most one device sync."""
+
+    def progress(self, chunk: int) -> ChunkProgress:
+        return self.chunks.setdefault(chunk, ChunkProgress())
+
+    def settle(self, chunk: int, decision: Decision) -> Decision:
+        """Note a decision in the chunk's progress and return it."""
+        progress = self.progress(chunk)
+        progress.consecutive = progress.consecutive + 1 if decision.reuses else 0
+        if not decision.reuses:
+            progress.accumulated = 0.0
+        return decision
+
+
+def require_threshold(threshold: float) -> None:
+    """A threshold is a finite number >= 0 (0 = never reuse)."""
+    require_finite("threshold", threshold, minimum=0.0)
+
+
+def within(accumulated: float, threshold: float, inclusive: bool) -> bool:
+    """Eq. 8's test: reuse while the accumulated distance is at most (or below) the threshold; 0 never reuses."""
+    require(threshold >= 0, "threshold", threshold, "a number >= 0")
+    if threshold == 0:
+        return False
+    return accumulated <= threshold if inclusive else accumulated < threshold

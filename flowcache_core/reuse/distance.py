@@ -1,0 +1,129 @@
+"""How far a chunk has moved since its previous step: the three distances the paper and its implementations use."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..denoiser import ChunkInput, Denoiser
+from ..schedule import Schedule
+
+TINY = 1e-8
+
+
+@dataclass(frozen=True)
+class Change:
+    """Relative L1 as its two parts, sum |now - before| and sum |before|, so that chunks can be pooled."""
+
+    difference: float
+    magnitude: float
+
+
+@dataclass(frozen=True)
+class Distance(ABC):
+    """One way to measure change between consecutive steps. ``content_free`` ones need no device sync."""
+
+    name: ClassVar[str]
+    content_free: ClassVar[bool] = False
+
+    @abstractmethod
+    def begin(self, schedule: Schedule, denoiser: Denoiser) -> DistanceState:
+        """Fresh state for one run."""
+
+    def value(self, changes: Sequence[Change]) -> float:
+        """Relative L1 of the changes pooled (Eq. 4, 5)."""
+        return sum(c.difference for c in changes) / (sum(c.magnitude for c in changes) + TINY)
+
+
+class DistanceState(ABC):
+    """What a distance remembers within a run."""
+
+    @abstractmethod
+    def measure(self, items: Sequence[ChunkInput]) -> list[Change | None]:
+        """Change of each chunk since its previous step; None at its first. At most one device sync."""
+
+
+@dataclass
+class FeatureState(DistanceState):
+    """Keeps each chunk's last feature tensor; the previous one is replaced at every step, computed or reused."""
+
+    feature: Callable[[ChunkInput], Tensor]
+    previous: dict[int, Tensor] = field(default_factory=dict)
+
+    def measure(self, items: Sequence[ChunkInput]) -> list[Change | None]:
+        sums: list[Tensor] = []
+        known: list[bool] = []
+        for item in items:
+            now = self.feature(item).float()
+            before = self.previous.get(item.chunk.index)
+            known.append(before is not None)
+            if before is not None:
+                sums += [(now - before).abs().sum(), before.abs().sum()]
+            self.previous[item.chunk.index] = now
+        values = iter(torch.stack(sums).tolist() if sums else [])
+        return [Change(next(values), next(values)) if seen else None for seen in known]
+
+
+@dataclass(frozen=True)
+class LatentDistance(Distance):
+    """Relative L1 of the chunk's noisy latents (Eq. 5)."""
+
+    name: ClassVar[str] = "latent"
+
+    def begin(self, schedule: Schedule, denoiser: Denoiser) -> DistanceState:
+        return FeatureState(lambda item: item.latents)
+
+
+@dataclass(frozen=True)
+class PatchDistance(Distance):
+    """Relative L1 of the patch embedding of the noisy latents (what the MAGI-1 implementation measures)."""
+
+    name: ClassVar[str] = "patch"
+
+    def begin(self, schedule: Schedule, denoiser: Denoiser) -> DistanceState:
+        return FeatureState(denoiser.patch_embedding)
+
+
+@dataclass(frozen=True)
+class TimeDistance(Distance):
+    """Relative L1 of the time modulation through a polynomial (TeaCache; the SkyReels-V2 implementation).
+
+    It depends on the timestep alone, so it is a table per own step, made once when the run starts.
+    ``polynomial``: coefficients, highest power first; () for the plain relative L1.
+    """
+
+    name: ClassVar[str] = "time"
+    content_free: ClassVar[bool] = True
+
+    polynomial: tuple[float, ...] = ()
+
+    def begin(self, schedule: Schedule, denoiser: Denoiser) -> DistanceState:
+        features = torch.stack([denoiser.time_modulation(t).float().flatten() for t in schedule.timesteps])
+        differences = (features[1:] - features[:-1]).abs().mean(1).tolist()
+        magnitudes = features[:-1].abs().mean(1).tolist()
+        table = [None, *(Change(d, m) for d, m in zip(differences, magnitudes, strict=True))]
+        return TableState(tuple(table))
+
+    def value(self, changes: Sequence[Change]) -> float:
+        relative = super().value(changes)
+        if not self.polynomial:
+            return relative
+        result = 0.0
+        for coefficient in self.polynomial:
+            result = result * relative + coefficient
+        return result
+
+
+@dataclass(frozen=True)
+class TableState(DistanceState):
+    """A distance known in advance, by own step."""
+
+    table: tuple[Change | None, ...]
+
+    def measure(self, items: Sequence[ChunkInput]) -> list[Change | None]:
+        return [self.table[item.step] for item in items]

@@ -1,0 +1,32 @@
+"""No reuse: every step is computed (the uncached run all others are measured against)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..denoiser import ChunkInput, Denoiser
+from ..schedule import Schedule
+from .base import Decision, PolicyState, ReusePolicy
+
+
+@dataclass(frozen=True)
+class Never(ReusePolicy):
+    """Compute everything."""
+
+    name: ClassVar[str] = "never"
+
+    warmup_steps: int = 1
+
+    def note(self, steps: int) -> str | None:
+        return None
+
+    def begin(self, schedule: Schedule, denoiser: Denoiser) -> NeverState:
+        return NeverState(schedule)
+
+
+@dataclass
+class NeverState(PolicyState):
+    def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
+        return [Decision("compute", "no reuse") for _ in items]

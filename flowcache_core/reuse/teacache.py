@@ -1,0 +1,65 @@
+"""TeaCache as a correct baseline for AR plans: one accumulator and one decision for all active chunks.
+
+A chunk whose step is forced (first, warm-up, last, cap) is computed alone and keeps out of the common distance, so that
+the only difference to the chunkwise policy is what the paper compares: one decision against one per chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..denoiser import ChunkInput, Denoiser
+from ..schedule import Schedule
+from .base import Decision, PolicyState, ReusePolicy, require_threshold, within
+from .distance import Distance, DistanceState, TimeDistance
+
+
+@dataclass(frozen=True)
+class TeaCache(ReusePolicy):
+    """Reuse in all active chunks while their pooled, accumulated distance stays below ``threshold``."""
+
+    name: ClassVar[str] = "teacache"
+
+    threshold: float = 0.1
+    distance: Distance = TimeDistance()
+    inclusive: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_threshold(self.threshold)
+
+    def note(self, steps: int) -> str | None:
+        if self.threshold == 0:
+            return "threshold 0: every step is computed"
+        return super().note(steps)
+
+    def begin(self, schedule: Schedule, denoiser: Denoiser) -> TeaCacheState:
+        return TeaCacheState(schedule, self, self.distance.begin(schedule, denoiser))
+
+
+@dataclass
+class TeaCacheState(PolicyState):
+    policy: TeaCache
+    distance: DistanceState
+    accumulated: float = 0.0
+
+    def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
+        steps = self.schedule.steps
+        changes = self.distance.measure(items)
+        forced = [self.policy.forced(i.step, steps, self.progress(i.chunk.index)) for i in items]
+        pooled = [change for change, why in zip(changes, forced, strict=True) if change is not None and why is None]
+        distance = self.policy.distance.value(pooled) if pooled else None
+        common = Decision("compute", "threshold reached", distance, self.accumulated)
+        if distance is not None:
+            self.accumulated += distance
+            if within(self.accumulated, self.policy.threshold, self.policy.inclusive):
+                common = Decision("reuse", "within threshold", distance, self.accumulated)
+            else:
+                common = Decision("compute", "threshold reached", distance, self.accumulated)
+                self.accumulated = 0.0
+        return [
+            self.settle(item.chunk.index, Decision("compute", why, None, self.accumulated) if why else common)
+            for item, why in zip(items, forced, strict=True)
+        ]
