@@ -1,0 +1,1 @@
+"""Models: the transformers and autoencoders that the core runs by itself."""

@@ -1,0 +1,28 @@
+"""Attention of a run of tokens to the K/V it may see. Layout everywhere: ``[B, heads, tokens, head_dim]``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every query sees every key. K/V of batch 1 serve all of q's batch. Returns ``[B, tokens, heads * head_dim]``."""
+    batch = q.shape[0]
+    out = F.scaled_dot_product_attention(q, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1))
+    return out.transpose(1, 2).flatten(2)
+
+
+def attend_block_causal(q: Tensor, k: Tensor, v: Tensor, chunk_tokens: Sequence[int]) -> Tensor:
+    """Queries of chunk i see the keys of chunks 0..i.
+
+    One call per chunk on a prefix of the keys instead of a mask: half the work, and no dense mask to hold.
+    """
+    parts, end = [], 0
+    for part in q.split(list(chunk_tokens), 2):
+        end += part.shape[2]
+        parts.append(attend(part, k[:, :, :end], v[:, :, :end]))
+    return torch.cat(parts, 1)
