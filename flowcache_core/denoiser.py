@@ -6,25 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
 from .kv.cache import KVCache
+from .kv.spec import KVSpec as KVSpec
 from .plan.base import Chunk
-
-
-@dataclass(frozen=True)
-class KVSpec:
-    """Shape of a model's K/V: enough to allocate a cache and to count its bytes."""
-
-    layers: int
-    kv_heads: int
-    head_dim: int
-    tokens_per_frame: int
-    branches: int
-    batch: int
-    dtype: torch.dtype = torch.float32
-    device: str | torch.device = "cpu"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,16 @@
+"""K/V of a run: where it lies, what it costs, and how finished history is compressed."""
+
+from __future__ import annotations
+
+from .compressor import Compressor
+from .importance_redundancy import ImportanceRedundancy
+from .random import Random
+from .recent import Recent
+from .sink_window import SinkWindow
+
+COMPRESSORS: dict[str, type[Compressor]] = {
+    ImportanceRedundancy.name: ImportanceRedundancy,
+    SinkWindow.name: SinkWindow,
+    Recent.name: Recent,
+    Random.name: Random,
+}

@@ -1,0 +1,107 @@
+"""What all compressors share: which tokens survive, given a score per token.
+
+A compressor only scores. Selection, order and ties are decided here, once, so that every method keeps exactly as many
+tokens as it is asked to, in temporal order, on every backend alike.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import require
+
+Granularity = Literal["token", "frame", "chunk"]
+
+
+@dataclass(frozen=True)
+class Region:
+    """The clean tokens of one layer and branch that a compressor may drop, oldest first.
+
+    ``keys`` and ``values`` ``[N, kv_heads, L, d]`` as stored (dtype of the cache, keys with their rotary phase);
+    ``queries`` ``[N, q_heads, Lq, d]`` of the chunk computed last, None when the method asked for none or none has been
+    computed; ``positions`` ``[N, kv_heads, L]`` token index in the video (frame * tokens_per_frame + place in frame);
+    ``chunk_starts`` first position of every chunk; ``chunk_tokens`` of the largest chunk, the unit of a
+    budget; ``event`` counts this layer's compressions from 0.
+    """
+
+    keys: Tensor
+    values: Tensor
+    queries: Tensor | None
+    positions: Tensor
+    tokens_per_frame: int
+    chunk_tokens: int
+    chunk_starts: tuple[int, ...]
+    layer: int
+    event: int
+
+
+@dataclass(frozen=True)
+class Compressor(ABC):
+    """Base of all compressors. A subclass has a ``name``, its settings as fields, and :meth:`score`.
+
+    ``key_granularity``: what is kept or dropped together. With ``frame`` and ``chunk`` a group's score is the mean over
+    its tokens; whole groups are kept from the best down, and of the group at the cut its best tokens, so that the whole
+    budget is used.
+    """
+
+    name: ClassVar[str]
+
+    key_granularity: Granularity = "token"
+
+    def __post_init__(self) -> None:
+        accepted = get_args(Granularity)
+        require(self.key_granularity in accepted, "key_granularity", self.key_granularity, " or ".join(accepted))
+
+    @property
+    def min_budget(self) -> float:
+        """The smallest budget, in chunks, with which the method still is itself."""
+        return 1.0
+
+    def query_rows(self, chunk_tokens: int, tokens_per_frame: int) -> int:
+        """How many of a chunk's last queries the method wants to see; 0 for none."""
+        return 0
+
+    @abstractmethod
+    def score(self, region: Region) -> Tensor:
+        """fp32 ``[N, kv_heads, L]``: the higher, the sooner a token is kept."""
+
+    def keep(self, region: Region, count: int) -> Tensor:
+        """int64 ``[N, kv_heads, count]``: the kept tokens of every head, ascending."""
+        # A host may run the model under autocast; scores in bf16 would leave some 20 distinct values per head.
+        with torch.no_grad(), torch.autocast(region.keys.device.type, enabled=False):
+            scores = self.score(region)
+            if scores.shape != region.keys.shape[:3]:
+                raise RuntimeError(f"{self.name}: scores {tuple(scores.shape)} for keys {tuple(region.keys.shape)}")
+            return self.select(scores, region, count)
+
+    def select(self, scores: Tensor, region: Region, count: int) -> Tensor:
+        """The ``count`` best tokens of ``scores`` ``[N, kv_heads, L]``, ascending; of equal ones the earlier."""
+        order = scores.sort(dim=-1, descending=True, stable=True).indices
+        if self.key_granularity != "token":
+            rank = self._group_rank(scores, region)
+            order = order.gather(-1, rank.gather(-1, order).sort(dim=-1, stable=True).indices)
+        return order[..., :count].sort(dim=-1).values
+
+    def _group_rank(self, scores: Tensor, region: Region) -> Tensor:
+        """Rank of every token's frame or chunk by mean score ``[N, kv_heads, L]``; 0 is the best group."""
+        positions = region.positions.long()
+        if self.key_granularity == "frame":
+            group = positions // region.tokens_per_frame
+            groups = (region.chunk_starts[-1] + region.chunk_tokens) // region.tokens_per_frame
+        else:
+            starts = torch.tensor(region.chunk_starts, device=positions.device)
+            group = torch.bucketize(positions, starts, right=True) - 1
+            groups = len(region.chunk_starts)
+        # Whole numbers add up to the same sum in any order; floating-point scatter differs from run to run on a GPU.
+        scale = scores.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+        fixed = (scores / scale * 2**30).round().long()
+        empty = fixed.new_zeros(*scores.shape[:2], groups)
+        count = empty.scatter_add(-1, group, torch.ones_like(group))
+        mean = empty.scatter_add(-1, group, fixed).div(count.clamp_min(1), rounding_mode="floor")
+        order = mean.masked_fill(count == 0, -(2**40)).sort(dim=-1, descending=True, stable=True).indices
+        return order.argsort(dim=-1).gather(-1, group)

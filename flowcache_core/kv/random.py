@@ -1,0 +1,31 @@
+"""Keep tokens at random: the control that shows what the choice of tokens is worth at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import require_count
+from .compressor import Compressor, Region
+
+
+@dataclass(frozen=True)
+class Random(Compressor):
+    """Depends on ``seed``, layer and event only: not on the device, the global generators or the branch."""
+
+    name: ClassVar[str] = "random"
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_count("seed", self.seed, minimum=0, maximum=2**32 - 1)
+
+    def score(self, region: Region) -> Tensor:
+        # Layers and events stay far below 2**12 and 2**19, so no two of them share a stream.
+        stream = (self.seed << 31) | (region.layer << 19) | region.event
+        generator = torch.Generator().manual_seed(stream)
+        return torch.rand(region.keys.shape[:3], generator=generator).to(region.keys.device)

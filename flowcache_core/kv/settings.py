@@ -1,0 +1,78 @@
+"""What a user decides about the K/V cache: budget, compressor, storage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import SettingError, require, require_finite
+from ..plan.base import Plan
+from .compressor import Compressor
+from .importance_redundancy import ImportanceRedundancy
+from .layout import history_frames, largest_chunk_frames
+
+STORAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
+
+
+@dataclass(frozen=True)
+class KVSettings:
+    """Immutable settings of a run's K/V cache.
+
+    ``budget``: chunks of finished history that are kept, fractions allowed, one number or one per layer; None keeps
+    everything. ``compressor`` decides what is kept; importance-redundancy when only a budget is given. ``dtype`` and
+    ``device`` of the stored K/V; None for the model's own.
+    """
+
+    budget: float | Sequence[float] | None = None
+    compressor: Compressor | None = None
+    dtype: torch.dtype | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.budget is not None and self.compressor is None:
+            object.__setattr__(self, "compressor", ImportanceRedundancy())
+        if isinstance(self.budget, Sequence):
+            object.__setattr__(self, "budget", tuple(self.budget))
+            require(len(self.budgets) > 0, "budget", self.budget, "one number per layer")
+        for budget in self.budgets:
+            assert self.compressor is not None
+            require_finite("budget", budget, minimum=self.compressor.min_budget)
+        accepted = "None, " + ", ".join(str(dtype).removeprefix("torch.") for dtype in STORAGE_DTYPES)
+        require(self.dtype is None or self.dtype in STORAGE_DTYPES, "dtype", self.dtype, accepted)
+        try:
+            torch.device(self.device or "cpu")
+        except RuntimeError as error:
+            raise SettingError("device", self.device, "None, cpu, cuda or another torch device") from error
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        """The numbers in ``budget``: none, one for all layers, or one per layer."""
+        if self.budget is None:
+            return ()
+        return tuple(self.budget) if isinstance(self.budget, Sequence) else (self.budget,)
+
+    def layer_budgets(self, layers: int) -> tuple[float | None, ...]:
+        """One budget for each of the model's ``layers``; SettingError when another number of them was given."""
+        if not isinstance(self.budget, Sequence):
+            return (self.budget,) * layers
+        require(len(self.budget) == layers, "budget", self.budget, f"one number, or {layers}: one per layer")
+        return tuple(self.budget)
+
+    def note(self, plan: Plan) -> str | None:
+        """A sentence when these settings cannot change anything in ``plan``, None when they can."""
+        if self.budget is None:
+            if self.compressor is None:
+                return None
+            return f"compressor {self.compressor.name} without a budget: the whole history is kept, nothing to compress"
+        history = history_frames(plan) / largest_chunk_frames(plan)
+        if history == 0:
+            return f"budget {self.budget}: no chunk begins after another has finished, nothing to compress"
+        idle = sum(budget >= history for budget in self.budgets)
+        if idle == 0:
+            return None
+        reason = f"not below the {history:g} finished chunks this video ever has to hold: nothing to compress"
+        if len(self.budgets) == 1:
+            return f"budget {self.budgets[0]:g} chunks is {reason}"
+        return f"the budget of {idle} of {len(self.budgets)} layers is {reason} in them"

@@ -1,0 +1,34 @@
+"""Keep the start of the video and the most recent tokens (attention sinks: StreamingLLM, arXiv 2309.17453)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import require_finite
+from .compressor import Compressor, Region
+
+
+@dataclass(frozen=True)
+class SinkWindow(Compressor):
+    """``sink``: chunks at the start of the video that stay, in units of the largest chunk; the rest is a window."""
+
+    name: ClassVar[str] = "sink-window"
+
+    sink: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_finite("sink", self.sink, minimum=0.0)
+
+    @property
+    def min_budget(self) -> float:
+        return self.sink + 1.0
+
+    def score(self, region: Region) -> Tensor:
+        # 2**25 exceeds every position that fp32 can hold exactly; infinity would spoil the means of frames and chunks.
+        recency = region.positions.float()
+        return torch.where(region.positions < round(self.sink * region.chunk_tokens), 2.0**25, recency)

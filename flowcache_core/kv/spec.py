@@ -1,0 +1,24 @@
+"""What a model's K/V looks like: enough to allocate a cache and to count its bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class KVSpec:
+    """Shape of a model's K/V: enough to allocate a cache and to count its bytes.
+
+    ``dtype`` and ``device`` are the model's; a cache may store in others (``KVSettings``).
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    tokens_per_frame: int
+    branches: int
+    batch: int
+    dtype: torch.dtype = torch.float32
+    device: str | torch.device = "cpu"
