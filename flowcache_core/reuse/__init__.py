@@ -7,9 +7,10 @@ from .chunkwise import Chunkwise
 from .distance import Distance, LatentDistance, PatchDistance, TimeDistance
 from .never import Never
 from .quantity import Increment, Quantity, Residual, Velocity
+from .schedule import StaticSchedule
 from .teacache import TeaCache
 
-POLICIES: dict[str, type[ReusePolicy]] = {policy.name: policy for policy in (Chunkwise, TeaCache, Never)}
+POLICIES: dict[str, type[ReusePolicy]] = {policy.name: policy for policy in (Chunkwise, TeaCache, StaticSchedule, Never)}
 DISTANCES: dict[str, type[Distance]] = {d.name: d for d in (LatentDistance, PatchDistance, TimeDistance)}
 QUANTITIES: dict[str, type[Quantity]] = {q.name: q for q in (Velocity, Increment, Residual)}
 

@@ -1,0 +1,156 @@
+"""``python dev.py cost``: what a published configuration costs, without weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from .cost import Cost, MagiShape, ModelShape, WanShape, count
+from .engine import EngineSettings
+from .errors import SettingError, require
+from .kv.settings import KVSettings
+from .plan import PLANS
+from .plan.base import Plan
+from .plan.staggered import overlap_windows
+from .presets import Preset, load_preset, model_file, models
+from .reuse.base import ReusePolicy
+from .reuse.schedule import StaticSchedule, spread
+from .schedule import Schedule
+
+PETA = 1e15
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser("cost", description="FLOPs and K/V bytes of a configuration, counted by the engine.")
+    p.add_argument("--model", required=True, help=", ".join(models()))
+    p.add_argument("--preset", default="vanilla", help="a preset of that model (default: vanilla)")
+    p.add_argument("--steps", type=int, help="denoising steps per chunk")
+    p.add_argument("--chunks", type=int, help="chunks of the video")
+    p.add_argument("--computed", type=int, help="computed steps per chunk, for presets whose reuse depends on the video")
+    budget = p.add_mutually_exclusive_group()
+    budget.add_argument("--kv-budget", type=float, help="chunks of finished history kept (B_budget)")
+    budget.add_argument("--budget-total", type=float, help="chunks of K/V in all, active ones included (B_total)")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    return p
+
+
+def run_plans(run: Mapping[str, Any]) -> tuple[Plan, ...]:
+    """The windows of a model's run, in order."""
+    if run["plan"] == "window":
+        return (PLANS["window"](run["frames"], run["chunk_frames"], run["steps"], run["window_chunks"]),)
+    windows = overlap_windows(run["frames"], run["base_frames"], run["overlap_frames"], run["chunk_frames"])
+    make = PLANS["staggered"]
+    return tuple(make(w.frames, run["chunk_frames"], run["steps"], run["ar_step"], w.prefix_frames) for w in windows)
+
+
+def counted_policy(preset: Preset, steps: int, computed: int | None) -> ReusePolicy:
+    """The preset's policy, or, where it looks at the video, a schedule with as many computed steps."""
+    if preset.policy.name in ("never", "schedule") and computed is None:
+        return preset.policy
+    wanted = computed if computed is not None else preset.computed_steps
+    accepted = f"--computed N: how many of {steps} steps {preset.name!r} computes depends on the video"
+    require(wanted is not None, "computed", None, accepted)
+    warmup = preset.policy.warmup_steps
+    return StaticSchedule(warmup_steps=warmup, computed=spread(int(wanted or 0), steps, warmup))
+
+
+def shape_of(model: str, budgeted: bool, preset: str, steps: int) -> ModelShape:
+    fields = dict(model_file(model)["shape"])
+    if fields.pop("kind") == "wan":
+        return WanShape(**fields)
+    nearly_clean = preset == "vanilla" and not budgeted
+    return MagiShape(**fields, nearly_clean_from=3 * steps // 4 if nearly_clean else None)
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The command's result as the object that ``--json`` prints."""
+    run = dict(model_file(arguments.model)["run"])
+    preset = load_preset(arguments.model, arguments.preset)
+    if arguments.steps is not None:
+        run["steps"] = arguments.steps
+    if arguments.chunks is not None:
+        require(arguments.chunks >= 1, "chunks", arguments.chunks, "a whole number >= 1")
+        run["frames"] = arguments.chunks * run["chunk_frames"]
+    plans = run_plans(run)
+    steps = run["steps"]
+    budget = arguments.kv_budget
+    if arguments.budget_total is not None:
+        budget = arguments.budget_total - max(plan.max_active for plan in plans)
+        require(budget >= 1, "budget_total", arguments.budget_total, f">= {arguments.budget_total - budget + 1:g}")
+    schedule = Schedule(tuple(1 - i / steps for i in range(steps + 1)), tuple(float(steps - i) for i in range(steps)))
+    settings = [
+        EngineSettings(
+            plan=plan,
+            schedule=schedule,
+            policy=counted_policy(preset, steps, arguments.computed),
+            kv=KVSettings(budget=budget),
+            attention=preset.attention,
+        )
+        for plan in plans
+    ]
+    shape = shape_of(arguments.model, budget is not None, preset.name, steps)
+    result = count(shape, settings, run["tokens_per_frame"], run["branches"])
+    output = as_json(arguments.model, preset, run, budget, result)
+    if preset.attention == "bidirectional":
+        causal = count(shape, settings, run["tokens_per_frame"], run["branches"], window_attention="block-causal")
+        output["pflops_bidirectional"] = output["pflops"]
+        output["pflops"] = causal.flops / PETA
+        output["notes"].append("pflops counts block-causal attention, as the paper does; pflops_bidirectional as executed")
+    if isinstance(shape, MagiShape):
+        clean = replace(shape, nearly_clean_from=None)
+        chunk_tokens = run["chunk_frames"] * run["tokens_per_frame"]
+        share = sum(clean.forward(chunk_tokens, (i + 1) * chunk_tokens) for i in range(len(plans[0].chunks) - 1))
+        output["pflops_clean_pass"] = share / PETA if budget is None else None
+        output["notes"].append("the clean re-encode of finished chunks (pflops_clean_pass) is not in pflops: the paper leaves it out")
+        if shape.nearly_clean_from is not None:
+            output["notes"].append(f"includes the nearly-clean pass of own steps {shape.nearly_clean_from}..{steps - 1}")
+    return output
+
+
+def as_json(model: str, preset: Preset, run: Mapping[str, Any], budget: float | None, cost: Cost) -> dict[str, Any]:
+    return {
+        "model": model,
+        "preset": preset.name,
+        "attention": preset.attention,
+        "frames": run["frames"],
+        "steps": run["steps"],
+        "kv_budget": budget,
+        "pflops": cost.flops / PETA,
+        "kv_bytes": cost.kv_bytes,
+        "kv_tokens": cost.kv_tokens,
+        "computed_steps": cost.computed_steps,
+        "total_steps": cost.total_steps,
+        "compressions": cost.compressions,
+        "notes": [preset.text],
+    }
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    lines = [
+        f"{result['model']}, preset {result['preset']}, {result['attention']} attention",
+        f"  {result['frames']} latent frames, {result['steps']} steps per chunk",
+        f"  FLOPs           {result['pflops']:.1f} PFLOPs",
+    ]
+    if "pflops_bidirectional" in result:
+        lines.append(f"  as executed     {result['pflops_bidirectional']:.1f} PFLOPs (bidirectional)")
+    computed, total = result["computed_steps"], result["total_steps"]
+    lines.append(f"  chunk steps     {computed} of {total} computed ({computed / total:.0%})")
+    budget = "whole video" if result["kv_budget"] is None else f"budget {result['kv_budget']:g} chunks + active"
+    lines.append(f"  K/V             {result['kv_bytes'] / 2**30:.2f} GiB, {result['kv_tokens']} tokens per layer ({budget})")
+    lines += [f"  {note}" for note in result["notes"]]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the cost of one configuration. Returns the exit status: 2 for settings that cannot work."""
+    p = parser()
+    arguments = p.parse_args(argv)
+    try:
+        result = evaluate(arguments)
+    except SettingError as error:
+        p.exit(2, f"cost: {error}\n")
+    print(json.dumps(result) if arguments.json else as_text(result))
+    return 0
