@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .errors import require, require_count
+from .errors import require, require_count, require_finite
 
 
 @dataclass(frozen=True)
@@ -16,10 +19,110 @@ class Schedule:
 
     def __post_init__(self) -> None:
         require_count("schedule.steps", len(self.timesteps), minimum=1)
-        require(len(self.sigmas) == len(self.timesteps) + 1, "schedule.sigmas", len(self.sigmas), "one more than timesteps")
+        count = len(self.sigmas)
+        require(count == len(self.timesteps) + 1, "schedule.sigmas", count, "one more than timesteps")
         falling = all(a > b >= 0 for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
-        require(falling, "schedule.sigmas", self.sigmas, "strictly falling values, none below 0")
+        require(falling and self.sigmas[0] <= 1, "schedule.sigmas", self.sigmas, "strictly falling values from 1 to 0")
 
     @property
     def steps(self) -> int:
         return len(self.timesteps)
+
+
+def shift_sigma(sigma: float, shift: float) -> float:
+    """Move a flow-matching noise level towards noise (resolution-dependent shift of arXiv 2403.03206)."""
+    # Written so that 1 stays exactly 1 for every shift.
+    return shift * sigma / (shift * sigma + (1 - sigma))
+
+
+def require_shift(shift: float) -> None:
+    require_finite("shift", shift, minimum=0.01, maximum=100)
+
+
+def shifted(steps: int, shift: float, start: float = 1.0) -> Schedule:
+    """Flow matching: sigmas fall evenly from ``start`` to 0 and are then shifted; timesteps are ``1000 * sigma``.
+
+    ``start`` below 1 (before the shift) begins from partly denoised latents.
+    """
+    require_count("steps", steps, minimum=1)
+    require_shift(shift)
+    require_finite("start", start, minimum=1e-3, maximum=1)
+    sigmas = [shift_sigma(start * (1 - k / steps), shift) for k in range(steps + 1)]
+    return Schedule(tuple(sigmas), tuple(1000 * sigma for sigma in sigmas[:-1]))
+
+
+def skyreels(steps: int, shift: float) -> Schedule:
+    """SkyReels-V2: evenly from 0.999, shifted; timesteps are whole numbers, cut off rather than rounded."""
+    require_count("steps", steps, minimum=1)
+    require_shift(shift)
+    sigmas = [shift_sigma(0.999 * (1 - k / steps), shift) for k in range(steps)]
+    return Schedule((*sigmas, 0.0), tuple(float(int(1000 * sigma)) for sigma in sigmas))
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """MAGI-1 distilled to 12 steps: three steps per quarter of u.
+
+    offsets: where they begin inside the quarter. intervals: their lengths in sixteenths of u.
+    """
+
+    offsets: tuple[float, float, float]
+    intervals: tuple[int, int, int]
+
+
+# Named after the resolution, in steps per whole range, of the three steps of a quarter.
+SHORTCUTS = {
+    "8,16,16": Shortcut((0.0, 0.125, 0.1875), (2, 1, 1)),
+    "16,16,8": Shortcut((0.0, 0.0625, 0.125), (1, 1, 2)),
+}
+
+
+def require_shortcut(mode: str) -> Shortcut:
+    require(mode in SHORTCUTS, "shortcut_mode", mode, " or ".join(SHORTCUTS))
+    return SHORTCUTS[mode]
+
+
+def magi(steps: int, shortcut_mode: str = "8,16,16") -> Schedule:
+    """MAGI-1: model time ``t = u^2 / (3 - 2 u^2)`` (0 = noise, 1 = clean), ``sigma = 1 - t``, timesteps are t itself.
+
+    u rises evenly, except for 12 steps, where ``shortcut_mode`` says how each quarter is divided. t is rounded to
+    float32, because the model compares it with thresholds (t > 0.3) that such a rounded value can pass.
+    """
+    require_count("steps", steps, minimum=1)
+    shortcut = require_shortcut(shortcut_mode)
+    if steps == 12:
+        rising = [quarter / 4 + offset for quarter in range(4) for offset in shortcut.offsets] + [1.0]
+    else:
+        rising = [k / steps for k in range(steps + 1)]
+    times = [_float32(u * u / (3 - 2 * u * u)) for u in rising]
+    return Schedule(tuple(1 - t for t in times), tuple(times[:-1]))
+
+
+def magi_distill_times(steps: int, shortcut_mode: str = "8,16,16") -> tuple[float, ...]:
+    """What the distilled MAGI-1 embeds beside t at every step: half the steps a range of equal intervals would have."""
+    require_count("steps", steps, minimum=1)
+    shortcut = require_shortcut(shortcut_mode)
+    if steps == 12:
+        return tuple(8 / interval for interval in shortcut.intervals) * 4
+    return (steps / 2,) * steps
+
+
+def from_sigmas(sigmas: Iterable[float]) -> Schedule:
+    """A host's own sigmas; they may begin below 1 and end above 0 (a run split in two). Timesteps are ``1000 * sigma``.
+
+    Raises SettingError that names the entry which is not a falling number from 1 to 0.
+    """
+    values = tuple(float(sigma) for sigma in sigmas)
+    require(len(values) >= 2, "sigmas", values, "at least two values")
+    for index, sigma in enumerate(values):
+        in_range = math.isfinite(sigma) and 0 <= sigma <= 1
+        require(in_range, f"sigmas[{index}]", sigma, "a flow-matching noise level from 0 to 1")
+        if index:
+            before = values[index - 1]
+            require(sigma < before, f"sigmas[{index}]", sigma, f"less than sigmas[{index - 1}] = {before}")
+    return Schedule(values, tuple(1000 * sigma for sigma in values[:-1]))
+
+
+def _float32(value: float) -> float:
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded

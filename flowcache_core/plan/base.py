@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 from ..errors import SettingError, require, require_count
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A run of latent frames that is denoised together: ``[first_frame, first_frame + frames)`` of the plan's window."""
+    """Latent frames ``[first_frame, first_frame + frames)`` of the plan's window, denoised together."""
 
     index: int
     first_frame: int
@@ -55,10 +56,17 @@ class Plan:
         require_count("plan.steps", self.steps, minimum=1)
         require_count("plan.chunks", len(self.chunks), minimum=1)
         require_count("plan.prefix_chunks", self.prefix_chunks, minimum=0, maximum=len(self.chunks) - 1)
+        position = 0
+        for expected, chunk in enumerate(self.chunks):
+            fits = chunk.index == expected and chunk.first_frame == position and chunk.frames > 0
+            require(fits, f"plan.chunks[{expected}]", chunk, f"chunk {expected} of 1 frame or more from {position} on")
+            position = chunk.end_frame
         done = {chunk.index: 0 for chunk in self.chunks[self.prefix_chunks :]}
-        for tick in self.ticks:
+        for expected, tick in enumerate(self.ticks):
+            require(tick.index == expected, f"plan.ticks[{expected}]", tick.index, f"index {expected}")
             order = [item.chunk for item in tick.steps]
-            require(order == sorted(set(order)), f"plan.ticks[{tick.index}]", order, "ascending chunks, each at most once")
+            ascending = order == sorted(set(order))
+            require(ascending, f"plan.ticks[{tick.index}]", order, "ascending chunks, each at most once")
             for item in tick.steps:
                 if done.get(item.chunk) != item.step:
                     raise SettingError(f"plan.ticks[{tick.index}]", item, f"step {done.get(item.chunk)} of that chunk")
@@ -81,15 +89,47 @@ class Plan:
         return {item.chunk: tick.index for tick in self.ticks for item in tick.steps if item.step == 0}
 
     @cached_property
+    def last_tick(self) -> dict[int, int]:
+        """Tick at which each chunk takes its last step (prefix chunks are absent)."""
+        return {item.chunk: tick.index for tick in self.ticks for item in tick.steps if item.step == self.steps - 1}
+
+    @cached_property
     def max_active(self) -> int:
         """The most chunks that are begun and not finished at the same tick (B_active in chunks)."""
-        first: dict[int, int] = {}
-        last: dict[int, int] = {}
-        for tick in self.ticks:
-            for item in tick.steps:
-                first.setdefault(item.chunk, tick.index)
-                last[item.chunk] = tick.index
-        return max(sum(first[c] <= tick.index <= last[c] for c in first) for tick in self.ticks)
+        change = [0] * (len(self.ticks) + 1)
+        for chunk, first in self.first_tick.items():
+            change[first] += 1
+            change[self.last_tick[chunk] + 1] -= 1
+        return max(accumulate(change))
+
+    def describe(self, columns: int = 24) -> str:
+        """The plan as text: a row per chunk, a column per tick, each cell the step taken there.
+
+        ``.`` is a tick without a step, ``clean`` a prefix chunk. Beyond ``columns`` ticks the middle is left out.
+        """
+        require_count("columns", columns, minimum=2)
+        shown: list[Tick | None] = list(self.ticks)
+        if len(shown) > columns:
+            shown = [*self.ticks[: columns - columns // 2], None, *self.ticks[-(columns // 2) :]]
+        width = max(3, len(str(len(self.ticks) - 1)))
+        label = len(f"chunk {len(self.chunks) - 1}  frames {self.frames - 1}-{self.frames - 1}")
+
+        def line(head: str, cells: list[str]) -> str:
+            return f"{head:<{label}} " + " ".join(f"{cell:>{width}}" for cell in cells)
+
+        lines = [
+            f"{self.name}: {self.frames} latent frames in {len(self.chunks)} chunks, {self.steps} steps each, "
+            f"{len(self.ticks)} ticks, at most {self.max_active} active",
+            line("tick", ["..." if tick is None else str(tick.index) for tick in shown]),
+        ]
+        taken = [None if tick is None else {item.chunk: item.step for item in tick.steps} for tick in shown]
+        for chunk in self.chunks:
+            head = f"chunk {chunk.index}  frames {chunk.first_frame}-{chunk.end_frame - 1}"
+            if chunk.index < self.prefix_chunks:
+                lines.append(f"{head:<{label}} clean")
+            else:
+                lines.append(line(head, ["..." if row is None else str(row.get(chunk.index, ".")) for row in taken]))
+        return "\n".join(lines)
 
 
 def split_frames(frames: int, chunk_frames: int, prefix_frames: int = 0) -> tuple[tuple[Chunk, ...], int]:
@@ -109,3 +149,16 @@ def split_frames(frames: int, chunk_frames: int, prefix_frames: int = 0) -> tupl
             position += length
     prefix_chunks = -(-prefix_frames // chunk_frames)
     return tuple(chunks), prefix_chunks
+
+
+def offset_ticks(chunks: tuple[Chunk, ...], prefix_chunks: int, steps: int, offset: int) -> tuple[Tick, ...]:
+    """Ticks in which every chunk starts ``offset`` ticks after the one before it and takes a step at each tick.
+
+    Every published order is one of these: ``offset = steps`` is one chunk after the other, 0 is all chunks together.
+    """
+    active = chunks[prefix_chunks:]
+    rows: list[list[ChunkStep]] = [[] for _ in range((len(active) - 1) * offset + steps)]
+    for position, chunk in enumerate(active):
+        for step in range(steps):
+            rows[position * offset + step].append(ChunkStep(chunk.index, step))
+    return tuple(Tick(index, tuple(row)) for index, row in enumerate(rows))
