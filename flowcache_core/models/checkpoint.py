@@ -14,7 +14,7 @@ from ..errors import SettingError
 
 ACCEPTED = "a complete .safetensors file, or a .pt / .pth file that holds nothing but tensors"
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Where trainers put the weights inside a .pt file, best first (Self-Forcing keeps the averaged generator beside the raw one).
+# Where trainers put the weights inside a .pt file, best first (Self-Forcing: averaged generator, then the raw one).
 NESTED_NAMES = ("generator_ema", "generator", "state_dict", "model")
 
 
@@ -36,7 +36,7 @@ def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]
 def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor], path: str | Path) -> None:
     """Make ``state_dict``'s tensors the parameters of ``module`` (which may be on the meta device).
 
-    SettingError naming the first few keys that are missing, misshapen, too many or in a dtype that cannot be computed in.
+    SettingError naming the first few keys that are missing, misshapen, not in a plain floating dtype, or too many.
     """
     wanted = module.state_dict()
     found = {key: tensor for key, tensor in state_dict.items() if key in wanted}
@@ -47,8 +47,8 @@ def load_strict(module: nn.Module, state_dict: Mapping[str, Tensor], path: str |
             for key, tensor in found.items()
             if tensor.shape != wanted[key].shape
         ),
-        "of another architecture": (key for key in state_dict if key not in wanted),
         "not fp32, bf16 or fp16": (key for key, tensor in found.items() if tensor.dtype not in WEIGHT_DTYPES),
+        "of another architecture": (key for key in state_dict if key not in wanted),
     }
     for problem, keys in problems.items():
         listed = list(keys)
@@ -77,7 +77,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise SettingError(f"checkpoint {path.name}", "a damaged pickle, or one that runs code", ACCEPTED) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle fails in whatever way its bytes say
         raise SettingError(f"checkpoint {path.name}", f"unreadable: {error}", ACCEPTED) from error
     if isinstance(content, dict):
         content = next((content[name] for name in NESTED_NAMES if isinstance(content.get(name), dict)), content)

@@ -17,7 +17,7 @@ def rope_axes(head_dim: int) -> tuple[int, int, int]:
 def rope_table(
     first_frame: int, frames: int, height: int, width: int, head_dim: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Unit complex numbers ``[frames * height * width, 1, head_dim / 2]`` (complex64), tokens in (frame, row, column) order.
+    """Rotations as complex64 ``[frames * height * width, 1, head_dim / 2]``, tokens in (frame, row, column) order.
 
     Angles are taken in float64 from whole-number positions, so the table has no longest video: a frame's rotation
     depends neither on the dtype of the weights nor on where the window starts.

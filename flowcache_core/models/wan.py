@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import SettingError, require, require_count
+from ..errors import SettingError, require, require_count, require_finite
 from .attention import attend, attend_block_causal
 from .checkpoint import load_strict, read_state_dict
 from .rope import apply_rope, rope_table
@@ -52,6 +52,7 @@ class WanConfig:
     def __post_init__(self) -> None:
         for name in ("dim", "ffn_dim", "num_layers", "num_heads", "in_dim", "out_dim", "text_dim", "freq_dim"):
             require_count(name, getattr(self, name), minimum=1)
+        require_finite("eps", self.eps, minimum=0)
         require(self.freq_dim % 2 == 0, "freq_dim", self.freq_dim, "an even number")
         fits = self.dim % self.num_heads == 0 and self.head_dim % 2 == 0
         require(fits, "num_heads", self.num_heads, f"a divisor of dim {self.dim} that leaves heads of even size")
@@ -96,7 +97,7 @@ class WanConfig:
 
 
 def _overrides(metadata: Mapping[str, str] | None, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """``num_heads`` and ``eps`` out of a file's metadata, after checking everything else in there against the weights."""
+    """``num_heads`` and ``eps`` out of a file's metadata; everything else in there must agree with the weights."""
     text = (metadata or {}).get("config")
     if text is None:
         return {}
@@ -200,7 +201,7 @@ class WanBlock(nn.Module):
         self.ffn = nn.Sequential(
             nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim)
         )
-        self.modulation = nn.Parameter(torch.randn(1, 6, config.dim) / config.dim**0.5)
+        self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
         self.eps = config.eps
 
     def forward(
@@ -231,7 +232,7 @@ class WanHead(nn.Module):
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
         self.head = Fp32Linear(config.dim, config.out_dim * math.prod(config.patch))
-        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim))
         self.eps = config.eps
 
     def forward(self, x: Tensor, e: Tensor) -> Tensor:
@@ -261,11 +262,12 @@ class WanTransformer(nn.Module):
         self.time_embedding = nn.Sequential(Fp32Linear(config.freq_dim, dim), nn.SiLU(), Fp32Linear(dim, dim))
         self.time_projection = nn.Sequential(nn.SiLU(), Fp32Linear(dim, 6 * dim))
         if config.fps_embedding:
-            self.fps_embedding = nn.Embedding(2, dim)
+            self.fps_embedding = nn.Embedding.from_pretrained(torch.empty(2, dim), freeze=False)
             self.fps_projection = nn.Sequential(Fp32Linear(dim, dim), nn.SiLU(), Fp32Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(WanBlock(config) for _ in range(config.num_layers))
         self.head = WanHead(config)
-        self._init_weights()
+        if not self.patch_embedding.weight.is_meta:  # a draw on meta fills nothing and costs seconds of imports
+            self._init_weights()
 
     def _init_weights(self) -> None:
         """Wan's start for training: Xavier, no biases, and a head that says zero."""
@@ -279,6 +281,10 @@ class WanTransformer(nn.Module):
             for module in sequential:
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=0.02)
+        if self.config.fps_embedding:
+            nn.init.normal_(self.fps_embedding.weight)
+        for modulation in (*(block.modulation for block in self._blocks()), self.head.modulation):
+            nn.init.normal_(modulation, std=self.config.dim**-0.5)
         nn.init.zeros_(self.head.head.weight)
 
     @property
@@ -299,8 +305,9 @@ class WanTransformer(nn.Module):
         """Velocity ``[B, out_dim, F, H, W]`` (fp32) of a whole window in one pass.
 
         ``timesteps`` is ``[B]`` or ``[B, F]``; ``context`` the text encoder's ``[B, T, text_dim]`` or what
-        :meth:`prepare_text` made of it. With ``chunk_frames`` (lengths that add up to F) a chunk sees itself and the chunks
-        before it, and ``context`` may be a sequence with one prompt per chunk. Without, every frame sees every frame.
+        :meth:`prepare_text` made of it. With ``chunk_frames`` (lengths that add up to F) a chunk sees itself and the
+        chunks before it, and ``context`` may be a sequence with one prompt per chunk. Without, every frame sees every
+        frame.
         """
         tokens, frames = self.tokens_per_frame(x), x.shape[2]
         chunks = [frames] if chunk_frames is None else list(chunk_frames)
@@ -331,9 +338,10 @@ class WanTransformer(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Velocity of one chunk ``x [B, C, f, H, W]`` whose first latent frame is frame ``first_frame`` of the video.
 
-        In every layer ``memory(layer, q, k, v)`` gets the chunk's own ``[B, heads, tokens, head_dim]`` (q and k normalised
-        and rotated) and returns the K and V to attend to: earlier chunks, then its own. With ``return_residual`` also
-        returns what the block stack added to the tokens, ``[B, tokens, dim]``, for :meth:`from_residual`.
+        In every layer ``memory(layer, q, k, v)`` gets the chunk's own ``[B, heads, tokens, head_dim]`` (q and k
+        normalised and rotated) and returns the K and V to attend to: earlier chunks, then its own. With
+        ``return_residual`` also returns what the block stack added to the tokens, ``[B, tokens, dim]``, for
+        :meth:`from_residual`.
         """
 
         def self_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -380,7 +388,7 @@ class WanTransformer(nn.Module):
         return cast("Iterator[WanBlock]", iter(self.blocks))
 
     def _embed(self, x: Tensor) -> Tensor:
-        """``[B, F, tokens per frame, dim]``. A product: patches do not overlap, and 3D convolutions are slow off CUDA."""
+        """``[B, F, tokens per frame, dim]``. A matrix product, since patches do not overlap: faster than conv3d."""
         self.tokens_per_frame(x)
         _, rows, columns = self.config.patch
         patches = x.to(self.dtype).unflatten(4, (-1, columns)).unflatten(3, (-1, rows)).permute(0, 2, 3, 5, 1, 4, 6)
@@ -446,8 +454,8 @@ class WanTransformer(nn.Module):
 def load_wan(path: str | Path, dtype: torch.dtype | None = None) -> WanTransformer:
     """Transformer with the weights of a .safetensors, .pt or .pth file, frozen and in eval mode, on the CPU.
 
-    Keys may stand under a common prefix (``model.diffusion_model.``). ``dtype`` defaults to that of the file's attention
-    weights. SettingError when the file is damaged, runs code or holds another architecture.
+    Keys may stand under a common prefix (``model.diffusion_model.``). ``dtype`` defaults to that of the file's
+    attention weights. SettingError when the file is damaged, runs code or holds another architecture.
     """
     name = f"checkpoint {Path(path).name}"
     tensors, metadata = read_state_dict(path)
