@@ -69,10 +69,10 @@ class ReusePolicy(ABC):
     def note(self, steps: int) -> str | None:
         """One sentence when this policy cannot reuse anything in a run of ``steps`` steps, else None."""
         require_count("warmup_steps", self.warmup_steps, minimum=1, maximum=steps)
-        open_steps = steps - self.warmup_steps - int(self.always_last and steps > self.warmup_steps)
-        if open_steps > 0:
+        forced_last = self.always_last and steps > self.warmup_steps
+        if steps - self.warmup_steps - int(forced_last) > 0:
             return None
-        last = " and the last step" if self.always_last else ""
+        last = " and the last step" if forced_last else ""
         return f"{steps} steps with {self.warmup_steps} warm-up steps{last} computed: nothing left to reuse"
 
     @abstractmethod
