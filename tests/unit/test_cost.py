@@ -1,0 +1,110 @@
+"""The cost model: published figures, and closed forms against torch's own FLOP counter on a small real model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowcache_core.cost import MagiShape, WanShape
+from flowcache_core.cost_command import main
+from flowcache_core.models.wan import WanConfig, WanTransformer
+
+SKYREELS = ["--model", "skyreels-v2-1.3b-540p"]
+MAGI = ["--model", "magi-1-4.5b"]
+
+
+def cost(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    assert main([*arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pflops"),
+    [
+        ([*SKYREELS, "--preset", "vanilla"], 113.6),
+        ([*SKYREELS, "--preset", "causal"], 79.7),
+        ([*SKYREELS, "--preset", "slow"], 36.7),
+        ([*SKYREELS, "--preset", "fast"], 28.7),
+        ([*SKYREELS, "--preset", "reference-slow"], 36.7),
+        ([*SKYREELS, "--preset", "reference-fast"], 28.7),
+        ([*MAGI], 306.0),
+        ([*MAGI, "--steps", "16"], 76.5),
+        ([*MAGI, "--budget-total", "5"], 191.8),
+        ([*MAGI, "--budget-total", "6"], 217.5),
+        ([*MAGI, "--budget-total", "7"], 239.2),
+        ([*MAGI, "--kv-budget", "4"], 257.0),
+    ],
+)
+def test_published_flops_within_one_percent(capsys, arguments, pflops):
+    assert cost(capsys, *arguments)["pflops"] == pytest.approx(pflops, rel=0.01)
+
+
+def test_vanilla_as_executed_is_bidirectional(capsys):
+    assert cost(capsys, *SKYREELS)["pflops_bidirectional"] == pytest.approx(165.4, rel=0.01)
+
+
+@pytest.mark.parametrize(("preset", "computed"), [("causal", 450), ("slow", 9 * 23), ("fast", 9 * 18)])
+def test_computed_steps_of_nine_chunks(capsys, preset, computed):
+    result = cost(capsys, *SKYREELS, "--preset", preset)
+    assert (result["computed_steps"], result["total_steps"]) == (computed, 450)
+
+
+@pytest.mark.parametrize(("total", "events"), [("5", 5), ("6", 4), ("10", 0)])
+def test_magi_compression_events_and_bytes(capsys, total, events):
+    result = cost(capsys, *MAGI, "--budget-total", total)
+    assert result["compressions"] == events
+    assert result["kv_bytes"] == int(total) * 12150 * 34 * 4096
+
+
+def test_closed_form_equals_the_flop_counter():
+    config = WanConfig(dim=48, ffn_dim=80, num_layers=3, num_heads=4, text_dim=32, freq_dim=16)
+    model = WanTransformer(config).eval()
+    past = [torch.randn(1, 4, 12, 12) for _ in range(2)]
+
+    def memory(layer, q, k, v):
+        return torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
+
+    # the counter knows plain matrix products, not the CPU's fused attention
+    with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        x, text = torch.randn(1, 16, 2, 4, 6), torch.randn(1, 5, 32)
+        model.forward_chunk(x, torch.tensor([500.0]), text, first_frame=2, memory=memory)
+    shape = WanShape(dim=48, ffn_dim=80, layers=3, text_tokens=5, text_dim=32)
+    time_path = 2 * (16 * 48 + 48 * 48 + 48 * 6 * 48)
+    assert counter.get_total_flops() - time_path == shape.forward(tokens=12, context=24)
+
+
+def test_block_causal_window_costs_the_sum_of_its_chunks():
+    shape = WanShape(dim=64, ffn_dim=128, layers=2, text_tokens=4, text_dim=16)
+    chunks = [shape.attention(10, 10), shape.attention(20, 30), shape.attention(5, 35)]
+    causal = shape.window((10, 20, 5), "block-causal")
+    assert causal == pytest.approx(shape.forward(35, 0) + sum(chunks))
+    assert shape.window((10, 20, 5), "bidirectional") == shape.forward(35, 35)
+
+
+def test_magi_forward_is_the_sum_of_its_parts():
+    shape = MagiShape(dim=3072, ffn_dim=12288, layers=34, kv_dim=1024, text_tokens=0)
+    assert shape.forward(12150, 0) == pytest.approx(98.76e12, rel=1e-3)
+    assert shape.attention(12150, 12150) == pytest.approx(61.68e12, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "wan"], "model: got 'wan', accepted: magi-1-4.5b"),
+        ([*SKYREELS, "--preset", "turbo"], "preset: got 'turbo', accepted: vanilla, causal"),
+        ([*MAGI, "--preset", "reference-slow"], "--computed N"),
+        ([*MAGI, "--steps", "30"], "steps: got 30"),
+        ([*MAGI, "--budget-total", "4"], "budget_total: got 4.0, accepted: >= 5"),
+        ([*MAGI, "--kv-budget", "nan"], "budget: got nan"),
+        ([*MAGI, "--chunks", "0"], "chunks: got 0"),
+    ],
+)
+def test_bad_arguments_are_one_plain_line(capsys, arguments, message):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and message in error and "Traceback" not in error

@@ -1,0 +1,192 @@
+"""Reuse policies on latents whose distances are known by arithmetic."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from dummy import DummyDenoiser
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flowcache_core.denoiser import ChunkInput
+from flowcache_core.errors import SettingError
+from flowcache_core.plan.base import Chunk
+from flowcache_core.reuse import DISTANCES, POLICIES, QUANTITIES
+from flowcache_core.reuse.base import ReusePolicy
+from flowcache_core.reuse.build import build_policy, build_quantity
+from flowcache_core.reuse.chunkwise import Chunkwise
+from flowcache_core.reuse.distance import Change, LatentDistance, PatchDistance, TimeDistance
+from flowcache_core.reuse.schedule import StaticSchedule, spread
+from flowcache_core.reuse.teacache import TeaCache
+from flowcache_core.schedule import shifted
+
+SCHEDULE = shifted(10, 1.0)
+
+
+def item(chunk: int, step: int, level: float) -> ChunkInput:
+    latents = torch.full((1, 1, 2, 2, 2), level)
+    return ChunkInput(Chunk(chunk, 2 * chunk, 2), step, SCHEDULE.sigmas[step], SCHEDULE.timesteps[step], latents)
+
+
+def actions(policy: ReusePolicy, levels: list[list[float | None]]) -> list[list[str]]:
+    """Feed ``levels[tick][chunk]`` (None = chunk not active) and return each tick's decisions as c / r per chunk."""
+    state = policy.begin(SCHEDULE, DummyDenoiser())
+    steps = [0] * len(levels[0])
+    result = []
+    for row in levels:
+        items = [item(chunk, steps[chunk], level) for chunk, level in enumerate(row) if level is not None]
+        for one in items:
+            steps[one.chunk.index] += 1
+        result.append([decision.action[0] for decision in state.decide(items)])
+    return result
+
+
+def test_every_chunk_accumulates_on_its_own():
+    # chunk 0 moves by 10 % a step, chunk 1 by 30 %: with 0.25 the first reuses twice, the second never.
+    policy = Chunkwise(warmup_steps=1, threshold=0.25)
+    levels = [[1.1**k, 1.3**k] for k in range(8)]
+    assert ["".join(row) for row in actions(policy, levels)] == ["cc", "rc", "rc", "cc", "rc", "rc", "cc", "rc"]
+
+
+def test_one_decision_for_all_active_chunks_is_teacache():
+    # pooled: sum of changes over sum of magnitudes; both chunks always do the same.
+    policy = TeaCache(warmup_steps=1, threshold=0.25, distance=LatentDistance())
+    levels = [[1.1**k, 1.3**k] for k in range(5)]
+    assert ["".join(row) for row in actions(policy, levels)] == ["cc", "rr", "cc", "rr", "cc"]
+    pooled = (0.1 + 0.3) / 2
+    state = policy.begin(SCHEDULE, DummyDenoiser())
+    state.decide([item(0, 0, 1.0), item(1, 0, 1.0)])
+    first, second = state.decide([item(0, 1, 1.1), item(1, 1, 1.3)])
+    assert first == second and first.distance == pytest.approx(pooled, rel=1e-5)
+
+
+def test_teacache_computes_a_new_chunk_alone():
+    policy = TeaCache(warmup_steps=1, threshold=10.0, distance=LatentDistance())
+    assert actions(policy, [[1.0, None], [1.1, None], [1.2, 1.0], [1.3, 1.1]]) == [["c"], ["r"], ["r", "c"], ["r", "r"]]
+
+
+def test_the_previous_step_is_the_reference_even_when_it_was_reused():
+    state = Chunkwise(warmup_steps=1, threshold=1.0).begin(SCHEDULE, DummyDenoiser())
+    state.decide([item(0, 0, 1.0)])
+    first = state.decide([item(0, 1, 2.0)])[0]
+    second = state.decide([item(0, 2, 2.5)])[0]
+    assert first.reuses and first.distance == pytest.approx(1.0)
+    assert not second.reuses and second.distance == pytest.approx(0.25) and second.accumulated == pytest.approx(1.25)
+
+
+@pytest.mark.parametrize(("inclusive", "expected"), [(True, "r"), (False, "c")])
+def test_threshold_met_exactly(inclusive, expected):
+    policy = Chunkwise(warmup_steps=1, threshold=0.5, inclusive=inclusive, distance=LatentDistance())
+    state = policy.begin(SCHEDULE, DummyDenoiser())
+    state.distance.measure = lambda items: [Change(0.5 * (1 + 1e-8), 1.0)]
+    state.decide([item(0, 0, 1.0)])
+    assert state.decide([item(0, 1, 1.0)])[0].action[0] == expected
+
+
+def test_warm_up_last_step_and_cap_are_always_computed():
+    policy = Chunkwise(warmup_steps=3, threshold=100.0, max_reuses=2)
+    rows = actions(policy, [[1.0 + 0.01 * k] for k in range(10)])
+    assert "".join(row[0] for row in rows) == "cccrrcrrcc"
+    state = policy.begin(SCHEDULE, DummyDenoiser())
+    reasons = [state.decide([item(0, k, 1.0)])[0].reason for k in range(10)]
+    assert reasons == ["first step", "warm-up", "warm-up", *(["within threshold"] * 2 + ["cap"]) * 2, "last step"]
+    loose = Chunkwise(warmup_steps=1, threshold=100.0, always_last=False)
+    assert "".join(row[0] for row in actions(loose, [[1.0]] * 10)) == "crrrrrrrrr"
+
+
+def test_static_schedule_computes_its_own_steps_only():
+    rows = actions(StaticSchedule(computed=(0, 1, 5)), [[1.0]] * 10)
+    assert "".join(row[0] for row in rows) == "ccrrrcrrrc"
+    with pytest.raises(SettingError, match="0..9"):
+        StaticSchedule(computed=(0, 10)).begin(SCHEDULE, DummyDenoiser())
+
+
+@given(steps=st.integers(4, 80), warmup=st.integers(1, 3), data=st.data())
+def test_spread_has_exactly_the_count_asked_for(steps, warmup, data):
+    count = data.draw(st.integers(warmup + 1, steps))
+    table = spread(count, steps, warmup)
+    assert len(set(table)) == count and table == tuple(sorted(table))
+    assert table[:warmup] == tuple(range(warmup)) and table[-1] == steps - 1
+    gaps = [b - a for a, b in zip(table[warmup:], table[warmup + 1 :], strict=False)]
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+# -- distances -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("distance", [LatentDistance(), PatchDistance()])
+def test_relative_l1_of_content(distance):
+    state = distance.begin(SCHEDULE, DummyDenoiser())
+    assert state.measure([item(0, 0, 2.0)]) == [None]
+    changes = state.measure([item(0, 1, -1.0), item(1, 0, 1.0)])
+    assert changes[1] is None
+    assert distance.value([changes[0]]) == pytest.approx(1.5, rel=1e-6)
+
+
+def test_time_distance_is_a_table_through_the_polynomial():
+    distance = TimeDistance((2.0, 0.0, -0.001))
+    state = distance.begin(SCHEDULE, DummyDenoiser())
+    relative = 100.0 / 900.0
+    (change,) = state.measure([item(0, 2, 5.0)])
+    assert distance.value([change]) == pytest.approx(2 * relative**2 - 0.001, rel=1e-4)
+
+
+def test_a_polynomial_below_zero_lets_the_accumulator_fall():
+    policy = Chunkwise(warmup_steps=1, threshold=0.1, distance=TimeDistance((0.0, -0.05)))
+    state = policy.begin(SCHEDULE, DummyDenoiser())
+    decisions = [state.decide([item(0, k, 1.0)])[0] for k in range(4)]
+    assert [d.accumulated for d in decisions[1:]] == pytest.approx([-0.05, -0.1, -0.15])
+
+
+def test_at_most_one_sync_per_tick(monkeypatch):
+    """Law 5: all chunks' distances come to the host in one transfer; the time table needs none."""
+    transfers = []
+    original = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda self: transfers.append(1) or original(self))
+    monkeypatch.setattr(torch.Tensor, "item", lambda self: pytest.fail("a sync per chunk"))
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda self: pytest.fail("a sync per chunk"))
+    for policy, expected in [(Chunkwise(), 9), (TeaCache(distance=PatchDistance()), 9), (Chunkwise(distance=TimeDistance()), 0)]:
+        state = policy.begin(SCHEDULE, DummyDenoiser())
+        transfers.clear()
+        for step in range(10):
+            state.decide([item(chunk, step, 1.0 + step) for chunk in range(4)])
+        assert len(transfers) == expected
+
+
+# -- settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "0.1", True])
+@pytest.mark.parametrize("policy", [Chunkwise, TeaCache])
+def test_bad_thresholds_are_refused(policy, value):
+    with pytest.raises(SettingError, match="threshold"):
+        policy(threshold=value)
+
+
+@pytest.mark.parametrize("field", ["warmup_steps", "max_reuses"])
+@pytest.mark.parametrize("value", [0, -1, 1.5])
+def test_bad_counts_are_refused(field, value):
+    with pytest.raises(SettingError, match=field):
+        Chunkwise(**{field: value})
+
+
+def test_every_registered_part_is_built_by_its_name():
+    assert {name: type(build_policy({"name": name})) for name in POLICIES} == POLICIES
+    assert {name: type(build_quantity(name)) for name in QUANTITIES} == QUANTITIES
+    for name, kind in DISTANCES.items():
+        assert isinstance(build_policy({"name": "chunkwise", "distance": name}).distance, kind)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "nope"}, "policy: got 'nope', accepted: chunkwise"),
+        ({"name": "chunkwise", "thresh": 1}, "policy chunkwise: got 'thresh', accepted: always_last"),
+        ({"name": "chunkwise", "distance": "l2"}, "distance: got 'l2', accepted: latent"),
+    ],
+)
+def test_unknown_names_list_what_there_is(settings, message):
+    with pytest.raises(SettingError, match=message):
+        build_policy(settings)
