@@ -15,6 +15,7 @@ from .errors import require
 from .kv.cache import KVCache
 from .kv.settings import KVSettings
 from .plan.base import Chunk, Plan, Tick
+from .plan.staggered import timestep_rows
 from .report.events import (
     CacheCompressed,
     CachePass,
@@ -100,6 +101,8 @@ class Run:
         self.policy = self.settings.policy.begin(self.schedule, self.denoiser)
         self.branches = range(self.denoiser.branches)
         self.tokens_per_frame = self.denoiser.kv_spec(self.latents).tokens_per_frame
+        bidirectional = self.settings.attention == "bidirectional"
+        self.rows = timestep_rows(self.plan, self.schedule.timesteps) if bidirectional else ()
 
     # -- passes over the model ---------------------------------------------------------------------------------------
 
@@ -135,12 +138,8 @@ class Run:
             self.cache.commit(chunk)
 
     def window_pass(self, tick: Tick) -> Tensor:
-        """One bidirectional forward; chunks not begun sit at the first timestep, finished ones at 0."""
-        position = {c.chunk.index: self.schedule.timesteps[s.step] for s in tick.steps for c in (self.active[s.chunk],)}
-        timesteps: list[float] = []
-        for chunk in self.plan.chunks:
-            idle = self.schedule.timesteps[0] if not self.has_begun(chunk, tick) else self.settings.clean_timestep
-            timesteps += [position.get(chunk.index, idle)] * chunk.frames
+        """One bidirectional forward; idle chunks stand where :func:`timestep_rows` puts them."""
+        timesteps = [t for chunk, t in zip(self.plan.chunks, self.rows[tick.index], strict=True) for _ in range(chunk.frames)]
         begun = time.perf_counter()
         velocity = self.denoiser.window(self.latents, timesteps, self.branches)
         seconds = time.perf_counter() - begun
@@ -148,10 +147,6 @@ class Run:
         sizes = tuple(chunk.frames * self.tokens_per_frame for chunk in self.plan.chunks)
         self.observe(WindowPass(tick.index, len(self.branches), sizes, seconds))
         return velocity
-
-    def has_begun(self, chunk: Chunk, tick: Tick) -> bool:
-        first = self.plan.first_tick.get(chunk.index)
-        return first is None or first <= tick.index
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -283,7 +278,7 @@ def seeded_noise(seed: int) -> NoiseSource:
     """Standard normal noise that depends on (seed, chunk, step) alone, not on the order of calls or a global state."""
 
     def draw(chunk: int, step: int, like: Tensor) -> Tensor:
-        generator = torch.Generator(device="cpu").manual_seed(seed * 1_000_003 + chunk * 1009 + step)
+        generator = torch.Generator(device="cpu").manual_seed((seed * 1_000_003 + chunk * 1009 + step) % 2**63)
         return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
 
     return draw
@@ -312,7 +307,7 @@ def generate(
     prefix_frames = plan.chunks[plan.prefix_chunks].first_frame
     given = 0 if prefix is None else prefix.shape[2]
     require(given == prefix_frames, "prefix frames", given, f"the plan's {prefix_frames}")
-    latents = noise * settings.schedule.sigmas[0] if settings.schedule.sigmas[0] > 1 else noise.clone()
+    latents = noise.clone()
     if prefix is not None:
         expected = (*noise.shape[:2], prefix_frames, *noise.shape[3:])
         require(tuple(prefix.shape) == expected, "prefix", tuple(prefix.shape), f"shape {expected}")

@@ -273,7 +273,7 @@ def test_bidirectional_pass_sees_one_timestep_per_chunk():
 
     run(Watching(), plan, attention="bidirectional")
     first, second = shifted(2, 3.0).timesteps
-    assert rows == [[first, first], [second, first], [0.0, second]]
+    assert rows == [[first, 999.0], [second, first], [0.0, second]]
 
 
 def test_bidirectional_and_causal_agree_on_a_single_chunk(transformer):
