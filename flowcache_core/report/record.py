@@ -1,0 +1,194 @@
+"""One run as plain numbers: what the engine's events add up to. Keeps no tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from .events import CacheCompressed, CachePass, ChunkFinished, Event, RunFinished, RunStarted, StepTaken, WindowPass
+
+if TYPE_CHECKING:
+    from ..engine import EngineSettings
+
+Kind = Literal["given", "warm-up", "computed", "forced", "reused", "pending"]
+
+_KINDS: dict[str, Kind] = {"first step": "warm-up", "warm-up": "warm-up", "last step": "forced", "cap": "forced"}
+
+
+def kind(step: StepTaken) -> Kind:
+    """How a step is shown: reused, or computed because of warm-up, by force (last step, cap), or by the policy."""
+    return "reused" if step.action == "reuse" else _KINDS.get(step.reason, "computed")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run of one window, finished or not.
+
+    threshold: of the reuse policy, None when it has none. kv_bytes: allocated for K/V, the peak by construction.
+    kv_capacity, budget_tokens: tokens per layer. flops: None when no cost function was given. seconds: None until the
+    run has finished.
+    """
+
+    tag: str
+    threshold: float | None
+    started: RunStarted
+    steps_taken: tuple[StepTaken, ...]
+    compressions: tuple[CacheCompressed, ...]
+    cache_passes: tuple[CachePass, ...]
+    window_passes: tuple[WindowPass, ...]
+    chunks_finished: int
+    seconds: float | None
+    engine_seconds: float | None
+    flops: float | None
+
+    @property
+    def total_steps(self) -> int:
+        return self.started.total_steps
+
+    @property
+    def computed_steps(self) -> int:
+        return sum(step.action != "reuse" for step in self.steps_taken)
+
+    @property
+    def reused_steps(self) -> int:
+        return len(self.steps_taken) - self.computed_steps
+
+    @property
+    def computed_share(self) -> float:
+        """Computed steps over all steps of the plan (1.0 for a plan without steps)."""
+        return self.computed_steps / self.total_steps if self.total_steps else 1.0
+
+    @property
+    def kv_bytes(self) -> int:
+        return self.started.kv_bytes
+
+    @property
+    def pflops(self) -> float | None:
+        return None if self.flops is None else self.flops / 1e15
+
+    @property
+    def kv_tokens(self) -> tuple[tuple[int, int], ...]:
+        """(tick, most K/V tokens held per layer during it), in order of ticks."""
+        most: dict[int, int] = {}
+        for step in self.steps_taken:
+            most[step.tick] = max(most.get(step.tick, 0), step.kv_tokens)
+        return tuple(sorted(most.items()))
+
+    @property
+    def kinds(self) -> list[list[Kind]]:
+        """The chunk x step map; "given" for prefix chunks, "pending" for steps not taken yet."""
+        started = self.started
+        rows: list[list[Kind]] = [
+            ["given" if chunk < started.prefix_chunks else "pending"] * started.steps for chunk in range(started.chunks)
+        ]
+        for step in self.steps_taken:
+            rows[step.chunk][step.step] = kind(step)
+        return rows
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence for every setting that could not help: known at the start, or seen only in the run."""
+        seen = (self._threshold_note(), self._window_note())
+        return (*self.started.notes, *(note for note in seen if note))
+
+    def _threshold_note(self) -> str | None:
+        if not self.threshold or self.seconds is None:
+            return None
+        open_steps = [step for step in self.steps_taken if step.reason in ("within threshold", "threshold reached")]
+        reused = sum(step.action == "reuse" for step in open_steps)
+        if not open_steps:
+            return None
+        if reused == 0 and not self.window_passes:
+            smallest = min((step.distance for step in open_steps if step.distance is not None), default=None)
+            measured = "" if smallest is None else f"; the smallest distance measured was {smallest:.3g}"
+            return f"threshold {self.threshold:g} is too low here: 0 of {self.total_steps} steps reused{measured}"
+        if reused == len(open_steps) and len(open_steps) > 1:
+            largest = max((step.accumulated for step in open_steps if step.accumulated is not None), default=None)
+            measured = "" if largest is None else f" (at most {largest:.3g} accumulated)"
+            same = "every step free to be reused was, so a larger one changes nothing"
+            return f"threshold {self.threshold:g} was never reached{measured}: {same}"
+        return None
+
+    def _window_note(self) -> str | None:
+        undone = sum(step.reason == "window pass" for step in self.steps_taken)
+        if not undone or self.seconds is None or self.reused_steps:
+            return None
+        return (
+            f"bidirectional attention computes all chunks of a tick together: none of the {undone} steps within the "
+            "threshold was reused"
+        )
+
+
+@dataclass
+class Recorder:
+    """Observer of one run: call it with every event, then (or at any moment in between) take ``record()``.
+
+    flops: cost of one event in floating-point operations, summed over the run.
+    """
+
+    tag: str = ""
+    threshold: float | None = None
+    flops: Callable[[Event], float] | None = None
+    _events: list[Event] = field(default_factory=list, init=False)
+    _chunks_finished: int = field(default=0, init=False)
+    _flops: float = field(default=0.0, init=False)
+
+    @classmethod
+    def of(cls, settings: EngineSettings, flops: Callable[[Event], float] | None = None) -> Recorder:
+        """A recorder named after the settings."""
+        return cls(settings_tag(settings), getattr(settings.policy, "threshold", None), flops)
+
+    def __call__(self, event: Event) -> None:
+        if self.flops is not None:
+            self._flops += self.flops(event)
+        if isinstance(event, ChunkFinished):
+            self._chunks_finished += 1  # its latents must not stay alive here
+        else:
+            self._events.append(event)
+
+    def record(self) -> RunRecord:
+        """What has happened so far. Raises ValueError before the run has started, or when it saw two runs."""
+        started = [e for e in self._events if isinstance(e, RunStarted)]
+        if len(started) != 1:
+            raise ValueError(f"a record is of one run, this recorder saw {len(started)} start")
+        finished = next((e for e in self._events if isinstance(e, RunFinished)), None)
+        return RunRecord(
+            tag=self.tag,
+            threshold=self.threshold,
+            started=started[0],
+            steps_taken=tuple(e for e in self._events if isinstance(e, StepTaken)),
+            compressions=tuple(e for e in self._events if isinstance(e, CacheCompressed)),
+            cache_passes=tuple(e for e in self._events if isinstance(e, CachePass)),
+            window_passes=tuple(e for e in self._events if isinstance(e, WindowPass)),
+            chunks_finished=self._chunks_finished,
+            seconds=None if finished is None else finished.seconds,
+            engine_seconds=None if finished is None else finished.engine_seconds,
+            flops=None if self.flops is None else self._flops,
+        )
+
+
+def record(
+    events: Iterable[Event],
+    tag: str = "",
+    threshold: float | None = None,
+    flops: Callable[[Event], float] | None = None,
+) -> RunRecord:
+    """The record of events collected elsewhere."""
+    recorder = Recorder(tag, threshold, flops)
+    for event in events:
+        recorder(event)
+    return recorder.record()
+
+
+def settings_tag(settings: EngineSettings) -> str:
+    """Short name of a configuration for logs and file names, such as "chunkwise-t0.1-w5-velocity-kv2"."""
+    policy, budgets = settings.policy, settings.kv.budgets
+    parts = [policy.name]
+    if policy.name != "never":
+        threshold = getattr(policy, "threshold", None)
+        parts += [] if threshold is None else [f"t{threshold:g}"]
+        parts += [f"w{policy.warmup_steps}", settings.quantity.name]
+    if budgets:
+        parts.append(f"kv{max(budgets):g}" + ("max" if len(set(budgets)) > 1 else ""))
+    return "-".join(parts)

@@ -1,0 +1,101 @@
+"""A record as plain text: the table, the chunk x step map in characters, the notes. ASCII, so it prints anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from .quality import Quality
+from .record import Kind, RunRecord
+
+CHARACTERS: dict[Kind, str] = {
+    "given": "=",
+    "warm-up": "w",
+    "computed": "#",
+    "forced": "!",
+    "reused": ".",
+    "pending": " ",
+}
+_MEANING: dict[Kind, str] = {
+    "given": "given clean",
+    "warm-up": "warm-up",
+    "computed": "computed",
+    "forced": "computed by force (last step, cap)",
+    "reused": "reused",
+    "pending": "not run yet",
+}
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
+_MAP_ROWS = 48  # more chunks than this are abridged to the first and last of them
+
+
+def table(runs: Mapping[str, RunRecord], quality: Mapping[str, Quality] | None = None) -> str:
+    """The runs side by side, one column each; the first one is what speed-up and FLOPs are measured against.
+
+    quality: by run name, against the first run.
+    """
+    records = list(runs.values())
+    scores = [(quality or {}).get(name) for name in runs]
+    rows = [
+        ("", list(runs)),
+        ("computed steps", [f"{r.computed_steps} of {r.total_steps} ({r.computed_share:.0%})" for r in records]),
+        ("FLOPs", [flops_text(r.flops) for r in records]),
+        ("seconds", [_number(r.seconds, ".2f") for r in records]),
+        ("speed-up", [_ratio(records[0].seconds, r.seconds) for r in records]),
+        ("speed-up by FLOPs", [_ratio(records[0].flops, r.flops) for r in records]),
+        ("peak K/V MB", [f"{r.kv_bytes / 1e6:.2f}" for r in records]),
+        ("PSNR dB", [_number(None if s is None else s.psnr, ".2f") for s in scores]),
+        ("SSIM", [_number(None if s is None else s.ssim, ".4f") for s in scores]),
+    ]
+    first = max(len(title) for title, _ in rows)
+    widths = [max(len(cells[column]) for _, cells in rows) for column in range(len(records))]
+    lines = []
+    for title, cells in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, widths, strict=True)]
+        lines.append("  ".join([title.ljust(first), *aligned]).rstrip())
+    lines.insert(1, "-" * (first + sum(widths) + 2 * len(widths)))
+    return "\n".join(lines)
+
+
+def step_map(record: RunRecord) -> str:
+    """Chunks from top to bottom, each chunk's own steps from left to right, one character a step; then the legend."""
+    rows = record.kinds
+    width = len(str(len(rows) - 1))
+    lines = [f"chunk {index:>{width}} |{''.join(CHARACTERS[k] for k in row)}|" for index, row in enumerate(rows)]
+    if len(lines) > _MAP_ROWS:
+        half = _MAP_ROWS // 2
+        lines[half:-half] = [f"... {len(lines) - 2 * half} more chunks ..."]
+    present = {k for row in rows for k in row} - {"pending"}
+    legend = ", ".join(f"{CHARACTERS[k]} {_MEANING[k]}" for k in CHARACTERS if k in present)
+    return "\n".join([*lines, *([legend] if legend else [])])
+
+
+def summary(record: RunRecord) -> str:
+    """One run: headline, map, compressions, notes."""
+    lines = [headline(record), step_map(record)]
+    if record.compressions:
+        last = record.compressions[-1]
+        tokens = f"{last.tokens_before} to {last.tokens_after} tokens a layer"
+        lines.append(f"K/V compressions: {len(record.compressions)} (the last from {tokens})")
+    lines += [f"note: {note}" for note in record.notes]
+    return "\n".join(lines)
+
+
+def headline(record: RunRecord) -> str:
+    """Such as "chunkwise-t0.1-w5-velocity: computed 37 of 80 (46 %)"."""
+    name = f"{record.tag}: " if record.tag else ""
+    return f"{name}computed {record.computed_steps} of {record.total_steps} ({100 * record.computed_share:.0f} %)"
+
+
+def flops_text(flops: float | None) -> str:
+    """Such as "113.6 P" (times 1e15)."""
+    if flops is None:
+        return "-"
+    size, prefix = next(((s, p) for s, p in _PREFIXES if flops >= s), (1.0, ""))
+    return f"{flops / size:.4g} {prefix}".rstrip()
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def _ratio(base: float | None, value: float | None) -> str:
+    return "-" if not base or not value else f"{base / value:.2f}x"
