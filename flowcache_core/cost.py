@@ -42,7 +42,7 @@ class ModelShape(ABC):
     def event(self, event: Event, *, window_attention: str = "bidirectional") -> float:
         """FLOPs behind one engine event, all branches.
 
-        window_attention: how a window pass is counted: "bidirectional" as executed, or "block-causal" as the paper does.
+        window_attention: how to count a window pass: "bidirectional" as executed, or "block-causal" as the paper does.
         """
         if isinstance(event, StepTaken) and event.context_tokens:
             return event.branches * self.forward(event.tokens, event.context_tokens)
@@ -93,7 +93,7 @@ class WanShape(ModelShape):
 
 @dataclass(frozen=True)
 class MagiShape(ModelShape):
-    """MAGI-1. ``nearly_clean_from``: own step from which the distilled model's extra self-only pass runs, None for never."""
+    """MAGI-1. nearly_clean_from: own step from which the distilled model's extra self-only pass runs (None: never)."""
 
     dim: int
     ffn_dim: int

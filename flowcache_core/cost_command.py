@@ -29,7 +29,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--preset", default="vanilla", help="a preset of that model (default: vanilla)")
     p.add_argument("--steps", type=int, help="denoising steps per chunk")
     p.add_argument("--chunks", type=int, help="chunks of the video")
-    p.add_argument("--computed", type=int, help="computed steps per chunk, for presets whose reuse depends on the video")
+    p.add_argument(
+        "--computed", type=int, help="computed steps per chunk, for presets whose reuse depends on the video"
+    )
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--kv-budget", type=float, help="chunks of finished history kept (B_budget)")
     budget.add_argument("--budget-total", type=float, help="chunks of K/V in all, active ones included (B_total)")
@@ -98,15 +100,21 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         causal = count(shape, settings, run["tokens_per_frame"], run["branches"], window_attention="block-causal")
         output["pflops_bidirectional"] = output["pflops"]
         output["pflops"] = causal.flops / PETA
-        output["notes"].append("pflops counts block-causal attention, as the paper does; pflops_bidirectional as executed")
+        output["notes"].append(
+            "pflops counts block-causal attention, as the paper does; pflops_bidirectional as executed"
+        )
     if isinstance(shape, MagiShape):
         clean = replace(shape, nearly_clean_from=None)
         chunk_tokens = run["chunk_frames"] * run["tokens_per_frame"]
         share = sum(clean.forward(chunk_tokens, (i + 1) * chunk_tokens) for i in range(len(plans[0].chunks) - 1))
         output["pflops_clean_pass"] = share / PETA if budget is None else None
-        output["notes"].append("the clean re-encode of finished chunks (pflops_clean_pass) is not in pflops: the paper leaves it out")
+        output["notes"].append(
+            "the clean re-encode of finished chunks (pflops_clean_pass) is not in pflops: the paper leaves it out"
+        )
         if shape.nearly_clean_from is not None:
-            output["notes"].append(f"includes the nearly-clean pass of own steps {shape.nearly_clean_from}..{steps - 1}")
+            output["notes"].append(
+                f"includes the nearly-clean pass of own steps {shape.nearly_clean_from}..{steps - 1}"
+            )
     return output
 
 
@@ -139,7 +147,9 @@ def as_text(result: Mapping[str, Any]) -> str:
     computed, total = result["computed_steps"], result["total_steps"]
     lines.append(f"  chunk steps     {computed} of {total} computed ({computed / total:.0%})")
     budget = "whole video" if result["kv_budget"] is None else f"budget {result['kv_budget']:g} chunks + active"
-    lines.append(f"  K/V             {result['kv_bytes'] / 2**30:.2f} GiB, {result['kv_tokens']} tokens per layer ({budget})")
+    lines.append(
+        f"  K/V             {result['kv_bytes'] / 2**30:.2f} GiB, {result['kv_tokens']} tokens per layer ({budget})"
+    )
     lines += [f"  {note}" for note in result["notes"]]
     return "\n".join(lines)
 

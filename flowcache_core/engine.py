@@ -1,4 +1,4 @@
-"""The one loop: at each tick some chunks take one denoising step each, computed or reused, against the K/V before them."""
+"""The one loop: at each tick some chunks take one denoising step each, computed or reused, over the K/V before them."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ class Run:
 
     def window_pass(self, tick: Tick) -> Tensor:
         """One bidirectional forward; idle chunks stand where :func:`timestep_rows` puts them."""
-        timesteps = [t for chunk, t in zip(self.plan.chunks, self.rows[tick.index], strict=True) for _ in range(chunk.frames)]
+        timesteps = [
+            t for chunk, t in zip(self.plan.chunks, self.rows[tick.index], strict=True) for _ in range(chunk.frames)
+        ]
         begun = time.perf_counter()
         velocity = self.denoiser.window(self.latents, timesteps, self.branches)
         seconds = time.perf_counter() - begun
@@ -187,7 +189,7 @@ class Run:
         residual = None
         if decision.reuses:
             sigma_next = self.schedule.sigmas[item.step + 1]
-            velocity = quantity.velocity(active.history, item, sigma_next, self.denoiser)
+            velocity = quantity.velocity(tuple(active.history), item, sigma_next, self.denoiser)
             if quantity.needs_residual:
                 self.denoiser_seconds += time.perf_counter() - begun
         elif window is not None:
@@ -209,6 +211,7 @@ class Run:
         if residual is not None and self.settings.reuse_device is not None:
             residual = residual.to(self.settings.reuse_device)
         active.history.append(Computed(item, velocity, increment, residual))
+        self.policy.observe(item, velocity)
 
     def report(self, item: ChunkInput, decision: Decision, tick: Tick, chunkwise: bool, seconds: float) -> None:
         context = kv_tokens = 0

@@ -19,9 +19,9 @@ from .wan import Memory, PreparedText, WanTransformer
 class WanDenoiser:
     """One run of a :class:`WanTransformer`.
 
-    prompts: start chunk -> text embeddings ``[B, T, text_dim]``, one per branch (cond, or cond and uncond); a chunk takes
-    the entry with the largest start chunk not above its own index. guidance: v = uncond + guidance * (cond - uncond); at 1
-    or below the uncond branch is not run. fps: for models with a frame-rate embedding.
+    prompts: start chunk -> text embeddings ``[B, T, text_dim]``, one per branch (cond, or cond and uncond); a chunk
+    takes the entry with the largest start chunk not above its own index. guidance: v = uncond + guidance * (cond -
+    uncond); at 1 or below the uncond branch is not run. fps: for models with a frame-rate embedding.
     """
 
     transformer: WanTransformer

@@ -5,13 +5,19 @@ from __future__ import annotations
 from .base import Decision, ReusePolicy
 from .chunkwise import Chunkwise
 from .distance import Distance, LatentDistance, PatchDistance, TimeDistance
+from .easycache import EasyCache
+from .forecast import Forecast, Offset, Taylor
+from .interval import Interval
+from .magcache import MagCache
 from .never import Never
 from .quantity import Increment, Quantity, Residual, Velocity
 from .schedule import StaticSchedule
 from .teacache import TeaCache
 
-POLICIES: dict[str, type[ReusePolicy]] = {policy.name: policy for policy in (Chunkwise, TeaCache, StaticSchedule, Never)}
+POLICIES: dict[str, type[ReusePolicy]] = {
+    policy.name: policy for policy in (Chunkwise, TeaCache, EasyCache, MagCache, Interval, StaticSchedule, Never)
+}
 DISTANCES: dict[str, type[Distance]] = {d.name: d for d in (LatentDistance, PatchDistance, TimeDistance)}
-QUANTITIES: dict[str, type[Quantity]] = {q.name: q for q in (Velocity, Increment, Residual)}
+QUANTITIES: dict[str, type[Quantity]] = {q.name: q for q in (Velocity, Increment, Residual, Forecast, Taylor, Offset)}
 
 __all__ = ["DISTANCES", "POLICIES", "QUANTITIES", "Decision", "Distance", "Quantity", "ReusePolicy"]

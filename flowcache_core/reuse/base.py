@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from torch import Tensor
+
 from ..denoiser import ChunkInput, Denoiser
 from ..errors import require, require_count, require_finite
 from ..schedule import Schedule
@@ -90,6 +92,9 @@ class PolicyState(ABC):
     @abstractmethod
     def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
         """One decision per active chunk of the tick. At most one device sync."""
+
+    def observe(self, item: ChunkInput, velocity: Tensor) -> None:  # noqa: B027 - most policies do not look at velocities
+        """Told after a computed step: ``velocity [branches, B, ...]`` at ``item``. Must not sync with the device."""
 
     def progress(self, chunk: int) -> ChunkProgress:
         return self.chunks.setdefault(chunk, ChunkProgress())

@@ -1,4 +1,4 @@
-"""Policies, distances and reused quantities from plain names and numbers, as presets, nodes and the command line give them."""
+"""Policies, distances and reused quantities from names and numbers, as presets, nodes and command lines give them."""
 
 from __future__ import annotations
 

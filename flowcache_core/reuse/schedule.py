@@ -1,4 +1,4 @@
-"""A fixed table of computed steps, the same for every chunk: a calibrated or published schedule, no measuring at run time."""
+"""A fixed table of computed steps, the same for every chunk: a calibrated or published schedule, nothing measured."""
 
 from __future__ import annotations
 

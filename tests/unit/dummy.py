@@ -24,7 +24,9 @@ class DummyDenoiser:
     fail_at: tuple[int, int] | None = None
 
     def kv_spec(self, latents: Tensor) -> KVSpec:
-        return KVSpec(layers=2, kv_heads=2, head_dim=4, tokens_per_frame=2, branches=self.branches, batch=latents.shape[0])
+        return KVSpec(
+            layers=2, kv_heads=2, head_dim=4, tokens_per_frame=2, branches=self.branches, batch=latents.shape[0]
+        )
 
     def compute(self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
         if self.fail_at == (item.chunk.index, item.step):

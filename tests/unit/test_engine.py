@@ -105,7 +105,9 @@ def test_reused_steps_leave_the_kv_of_the_last_computed_step():
     denoiser = DummyDenoiser()
     run(denoiser, plan, policy=StaticSchedule(computed=(0, 3)))
     assert denoiser.calls == [(0, 0), (1, 0), (0, 3), (1, 3), (0, 5), (1, 5)]
-    seen_by_second = [context[0] for (chunk, _), context in zip(denoiser.calls, denoiser.contexts, strict=True) if chunk]
+    seen_by_second = [
+        context[0] for (chunk, _), context in zip(denoiser.calls, denoiser.contexts, strict=True) if chunk
+    ]
     assert seen_by_second == [0.0, 3.0, 5.0]
 
 
@@ -145,7 +147,11 @@ def test_kv_bytes_are_the_same_for_20_100_and_400_chunks():
 
 def test_same_result_after_errors_and_interrupts(transformer):
     plan = PLAN_ROWS["staggered"]()
-    settings = {"policy": Chunkwise(threshold=0.2, warmup_steps=2), "kv": KVSettings(budget=1.0), "quantity": Residual()}
+    settings = {
+        "policy": Chunkwise(threshold=0.2, warmup_steps=2),
+        "kv": KVSettings(budget=1.0),
+        "quantity": Residual(),
+    }
     denoiser = wan(transformer)
     first, _ = run(denoiser, plan, **settings)
 
@@ -332,4 +338,6 @@ def test_noise_of_another_shape_is_refused(shape):
 def test_prefix_of_another_length_is_refused():
     plan = PLANS["blockwise"](9, 3, 4, prefix_frames=3)
     with pytest.raises(SettingError, match="prefix frames"):
-        generate(DummyDenoiser(), EngineSettings(plan, shifted(4, 3.0)), noise(plan), prefix=torch.zeros(1, 16, 2, 4, 4))
+        generate(
+            DummyDenoiser(), EngineSettings(plan, shifted(4, 3.0)), noise(plan), prefix=torch.zeros(1, 16, 2, 4, 4)
+        )

@@ -11,13 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flowcache_core.denoiser import ChunkInput
+from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
+from flowcache_core.plan import PLANS
 from flowcache_core.plan.base import Chunk
 from flowcache_core.reuse import DISTANCES, POLICIES, QUANTITIES
 from flowcache_core.reuse.base import ReusePolicy
 from flowcache_core.reuse.build import build_policy, build_quantity
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import Change, LatentDistance, PatchDistance, TimeDistance
+from flowcache_core.reuse.easycache import EasyCache
+from flowcache_core.reuse.forecast import Forecast, Offset, Taylor
+from flowcache_core.reuse.interval import Interval
+from flowcache_core.reuse.magcache import MagCache
+from flowcache_core.reuse.never import Never
+from flowcache_core.reuse.quantity import Computed, Velocity
 from flowcache_core.reuse.schedule import StaticSchedule, spread
 from flowcache_core.reuse.teacache import TeaCache
 from flowcache_core.schedule import shifted
@@ -147,7 +155,11 @@ def test_at_most_one_sync_per_tick(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "tolist", lambda self: transfers.append(1) or original(self))
     monkeypatch.setattr(torch.Tensor, "item", lambda self: pytest.fail("a sync per chunk"))
     monkeypatch.setattr(torch.Tensor, "__float__", lambda self: pytest.fail("a sync per chunk"))
-    for policy, expected in [(Chunkwise(), 9), (TeaCache(distance=PatchDistance()), 9), (Chunkwise(distance=TimeDistance()), 0)]:
+    for policy, expected in [
+        (Chunkwise(), 9),
+        (TeaCache(distance=PatchDistance()), 9),
+        (Chunkwise(distance=TimeDistance()), 0),
+    ]:
         state = policy.begin(SCHEDULE, DummyDenoiser())
         transfers.clear()
         for step in range(10):
@@ -190,3 +202,71 @@ def test_every_registered_part_is_built_by_its_name():
 def test_unknown_names_list_what_there_is(settings, message):
     with pytest.raises(SettingError, match=message):
         build_policy(settings)
+
+
+# -- forecasts and rivals --------------------------------------------------------------------------------------------
+
+
+def run_rule(rule, policy: ReusePolicy, quantity, steps: int = 20):
+    plan = PLANS["blockwise"](4, 2, steps)
+    settings = EngineSettings(plan, shifted(steps, 3.0), policy=policy, quantity=quantity)
+    noise = torch.randn(1, 1, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return generate(DummyDenoiser(rule), settings, noise)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_forecast_is_exact_on_velocities_of_its_own_order(order):
+    def rule(item):
+        return sum((k + 1.5) * item.sigma**k for k in range(order + 1)) * torch.ones_like(item.latents)
+
+    sparse = StaticSchedule(computed=(0, 1, 2, 3, 7, 12), always_last=False)
+    base = run_rule(rule, Never(), Velocity())
+    assert torch.allclose(run_rule(rule, sparse, Forecast(order=order)), base, atol=1e-9)
+    assert not torch.allclose(run_rule(rule, sparse, Velocity()), base, atol=1e-2)
+
+
+def test_damped_forecast_lies_between_reuse_and_forecast():
+    history = [Computed(item(0, k, 1.0), torch.tensor([[float(v)]]), torch.zeros(1)) for k, v in ((2, 1.0), (3, 3.0))]
+    at = item(0, 5, 1.0)
+    full, half, none = (float(Forecast(damping=d).velocity(history, at, 0.0, DummyDenoiser())) for d in (1.0, 0.5, 0.0))
+    assert (full, half, none) == pytest.approx((7.0, 5.0, 3.0), rel=1e-5)
+
+
+def test_taylor_follows_the_published_recursion():
+    values = {1: 1.0, 3: 5.0, 4: 10.0}
+    history = [Computed(item(0, k, 1.0), torch.tensor([[v]]), torch.zeros(1)) for k, v in values.items()]
+    slope = 10.0 - 5.0
+    slope_before = (5.0 - 1.0) / 2
+    curve = slope - slope_before
+    expected = 10.0 + slope * 2 + curve * 2**2 / 2
+    assert float(Taylor(order=2).velocity(history, item(0, 6, 1.0), 0.0, DummyDenoiser())) == pytest.approx(expected)
+
+
+def test_offset_adds_what_the_latents_moved():
+    history = [Computed(item(0, 2, 1.0), torch.full((1, 1, 1, 2, 2, 2), 4.0), torch.zeros(1))]
+    out = Offset().velocity(history, item(0, 3, 1.5), 0.0, DummyDenoiser())
+    assert torch.equal(out, torch.full_like(out, 4.5))
+
+
+def test_interval_computes_every_third_step():
+    assert "".join(r[0] for r in actions(Interval(warmup_steps=2, interval=3), [[1.0]] * 10)) == "ccrrcrrcrc"
+
+
+def test_easycache_predicts_from_the_last_two_computed_steps():
+    state = EasyCache(warmup_steps=2, threshold=0.3).begin(SCHEDULE, DummyDenoiser())
+    for step, (level, velocity) in enumerate([(1.0, 4.0), (2.0, 5.0)]):
+        state.decide([item(0, step, level)])
+        state.observe(item(0, step, level), torch.full((1, 1, 1, 2, 2, 2), velocity))
+    decision = state.decide([item(0, 2, 3.0)])[0]
+    ratio, moved, last = 1.0, 1.0, 5.0
+    assert decision.reuses and decision.distance == pytest.approx(ratio * moved / last, rel=1e-5)
+    assert not state.decide([item(0, 3, 4.0)])[0].reuses
+
+
+def test_magcache_sums_the_drift_of_the_product():
+    curve = (1.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9)
+    policy = MagCache(warmup_steps=2, threshold=0.3, curve=curve)
+    # |1 - .9| = .1, + |1 - .81| = .29 < .3, then .29 + .271 > .3: compute
+    assert "".join(r[0] for r in actions(policy, [[1.0]] * 10)) == "ccrrcrrcrc"
+    with pytest.raises(SettingError, match="curve"):
+        MagCache(curve=(1.0,)).begin(SCHEDULE, DummyDenoiser())

@@ -1,0 +1,95 @@
+"""EasyCache per chunk: how much the velocity should have changed, from how much the latents have.
+
+The ratio of the two is measured between the last two computed steps and assumed to hold until the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..denoiser import ChunkInput, Denoiser
+from ..schedule import Schedule
+from .base import Decision, PolicyState, ReusePolicy, require_threshold, within
+from .distance import TINY
+
+
+@dataclass(frozen=True)
+class EasyCache(ReusePolicy):
+    """Reuse while the predicted relative change of the velocity, accumulated, stays below ``threshold``."""
+
+    name: ClassVar[str] = "easycache"
+
+    threshold: float = 0.05
+    inclusive: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_threshold(self.threshold)
+
+    def note(self, steps: int) -> str | None:
+        if self.threshold == 0:
+            return "threshold 0: every step is computed"
+        return super().note(steps)
+
+    def begin(self, schedule: Schedule, denoiser: Denoiser) -> EasyCacheState:
+        return EasyCacheState(schedule, self)
+
+
+@dataclass
+class Track:
+    """One chunk: last step's latents, the last computed pair, and the ratio of changes between the last two pairs."""
+
+    before: Tensor
+    latents: Tensor | None = None
+    velocity: Tensor | None = None
+    ratio: Tensor | None = None
+
+
+@dataclass
+class EasyCacheState(PolicyState):
+    policy: EasyCache
+    tracks: dict[int, Track] = field(default_factory=dict, init=False)
+
+    def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
+        changes = self.predicted(items)
+        decisions = []
+        for item, change in zip(items, changes, strict=True):
+            progress = self.progress(item.chunk.index)
+            forced = self.policy.forced(item.step, self.schedule.steps, progress)
+            if forced or change is None:
+                decision = Decision("compute", forced or "no ratio yet", change, progress.accumulated)
+            else:
+                progress.accumulated += change
+                reuse = within(progress.accumulated, self.policy.threshold, self.policy.inclusive)
+                action, reason = ("reuse", "within threshold") if reuse else ("compute", "threshold reached")
+                decision = Decision(action, reason, change, progress.accumulated)
+            decisions.append(self.settle(item.chunk.index, decision))
+        return decisions
+
+    def predicted(self, items: Sequence[ChunkInput]) -> list[float | None]:
+        """ratio * mean|x - x before| / mean|v last| of every chunk that has a ratio; one device sync."""
+        values: list[Tensor] = []
+        known: list[bool] = []
+        for item in items:
+            track = self.tracks.get(item.chunk.index)
+            if track is None:
+                track = self.tracks[item.chunk.index] = Track(item.latents)
+            known.append(track.ratio is not None)
+            if track.ratio is not None and track.velocity is not None:
+                moved = (item.latents - track.before).float().abs().mean()
+                values.append(track.ratio * moved / (track.velocity.abs().mean() + TINY))
+            track.before = item.latents
+        numbers = iter(torch.stack(values).tolist() if values else [])
+        return [next(numbers) if seen else None for seen in known]
+
+    def observe(self, item: ChunkInput, velocity: Tensor) -> None:
+        track, velocity = self.tracks[item.chunk.index], velocity[0].float()
+        if track.latents is not None and track.velocity is not None:
+            moved = (item.latents - track.latents).float().abs().mean()
+            track.ratio = (velocity - track.velocity).abs().mean() / (moved + TINY)
+        track.latents, track.velocity = item.latents, velocity

@@ -1,0 +1,98 @@
+"""Forecasts: the velocity a reused step would have, extrapolated from the chunk's last computed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..denoiser import ChunkInput, Denoiser
+from ..errors import require_count, require_finite
+from .quantity import Computed, Quantity
+
+
+def lagrange(nodes: Sequence[float], at: float) -> list[float]:
+    """Weights of the polynomial through values at ``nodes`` evaluated at ``at``."""
+    weights = []
+    for i, node in enumerate(nodes):
+        weight = 1.0
+        for j, other in enumerate(nodes):
+            if j != i:
+                weight *= (at - other) / (node - other)
+        weights.append(weight)
+    return weights
+
+
+@dataclass(frozen=True)
+class Forecast(Quantity):
+    """The polynomial of ``order`` in sigma through the last ``order + 1`` computed velocities, on their true spacing.
+
+    Exact for velocities of that order in sigma. With fewer computed steps the order falls accordingly. damping: how
+    much of the extrapolated change is taken, 1 all of it, 0 none (plain velocity reuse).
+    """
+
+    name: ClassVar[str] = "forecast"
+
+    order: int = 1
+    damping: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_count("order", self.order, minimum=1, maximum=3)
+        require_finite("damping", self.damping, minimum=0.0, maximum=1.0)
+
+    @property
+    def keep(self) -> int:  # type: ignore[override]
+        return self.order + 1
+
+    def velocity(self, history: Sequence[Computed], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+        weights = lagrange([computed.item.sigma for computed in history], item.sigma)
+        if self.damping < 1:
+            weights = [self.damping * weight for weight in weights]
+            weights[-1] += 1 - self.damping
+        total = history[-1].velocity * weights[-1]
+        for weight, computed in zip(weights[:-1], history[:-1], strict=True):
+            total = total + weight * computed.velocity
+        return total
+
+
+@dataclass(frozen=True)
+class Taylor(Quantity):
+    """TaylorSeer's rule on the velocity: finite differences per step index, extrapolated as a Taylor series.
+
+    Derivatives are the published recursion F_(i+1) = (F_i now - F_i before) / distance in steps.
+    """
+
+    name: ClassVar[str] = "taylor"
+
+    order: int = 1
+
+    def __post_init__(self) -> None:
+        require_count("order", self.order, minimum=1, maximum=3)
+
+    @property
+    def keep(self) -> int:  # type: ignore[override]
+        return self.order + 1
+
+    def velocity(self, history: Sequence[Computed], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+        steps = [computed.item.step for computed in history]
+        level = [computed.velocity for computed in history]
+        total, factor, ahead = level[-1], 1.0, item.step - steps[-1]
+        for order in range(1, len(history)):
+            gaps = [steps[i + order] - steps[i + order - 1] for i in range(len(level) - 1)]
+            level = [(b - a) / gap for a, b, gap in zip(level, level[1:], gaps, strict=False)]
+            factor *= ahead / order
+            total = total + factor * level[-1]
+        return total
+
+
+@dataclass(frozen=True)
+class Offset(Quantity):
+    """EasyCache's cached quantity: velocity minus latents of the last computed step, added to the latents of now."""
+
+    name: ClassVar[str] = "offset"
+
+    def velocity(self, history: Sequence[Computed], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+        last = history[-1]
+        return last.velocity + (item.latents - last.item.latents)

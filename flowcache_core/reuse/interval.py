@@ -1,0 +1,43 @@
+"""Fixed interval: one computed step, then ``interval - 1`` reused ones. The plainest rival of every adaptive policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..denoiser import ChunkInput, Denoiser
+from ..errors import require_count
+from ..schedule import Schedule
+from .base import Decision, PolicyState, ReusePolicy
+
+
+@dataclass(frozen=True)
+class Interval(ReusePolicy):
+    """After the warm-up compute every ``interval``-th of a chunk's steps."""
+
+    name: ClassVar[str] = "interval"
+
+    interval: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_count("interval", self.interval, minimum=1)
+
+    def begin(self, schedule: Schedule, denoiser: Denoiser) -> IntervalState:
+        return IntervalState(schedule, self)
+
+
+@dataclass
+class IntervalState(PolicyState):
+    policy: Interval
+
+    def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
+        return [self.settle(item.chunk.index, self.one(item)) for item in items]
+
+    def one(self, item: ChunkInput) -> Decision:
+        progress = self.progress(item.chunk.index)
+        forced = self.policy.forced(item.step, self.schedule.steps, progress)
+        if forced:
+            return Decision("compute", forced)
+        return Decision("compute" if progress.consecutive >= self.policy.interval - 1 else "reuse", "interval")
