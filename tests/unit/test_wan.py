@@ -40,6 +40,11 @@ def inputs(batch: int = 2, frames: int = 6, seed: int = 1) -> tuple[Tensor, Tens
     return latents, torch.rand(batch, frames, generator=draw) * 1000, torch.randn(batch, 5, 20, generator=draw)
 
 
+def assert_close(ours: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    assert ours.shape == expected.shape
+    assert (ours - expected).abs().max() <= tolerance
+
+
 class History:
     """The simplest memory: per layer all K and V so far."""
 
@@ -86,17 +91,13 @@ def golden_model() -> WanTransformer:
     return load_wan(GOLDEN, torch.float32)
 
 
-def assert_golden(ours: Tensor, reference: Tensor) -> None:
-    torch.testing.assert_close(ours, reference, atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize("fps", [24, 16])
 def test_golden_causal(golden: dict[str, Tensor], golden_model: WanTransformer, fps: int) -> None:
     x, timesteps, context = golden["in.x"][None], golden["in.t_block"][None], golden["in.ctx_cond"]
     whole = golden_model(x, timesteps, context, chunk_frames=[5] * 5, fps=fps)
-    assert_golden(whole[0], golden[f"causal.fps{fps}.velocity"])
+    assert_close(whole[0], golden[f"causal.fps{fps}.velocity"])
     chunked, _ = chunk_by_chunk(golden_model, x, timesteps, lambda _: context, [5] * 5, fps=fps)
-    assert_golden(chunked[0], golden[f"causal.fps{fps}.velocity"])
+    assert_close(chunked[0], golden[f"causal.fps{fps}.velocity"])
 
 
 def test_golden_keys_values_and_tokens(golden: dict[str, Tensor], golden_model: WanTransformer) -> None:
@@ -111,22 +112,22 @@ def test_golden_keys_values_and_tokens(golden: dict[str, Tensor], golden_model: 
         hook.remove()
     for layer in (0, 1):
         k, v = history.whole(layer)
-        assert_golden(k[0].transpose(0, 1), golden[f"causal.fps24.k.layer{layer}"])
-        assert_golden(v[0].transpose(0, 1), golden[f"causal.fps24.v.layer{layer}"])
-        assert_golden(torch.cat(after[layer], 1)[0], golden[f"causal.fps24.tokens_after_layer{layer}"])
+        assert_close(k[0].transpose(0, 1), golden[f"causal.fps24.k.layer{layer}"])
+        assert_close(v[0].transpose(0, 1), golden[f"causal.fps24.v.layer{layer}"])
+        assert_close(torch.cat(after[layer], 1)[0], golden[f"causal.fps24.tokens_after_layer{layer}"])
 
 
 @pytest.mark.parametrize("fps", [24, 16])
 def test_golden_bidirectional_with_a_timestep_per_frame(golden, golden_model, fps: int) -> None:
     velocity = golden_model(golden["in.x"][None], golden["in.t_frame"][None], golden["in.ctx_cond"], fps=fps)
-    assert_golden(velocity[0], golden[f"bidir.t_frame.fps{fps}.velocity"])
+    assert_close(velocity[0], golden[f"bidir.t_frame.fps{fps}.velocity"])
 
 
 def test_golden_bidirectional_with_a_timestep_per_block_and_for_all(golden, golden_model) -> None:
     velocity = golden_model(golden["in.x"][None], golden["in.t_block"][None], golden["in.ctx_cond"])
-    assert_golden(velocity[0], golden["bidir.t_block.velocity"])
+    assert_close(velocity[0], golden["bidir.t_block.velocity"])
     velocity = golden_model(golden["in.x"][None, :, :13], torch.tensor([500]), golden["in.ctx_uncond"])
-    assert_golden(velocity[0], golden["bidir.t_scalar500_13frames.velocity"])
+    assert_close(velocity[0], golden["bidir.t_scalar500_13frames.velocity"])
 
 
 # ---- chunk by chunk --------------------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def test_chunk_by_chunk_is_one_block_causal_pass(chunks: list[int], first_frame:
     x = x[:1].repeat(2, 1, 1, 1, 1)  # cond and uncond of the same latents
     whole = model(x, timesteps, context, chunk_frames=chunks, first_frame=first_frame)
     chunked, _ = chunk_by_chunk(model, x, timesteps, lambda _: context, chunks, first_frame=first_frame)
-    torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=0)
+    assert_close(chunked, whole)
     assert (whole[0] - whole[1]).abs().max() > 0.01
 
 
@@ -160,7 +161,7 @@ def test_a_prompt_for_each_chunk() -> None:
     texts = [first, inputs(seed=2)[2], inputs(seed=3)[2][:, :2]]  # lengths differ too
     whole = model(x, timesteps, texts, chunk_frames=[1, 3, 2])
     chunked, _ = chunk_by_chunk(model, x, timesteps, lambda i: texts[i], [1, 3, 2])
-    torch.testing.assert_close(whole, chunked, atol=1e-5, rtol=0)
+    assert_close(whole, chunked)
     one = model(x, timesteps, first, chunk_frames=[1, 3, 2])
     assert torch.equal(one[:, :, :1], whole[:, :, :1]) and not torch.allclose(one[:, :, 1:], whole[:, :, 1:], atol=1e-3)
 
@@ -168,11 +169,9 @@ def test_a_prompt_for_each_chunk() -> None:
 def test_one_timestep_per_chunk_equals_the_same_for_every_frame() -> None:
     model = tiny()
     x, _, context = inputs()
-    torch.testing.assert_close(
+    assert_close(
         model(x, torch.tensor([700.0, 20.0]), context),
         model(x, torch.tensor([[700.0] * 6, [20.0] * 6]), context),
-        atol=1e-6,
-        rtol=0,
     )
 
 
@@ -194,7 +193,7 @@ def test_a_residual_reproduces_the_velocity_it_came_from() -> None:
         x, timesteps, context, first_frame=0, memory=History(), return_residual=True
     )
     assert residual.shape == model.patch_tokens(x).shape == (2, 6 * 2 * 3, 48)
-    torch.testing.assert_close(model.from_residual(x, timesteps, residual), velocity, atol=1e-5, rtol=0)
+    assert_close(model.from_residual(x, timesteps, residual), velocity)
     assert (model.from_residual(x, timesteps, torch.zeros_like(residual)) - velocity).abs().max() > 0.01
 
 
@@ -202,7 +201,7 @@ def test_patch_tokens_are_the_convolution_in_frame_row_column_order() -> None:
     model = tiny()
     x = inputs()[0]
     expected = model.patch_embedding(x).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(model.patch_tokens(x), expected, atol=1e-5, rtol=0)
+    assert_close(model.patch_tokens(x), expected)
 
 
 def test_time_modulation_is_per_timestep_and_knows_two_frame_rates() -> None:
@@ -269,7 +268,7 @@ def test_rope_table_is_exact_at_any_frame(head_dim: int) -> None:
 def test_rope_turns_neighbouring_pairs() -> None:
     table = rope_table(3, 1, 1, 1, 2)
     turned = apply_rope(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), table)
-    torch.testing.assert_close(turned.flatten(), torch.tensor([math.cos(3), math.sin(3)]))
+    assert_close(turned.flatten(), torch.tensor([math.cos(3), math.sin(3)]))
 
 
 def test_frames_beyond_256_keep_their_place_in_bf16() -> None:
