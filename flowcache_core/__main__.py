@@ -1,0 +1,42 @@
+"""``python -m flowcache_core COMMAND``: hands the arguments to the command's module."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .errors import SettingError
+
+# Each module has ``main(argv) -> exit status`` and is imported only when its command is called.
+COMMANDS = {
+    "demo": ".demo",
+    "cost": ".cost_command",
+    "train-mini": ".mini.train",
+    "evaluate-mini": ".mini.evaluate",
+}
+BAD_INPUT, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one command. What the user can put right is one plain line and exit status 2."""
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"python -m flowcache_core COMMAND, one of: {', '.join(COMMANDS)}. COMMAND --help lists its arguments.")
+        return 0
+    if not argv or argv[0] not in COMMANDS:
+        print(f"command: got {argv[0] if argv else None!r}, accepted: {', '.join(COMMANDS)}", file=sys.stderr)
+        return BAD_INPUT
+    command, rest = argv[0], list(argv[1:])
+    try:
+        status: int = importlib.import_module(COMMANDS[command], __package__).main(rest)
+        return status
+    except SettingError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"\n{command}: stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,45 @@
+"""A run's progress in the terminal: a bar where the line can be redrawn, one line at the end where it cannot."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from .events import Event, RunFinished, RunStarted, StepTaken
+
+_WIDTH = 30  # characters of the bar
+_PAUSE = 0.1  # seconds between two redraws
+
+
+@dataclass
+class Progress:
+    """Observer that shows how far one run is. ``stream`` is asked whether it is a terminal."""
+
+    label: str
+    stream: TextIO
+    _total: int = field(default=0, init=False)
+    _done: int = field(default=0, init=False)
+    _reused: int = field(default=0, init=False)
+    _drawn: float = field(default=0.0, init=False)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            self._total = event.total_steps
+        elif isinstance(event, StepTaken):
+            self._done += 1
+            self._reused += event.action == "reuse"
+            if self.stream.isatty() and time.monotonic() - self._drawn >= _PAUSE:
+                self._drawn = time.monotonic()
+                self.stream.write("\r" + self.line())
+                self.stream.flush()
+        elif isinstance(event, RunFinished):
+            start = "\r" if self.stream.isatty() else ""
+            self.stream.write(f"{start}{self.line()}, {event.seconds:.1f} s\n")
+            self.stream.flush()
+
+    def line(self) -> str:
+        """Such as "flowcache [#####.....] 50/100 steps, 20 reused"."""
+        filled = _WIDTH * self._done // max(1, self._total)
+        bar = "#" * filled + "." * (_WIDTH - filled)
+        return f"{self.label:<9} [{bar}] {self._done}/{self._total} steps, {self._reused} reused"

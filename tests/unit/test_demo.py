@@ -1,0 +1,205 @@
+"""The demo and its command line, on a tiny random model; once, end to end, on the bundled one."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flowcache_core import __main__ as command_line
+from flowcache_core import demo
+from flowcache_core.mini import MiniModel
+from flowcache_core.mini.text import TEXT_DIM, VOCABULARY, encode_prompt
+from flowcache_core.models.wan import WanConfig, WanTransformer
+from flowcache_core.models.wan_vae import WanVAE, WanVAEConfig
+from flowcache_core.report.events import RunFinished, RunStarted, StepTaken
+from flowcache_core.report.progress import Progress
+from flowcache_core.report.video import read_video
+
+ROOT = Path(__file__).parents[2]
+FILES = ["compare.mp4", "flowcache.mp4", "map.png", "report.json", "vanilla.mp4"]
+
+
+def random_mini() -> MiniModel:
+    torch.manual_seed(0)
+    config = WanConfig(dim=16, ffn_dim=32, num_layers=2, num_heads=2, text_dim=TEXT_DIM, freq_dim=16)
+    transformer = WanTransformer(config)
+    torch.nn.init.normal_(transformer.head.head.weight, std=0.2)
+    vae = WanVAE(WanVAEConfig(dim=2))
+    return MiniModel(transformer.eval(), vae.eval(), encode_prompt, 3, 64, 3.0, 16, VOCABULARY, {})
+
+
+@pytest.fixture(scope="module")
+def mini() -> MiniModel:
+    return random_mini()
+
+
+@pytest.fixture
+def call(mini: MiniModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Call the demo through the command line: exit status, standard output, standard error."""
+    monkeypatch.setattr(demo, "load_mini", lambda: mini)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        base = ["demo", "--chunks", "3", "--steps", "6", "--out", str(tmp_path / "out")]
+        try:
+            status = command_line.main([*base, *arguments])
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return (status, *capfd.readouterr())
+
+    return run
+
+
+def test_json_is_the_report_and_nothing_else(call: Any, tmp_path: Path) -> None:
+    status, out, err = call("--json", "--threshold", "0.3", "--warmup", "2", "--kv-budget", "1", "--seed", "5")
+    assert status == 0 and err == ""
+    printed = json.loads(out, parse_constant=pytest.fail)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
+    assert printed == json.loads((tmp_path / "out" / "report.json").read_text())
+    vanilla, flowcache = printed["runs"]["vanilla"], printed["runs"]["flowcache"]
+    assert vanilla["computed_steps"] == vanilla["total_steps"] == flowcache["total_steps"] == 18
+    assert flowcache["computed_steps"] == 18 - flowcache["reused_steps"] < 18
+    assert 0 < flowcache["pflops"] < vanilla["pflops"]
+    assert flowcache["kv_bytes_peak"] < vanilla["kv_bytes_peak"]
+    assert [len(run["cache_passes"]) for run in (vanilla, flowcache)] == [2, 2]
+    assert flowcache["compressions"] and not vanilla["compressions"]
+    assert 0 < printed["quality"]["psnr"] < 100 and 0 < printed["quality"]["ssim"] < 1
+    assert printed["settings"].items() >= {
+        "policy": "chunkwise", "threshold": 0.3, "warmup_steps": 2, "kv_budget": 1.0, "seed": 5,
+        "tag": "chunkwise-t0.3-w2-velocity-kv1",
+    }.items()  # fmt: skip
+    frames = 1 + 4 * (3 * 3 - 1)
+    assert read_video(tmp_path / "out" / "vanilla.mp4").shape == (frames, 256, 256, 3)
+    assert read_video(tmp_path / "out" / "compare.mp4").shape[0] == frames
+
+
+def test_no_reuse_and_no_budget_is_the_same_video(call: Any) -> None:
+    status, out, _ = call("--json", "--threshold", "0", "--kv-budget", "none")
+    printed = json.loads(out)
+    assert status == 0
+    assert printed["quality"]["psnr"] == 100 and printed["quality"]["flicker"] == 0
+    assert printed["runs"]["flowcache"]["notes"] == ["threshold 0: every step is computed"]
+
+
+def test_text_has_table_map_files_and_machine(call: Any, tmp_path: Path) -> None:
+    status, out, err = call("--threshold", "0.3", "--warmup", "2", "--plan", "staggered")
+    assert status == 0
+    for wanted in ("computed steps", "18 of 18 (100%)", "speed-up", "PSNR dB", "chunk 2 |ww"):
+        assert wanted in out
+    assert str(tmp_path / "out" / "map.png") in out
+    assert f"torch {torch.__version__}" in out
+    assert [line.split()[0] for line in err.splitlines()] == ["vanilla", "flowcache"]  # not a terminal: one line a run
+    assert "18/18 steps, 0 reused" in err.splitlines()[0]
+
+
+BAD = [
+    (("--threshold", "nan"), "threshold: got nan"),
+    (("--threshold", "-1"), "threshold: got -1.0"),
+    (("--warmup", "7"), "warmup_steps: got 7"),
+    (("--kv-budget", "0"), "budget: got 0.0"),
+    (("--compressor", "zip"), "compressor: got 'zip', accepted: importance-redundancy"),
+    (("--policy", "often"), "policy: got 'often', accepted: chunkwise"),
+    (("--preset", "nonesuch"), "got "),
+    (("--policy", "never", "--threshold", "0.1"), "policy never: got 'threshold'"),
+    (("--plan", "window"), "plan: got 'window', accepted: blockwise or staggered"),
+    (("--chunks", "0"), "chunks: got 0"),
+    (("--steps", "0"), "steps: got 0"),
+    (("--seed", "-1"), "seed: got -1"),
+    (("--guidance", "inf"), "guidance: got inf"),
+    (("--prompt", "a purple cow"), "prompt: got 'a purple cow'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(arguments) for arguments, _ in BAD])
+def test_bad_input_is_one_plain_line_and_no_file(arguments: Any, message: str, call: Any, tmp_path: Path) -> None:
+    status, out, err = call(*arguments)
+    assert status == 2 and out == ""
+    assert err.startswith("demo: ") and message in err and "accepted: " in err and err.count("\n") == 1
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_unwritable_out_is_said_before_any_work(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "load_mini", lambda: pytest.fail("work was begun"))
+    (tmp_path / "file").write_text("mine")
+    status, out, err = call("--out", str(tmp_path / "file" / "demo"))
+    assert (status, out) == (2, "")
+    assert err.startswith("demo: out: got ") and "a folder that can be written" in err and err.count("\n") == 1
+
+
+def test_a_disk_that_fills_up_leaves_no_half_file(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("flowcache_core.report.files.os.replace", full)
+    monkeypatch.setattr(demo, "require_folder", lambda out: None)
+    status, _, err = call()
+    assert status == 2 and err.splitlines()[-1].startswith("demo: out: ") and "the disk is full" in err
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_interrupt_is_not_a_traceback(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(self: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo.Demo, "warm_up", stop)
+    status, out, err = call()
+    assert (status, out, err) == (130, "", "\ndemo: stopped\n")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_missing_extras_are_named(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "EXTRAS", {"av": "av", "no_such_module": "no-such-package"})
+    status, _, err = call()
+    assert status == 2 and "no no-such-package" in err and "pip install no-such-package" in err
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"]])
+def test_unknown_commands_list_the_known_ones(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert command_line.main(arguments) == 2
+    assert "accepted: demo, cost, " in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("stream", "redrawn"), [(Terminal(), True), (io.StringIO(), False)])
+def test_progress_redraws_only_in_a_terminal(stream: io.StringIO, redrawn: bool) -> None:
+    progress = Progress("run", stream)
+    progress(RunStarted("blockwise", 1, 0, 4, 4, 0, 0, None, ()))
+    for step in range(4):
+        action = "reuse" if step == 2 else "compute"
+        progress(StepTaken(step, 0, step, 0.5, action, "", None, None, 1, 1, 1, 1, 0.0))
+    progress(RunFinished(1.25, 0.0))
+    last = f"run       [{'#' * 30}] 4/4 steps, 1 reused, 1.2 s\n"
+    written = stream.getvalue()
+    assert written == last if not redrawn else written.endswith("\r" + last) and written.count("\r") >= 2
+
+
+def test_quick_demo_on_the_bundled_model(tmp_path: Path) -> None:
+    """What a new user runs, in a process of its own. Fails without the weights: they belong to the repository."""
+    command = [sys.executable, "-m", "flowcache_core", "demo", "--quick", "--json", "--out", str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES
+    assert report["settings"]["chunks"] == 4 and report["settings"]["prompt"] == "a red circle moving right"
+    vanilla, flowcache = report["runs"]["vanilla"], report["runs"]["flowcache"]
+    assert flowcache["computed_steps"] <= 0.7 * vanilla["computed_steps"]
+    assert flowcache["pflops"] < 0.75 * vanilla["pflops"]
+    assert flowcache["kv_bytes_peak"] < vanilla["kv_bytes_peak"]
+    assert report["quality"]["psnr"] > 20 and report["quality"]["ssim"] > 0.8 and math.isfinite(flowcache["seconds"])
+    first = read_video(tmp_path / "vanilla.mp4")[8].float()
+    red = (first[..., 0] > 150) & (first[..., 1] < 100) & (first[..., 2] < 100)
+    assert 0.03 < red.float().mean() < 0.2  # a red shape of the right size is there
