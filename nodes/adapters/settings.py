@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...flowcache_core.errors import SettingError
 from ...flowcache_core.kv.settings import KVSettings
-from ...flowcache_core.report.record import RunRecord
+from ...flowcache_core.report.record import Recorder, RunRecord
 from ...flowcache_core.reuse.base import ReusePolicy
 from ...flowcache_core.reuse.quantity import Quantity
+from .outer import install_outer
 
 KEY = "flowcache"
 
@@ -30,6 +33,11 @@ class RecordSlot:
 
     record: RunRecord | None = None
 
+    def keep(self, recorder: Recorder) -> None:
+        """Note the run as far as it went; the last record stays when it did not even start."""
+        with suppress(ValueError):
+            self.record = recorder.record()
+
 
 @dataclass(frozen=True)
 class FlowCacheSettings:
@@ -39,10 +47,46 @@ class FlowCacheSettings:
     kv: KVSettings | None = None
     slot: RecordSlot = field(default_factory=RecordSlot, compare=False)
 
+    @property
+    def kv_settings(self) -> KVSettings:
+        """What the KV Cache Compressor chose; everything kept without one."""
+        return self.kv or KVSettings()
 
-def settings_of(model_options: dict[str, Any]) -> FlowCacheSettings:
+
+def settings_of(model_options: Mapping[str, Any]) -> FlowCacheSettings:
     """The settings on a model, or empty ones."""
     return model_options.get(KEY, FlowCacheSettings())
+
+
+def refuse_other_caches(model_options: Mapping[str, Any]) -> None:
+    """SettingError when EasyCache or LazyCache is on the same model: it would skip calls that write K/V."""
+    other = model_options.get("transformer_options", {}).get("easycache")
+    if other is not None:
+        name = getattr(other, "name", "EasyCache")
+        raise SettingError(
+            "model", f"{name} on a model that FlowCache samples", f"one of the two: remove the {name} node"
+        )
+
+
+def with_slot(model: Any) -> Any:
+    """The model itself, made by a loader of ours, with room for the record of a run."""
+    model.model_options.setdefault(KEY, FlowCacheSettings())
+    install_outer(model)
+    return model
+
+
+def last_record(model: Any) -> RunRecord:
+    """What the last run of this MODEL left; SettingError when there was none."""
+    if KEY not in model.model_options:
+        accepted = (
+            "the output of FlowCache Chunkwise Reuse, KV Cache Compressor or Load AR Video Model that was sampled"
+        )
+        raise SettingError("model", "a model without FlowCache settings", accepted)
+    record = settings_of(model.model_options).slot.record
+    if record is None:
+        accepted = "the very MODEL that the guider got, sampled by an AR video sampler"
+        raise SettingError("model", "a model that has not been sampled", accepted)
+    return record
 
 
 def with_reuse(model: Any, reuse: ReuseSettings) -> Any:
@@ -64,4 +108,5 @@ def with_kv(model: Any, kv: KVSettings) -> Any:
 def _carry(model: Any, settings: FlowCacheSettings) -> Any:
     clone = model.clone()
     clone.model_options[KEY] = settings
+    install_outer(clone)
     return clone

@@ -1,0 +1,29 @@
+"""The ComfyUI nodes: schema, checks and one call into the core each."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .kv import KVCompressor
+from .loaders import LoadARModel
+from .mini import MiniModel, MiniPrompt
+from .prompts import PromptSchedule
+from .report import Report
+from .reuse import ChunkwiseReuse
+from .samplers import ARSampler
+
+NODES: tuple[type[io.ComfyNode], ...] = (
+    LoadARModel,
+    MiniModel,
+    MiniPrompt,
+    ChunkwiseReuse,
+    KVCompressor,
+    ARSampler,
+    PromptSchedule,
+    Report,
+)
+
+
+class FlowCacheExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return list(NODES)

@@ -1,0 +1,203 @@
+"""The host's model as the core's denoiser: one chunk at one noise level through the guider."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.ldm.common_dit
+import comfy.samplers
+import torch
+from comfy.ldm.wan.model import sinusoidal_embedding_1d
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...flowcache_core.denoiser import ChunkInput, ChunkOutput
+from ...flowcache_core.errors import SettingError
+from ...flowcache_core.kv.cache import KVCache
+from ...flowcache_core.kv.spec import KVSpec
+from ...flowcache_core.plan.base import Chunk
+from .attention import ChunkAttention
+from .branches import Branches
+from .residual import Residuals
+from .rope import chunk_positions
+
+
+@dataclass(frozen=True)
+class Inpaint:
+    """What the host's inpainting needs, of the whole window: mask, known latents and their noise ``[B, C, F, H, W]``."""
+
+    mask: Tensor
+    latent_image: Tensor
+    noise: Tensor
+    sigmas: Tensor
+
+    def of(self, frames: slice) -> Inpaint:
+        """The part of a window."""
+        parts = (tensor[:, :, frames] for tensor in (self.mask, self.latent_image, self.noise))
+        return Inpaint(*parts, self.sigmas)
+
+
+@dataclass
+class HostDenoiser:
+    """One run of a window. The guider runs everything other nodes have put on the model: CFG, LoRA, attention, wrappers.
+
+    K/V is kept per branch, while the velocity handed out is guided already: one entry ``[1, B, ...]``.
+
+    clean: the newest clean prediction of the window ``[B, C, F, H, W]``, written as chunks are computed. leftover: whether
+    the schedule ends above 0, so that a finished chunk's K/V comes from its clean prediction.
+    """
+
+    guider: Any
+    model_options: Mapping[str, Any]
+    seed: int | None
+    all_branches: Branches
+    clean: Tensor
+    leftover: bool = False
+    inpaint: Inpaint | None = None
+    written: dict[int, set[int]] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Any:
+        return self.guider.inner_model
+
+    @property
+    def transformer(self) -> Any:
+        return self.model.diffusion_model
+
+    @property
+    def branches(self) -> int:
+        return self.all_branches.count
+
+    def kv_spec(self, latents: Tensor) -> KVSpec:
+        return kv_spec(self.model, latents.shape, self.branches, latents.device)
+
+    def compute(self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
+        x = item.latents
+        only_kv = item.sigma == 0
+        if only_kv and self.leftover and item.chunk.index in self.written:
+            x = self.frames(item.chunk)
+        conds = self.all_branches.for_chunk(item.chunk.index)
+        options = self.model_options["transformer_options"]
+        attention = ChunkAttention(
+            cache=cache,
+            chunk=item.chunk,
+            tokens=item.chunk.frames * cache.spec.tokens_per_frame,
+            table=self.all_branches.table(conds, item.sigma),
+            previous=options.get("optimized_attention_override"),
+        )
+        extra: dict[str, Any] = {"optimized_attention_override": attention}
+        residuals = Residuals(len(self.transformer.blocks))
+        if keep_residual:
+            extra["patches_replace"] = residuals.capturing(options)
+        clean = self.predict(x, item.sigma, item.chunk, conds, extra)
+        self.complete(attention, cache)
+        self.frames(item.chunk).copy_(clean)
+        if only_kv:
+            return ChunkOutput(torch.zeros_like(x).unsqueeze(0))
+        return ChunkOutput(velocity(x, clean, item.sigma), residuals.take() if keep_residual else None)
+
+    def from_residual(self, item: ChunkInput, branches: range, residual: Tensor) -> Tensor:
+        conds = self.all_branches.for_chunk(item.chunk.index)
+        replaced = Residuals(len(self.transformer.blocks)).replacing(residual)
+        clean = self.predict(item.latents, item.sigma, item.chunk, conds, {"patches_replace": replaced})
+        self.frames(item.chunk).copy_(clean)
+        return velocity(item.latents, clean, item.sigma)
+
+    def window(self, latents: Tensor, timesteps: Sequence[float], branches: range) -> Tensor:
+        """Noise level 1 makes the host's clean prediction ``x - v``; the model itself is told one timestep per frame."""
+
+        def per_frame(executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return executor(x, torch.tensor(timesteps, device=timestep.device).expand(x.shape[0], -1), *args, **kwargs)
+
+        options = self.model_options["transformer_options"]
+        wrappers = {**options.get("wrappers", {})}
+        wrappers[WrappersMP.DIFFUSION_MODEL] = {
+            **wrappers.get(WrappersMP.DIFFUSION_MODEL, {}),
+            "flowcache": [per_frame],
+        }
+        whole = Chunk(0, 0, latents.shape[2])
+        clean = self.predict(latents, 1.0, whole, self.all_branches.for_chunk(0), {"wrappers": wrappers})
+        flow = velocity(latents, clean, 1.0)
+        sigmas = torch.tensor(timesteps, device=latents.device).view(1, 1, -1, 1, 1) / 1000
+        self.clean.copy_(latents - sigmas * flow[0])
+        return flow
+
+    def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:
+        return velocity[0]
+
+    def patch_embedding(self, item: ChunkInput) -> Tensor:
+        x = comfy.ldm.common_dit.pad_to_patch_size(item.latents, self.transformer.patch_size)
+        return self.transformer.patch_embedding(x.float())
+
+    def time_modulation(self, timestep: float) -> Tensor:
+        transformer = self.transformer
+        dtype = self.model.get_dtype_inference()
+        time = torch.tensor([timestep], device=self.clean.device)
+        embedding = sinusoidal_embedding_1d(transformer.freq_dim, time).to(dtype)
+        return transformer.time_projection(transformer.time_embedding(embedding))
+
+    # -- one guider call -----------------------------------------------------------------------------------------------
+
+    def frames(self, chunk: Chunk) -> Tensor:
+        return self.clean[:, :, chunk.first_frame : chunk.end_frame]
+
+    def predict(self, x: Tensor, sigma: float, chunk: Chunk, conds: dict[str, Any], extra: Mapping[str, Any]) -> Tensor:
+        """The guided clean prediction of a chunk ``[B, C, f, H, W]``; ``extra`` goes into the transformer options."""
+        options = self.model_options["transformer_options"]
+        options = {**options, **extra, "rope_options": chunk_positions(options, chunk.first_frame)}
+        arguments = {"model_options": {**self.model_options, "transformer_options": options}, "seed": self.seed}
+        level = x.new_full((x.shape[0],), sigma)
+        everything, self.guider.conds = self.guider.conds, conds
+        try:
+            if self.inpaint is None:
+                return self.guider(x, level, **arguments)
+            known = comfy.samplers.KSamplerX0Inpaint(self.guider, self.inpaint.sigmas)
+            mask, known.latent_image, known.noise = (
+                tensor[:, :, chunk.first_frame : chunk.end_frame]
+                for tensor in (self.inpaint.mask, self.inpaint.latent_image, self.inpaint.noise)
+            )
+            return known(x, level, mask, **arguments)
+        finally:
+            self.guider.conds = everything
+
+    def complete(self, attention: ChunkAttention, cache: KVCache) -> None:
+        """Give branches that no entry has used yet in this chunk the K/V of one that was: a later chunk may need it."""
+        chunk = attention.chunk
+        now = {branch for _, branch in attention.written}
+        if not now:
+            accepted = "conditioning that holds at this noise level (see Conditioning Set Timestep Range)"
+            raise SettingError("conditioning", f"none for chunk {chunk.index}", accepted)
+        known = self.written.setdefault(chunk.index, set())
+        known |= now
+        for branch in set(range(self.branches)) - known:
+            source = min(now)
+            for layer in range(cache.spec.layers):
+                own = (
+                    t[..., -attention.tokens :, :].clone()
+                    for t in cache.context(layer, range(source, source + 1), chunk)
+                )
+                cache.write(layer, range(branch, branch + 1), chunk, *own)
+            known.add(branch)
+
+
+def velocity(x: Tensor, clean: Tensor, sigma: float) -> Tensor:
+    """``[1, B, C, f, H, W]`` from noisy latents and their clean prediction."""
+    return ((x - clean) / sigma).unsqueeze(0)
+
+
+def kv_spec(model: Any, latent_shape: Sequence[int], branches: int, device: Any) -> KVSpec:
+    """K/V of a host model for latents ``[B, C, F, H, W]``, in the dtype it computes in, which may not be its weights'."""
+    transformer = model.diffusion_model
+    _, height, width = transformer.patch_size
+    return KVSpec(
+        layers=len(transformer.blocks),
+        kv_heads=transformer.num_heads,
+        head_dim=transformer.dim // transformer.num_heads,
+        tokens_per_frame=-(-latent_shape[3] // height) * -(-latent_shape[4] // width),
+        branches=branches,
+        batch=latent_shape[0],
+        dtype=model.get_dtype_inference(),
+        device=device,
+    )

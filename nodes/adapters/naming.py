@@ -1,0 +1,25 @@
+"""Errors that name the node whose field is wrong, also when they arise later, while another node samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ...flowcache_core.errors import SettingError
+
+CATEGORY = "FlowCache"
+
+
+class NodeFieldError(SettingError):
+    """A SettingError whose field begins with the node's display name."""
+
+
+@contextmanager
+def naming(node: str) -> Iterator[None]:
+    """Put ``node``, a display name, before the field of every SettingError raised inside that names none yet."""
+    try:
+        yield
+    except NodeFieldError:
+        raise
+    except SettingError as error:
+        raise NodeFieldError(f"{node}, {error.field}", error.value, error.accepted) from error

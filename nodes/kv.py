@@ -1,0 +1,167 @@
+"""KV Cache Compressor: MODEL in, MODEL out, with K/V settings on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import torch
+from comfy_api.latest import io, ui
+
+from ..flowcache_core.errors import require
+from ..flowcache_core.kv import COMPRESSORS
+from ..flowcache_core.kv.compressor import Granularity
+from ..flowcache_core.kv.settings import KVSettings
+from .adapters.kv_size import describe_budget
+from .adapters.naming import CATEGORY, naming
+from .adapters.progress import show_text
+from .adapters.settings import with_kv
+
+NAME = "KV Cache Compressor"
+SAME = "same as the model"
+DTYPES = {
+    SAME: None,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float32": torch.float32,
+    "fp8_e4m3fn": torch.float8_e4m3fn,
+}
+DEVICES = {SAME: None, "cpu": "cpu"}
+
+
+def key_granularity() -> io.Input:
+    return io.Combo.Input(
+        "key_granularity",
+        options=list(get_args(Granularity)),
+        tooltip="What is kept or dropped together: single tokens, whole latent frames or whole chunks.",
+        advanced=True,
+    )
+
+
+def methods() -> list[io.DynamicCombo.Option]:
+    fields: dict[str, list[io.Input]] = {
+        "importance-redundancy": [
+            io.Float.Input(
+                "mix_lambda",
+                default=0.07,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip=(
+                    "Weight of importance (what the newest chunk attends to) against redundancy (what resembles the "
+                    "rest): 0 drops only duplicates, 1 keeps only what is attended to."
+                ),
+            ),
+            io.Int.Input(
+                "pool_kernel",
+                default=7,
+                min=1,
+                max=99,
+                step=2,
+                tooltip="Neighbouring tokens that share the importance of the most important of them; odd.",
+                advanced=True,
+            ),
+            key_granularity(),
+            io.Combo.Input(
+                "query_granularity",
+                options=list(get_args(Granularity)),
+                tooltip=(
+                    "Which queries of the newest chunk ask for importance: its last 50 tokens, its last frame, all."
+                ),
+                advanced=True,
+            ),
+        ],
+        "sink-window": [
+            io.Float.Input(
+                "sink",
+                default=1.0,
+                min=0.0,
+                max=1000.0,
+                step=0.25,
+                tooltip="Chunks at the start of the video that always stay; the rest of the budget holds the newest.",
+            ),
+            key_granularity(),
+        ],
+        "recent": [key_granularity()],
+        "random": [
+            io.Int.Input(
+                "seed",
+                default=0,
+                min=0,
+                max=2**32 - 1,
+                tooltip="Which tokens are kept; only for comparison.",
+                advanced=True,
+            )
+        ],
+    }
+    return [io.DynamicCombo.Option(name, fields[name]) for name in COMPRESSORS if name in fields]
+
+
+class KVCompressor(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlowCacheKVCompressor",
+            display_name=NAME,
+            category=CATEGORY,
+            description=(
+                "Keeps the K/V cache of an autoregressive video model at a fixed size, whatever the video's length, "
+                "by dropping the tokens that matter least. Connect it before an AR video sampler."
+            ),
+            search_aliases=["kv cache", "flowcache", "long video", "memory", "vram", "ar video", "rolling"],
+            inputs=[
+                io.Model.Input("model", tooltip="The autoregressive video model whose K/V is to be bounded."),
+                io.Float.Input(
+                    "budget",
+                    default=4.0,
+                    min=1.0,
+                    max=10000.0,
+                    step=0.25,
+                    tooltip=(
+                        "Finished chunks whose K/V is kept, beside the active ones. A budget of the video's length or "
+                        "more changes nothing."
+                    ),
+                ),
+                io.DynamicCombo.Input(
+                    "method",
+                    options=methods(),
+                    tooltip=(
+                        "How the tokens to keep are chosen. importance-redundancy is FlowCache; sink-window and recent "
+                        "are sliding windows; random is a control."
+                    ),
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(DTYPES),
+                    tooltip="Number format of the stored K/V. fp8 halves the memory of 16 bits and costs some quality.",
+                    advanced=True,
+                ),
+                io.Combo.Input(
+                    "device",
+                    options=list(DEVICES),
+                    tooltip="Where K/V is stored. cpu saves graphics memory and costs the transfer at every step.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The same model with these settings; sampled by an AR video sampler.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, budget: float, method: Mapping[str, Any], dtype: str, device: str) -> io.NodeOutput:
+        with naming(NAME):
+            kv = settings(budget, method, dtype, device)
+            patched = with_kv(model, kv)
+        text = describe_budget(model, kv)
+        show_text(cls.hidden.unique_id, text)
+        return io.NodeOutput(patched, ui=ui.PreviewText(text))
+
+
+def settings(budget: float, method: Mapping[str, Any], dtype: str, device: str) -> KVSettings:
+    """What the node's fields say. SettingError names the field that cannot work."""
+    require(dtype in DTYPES, "dtype", dtype, ", ".join(DTYPES))
+    require(device in DEVICES, "device", device, ", ".join(DEVICES))
+    require(method["method"] in COMPRESSORS, "method", method["method"], ", ".join(COMPRESSORS))
+    fields = {name: value for name, value in method.items() if name != "method"}
+    compressor = COMPRESSORS[method["method"]](**fields)
+    return KVSettings(budget, compressor, DTYPES[dtype], DEVICES[device])

@@ -1,0 +1,75 @@
+"""Load AR Video Model: Wan-family checkpoints of autoregressive models, as their authors publish them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..flowcache_core.errors import SettingError
+from .adapters.checkpoints import FAMILIES, WEIGHT_DTYPES, load_ar_model
+from .adapters.naming import CATEGORY, naming
+from .adapters.settings import with_slot
+
+NAME = "Load AR Video Model"
+FOLDER = "diffusion_models"
+FPS = {"24": 24, "16": 16}
+
+
+class LoadARModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        fps = io.Combo.Input(
+            "fps", options=list(FPS), tooltip="Frame rate the model is told; SkyReels-V2 knows 24 (as released) and 16."
+        )
+        fields: dict[str, list[io.Input]] = {"auto": [], "causal wan": [], "skyreels-v2-df": [fps]}
+        return io.Schema(
+            node_id="FlowCacheLoadARModel",
+            display_name=NAME,
+            category=CATEGORY,
+            description=(
+                "Loads Self-Forcing, Causal-Forcing, Krea, LongLive, SkyReels-V2 DF and similar Wan 2.1 files, also "
+                "raw training checkpoints (.pt) whose weights lie inside another dictionary."
+            ),
+            search_aliases=["self forcing", "causal forcing", "skyreels", "longlive", "krea", "causvid", "unet loader"],
+            inputs=[
+                io.Combo.Input(
+                    "model_name",
+                    options=folder_paths.get_filename_list(FOLDER),
+                    tooltip=(
+                        "A file of models/diffusion_models. A .pt file is read as plain weights only, never as a"
+                        " program."
+                    ),
+                ),
+                io.Combo.Input(
+                    "weight_dtype",
+                    options=list(WEIGHT_DTYPES),
+                    tooltip="Number format of the weights in memory. K/V keeps the format the model computes in.",
+                    advanced=True,
+                ),
+                io.DynamicCombo.Input(
+                    "family",
+                    options=[io.DynamicCombo.Option(name, fields[name]) for name in FAMILIES],
+                    tooltip="auto: SkyReels-V2 by its frame-rate embedding, everything else as a causal Wan model.",
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="Ready for AR Video Sampler (FlowCache) or ComfyUI's Sampler AR Video.")],
+        )
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str, family: Mapping[str, Any]) -> io.NodeOutput:
+        with naming(NAME):
+            path = file_path(model_name)
+            fps = FPS[family.get("fps", "24")]
+            return io.NodeOutput(with_slot(load_ar_model(path, weight_dtype, family["family"], fps)))
+
+
+def file_path(name: str) -> str:
+    """The full path of a listed file; SettingError for anything else, a path that leaves the folder included."""
+    listed = folder_paths.get_filename_list(FOLDER)
+    path = folder_paths.get_full_path(FOLDER, name) if name in listed else None
+    if path is None:
+        raise SettingError("model_name", name, f"a file of models/{FOLDER}")
+    return path

@@ -1,0 +1,67 @@
+"""The bundled tiny model and its prompt: a video in seconds, without a download."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..flowcache_core.errors import SettingError
+from ..flowcache_core.mini.text import VOCABULARY, encode_prompt
+from .adapters.mini import load_mini
+from .adapters.naming import CATEGORY, naming
+from .adapters.settings import with_slot
+
+PROMPT_NAME = "FlowCache Mini Prompt"
+
+
+class MiniModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlowCacheMiniModel",
+            display_name="FlowCache Mini Model",
+            category=CATEGORY,
+            description=(
+                "A tiny autoregressive video model that comes with the pack: coloured shapes that move. To try "
+                "FlowCache on any computer."
+            ),
+            search_aliases=["demo", "example model", "test model", "flowcache"],
+            inputs=[],
+            outputs=[
+                io.Model.Output(tooltip="Ready for AR Video Sampler (FlowCache) or ComfyUI's Sampler AR Video."),
+                io.Vae.Output(tooltip="For VAE Decode."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        model, vae = load_mini()
+        return io.NodeOutput(with_slot(model), vae)
+
+
+class MiniPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlowCacheMiniPrompt",
+            display_name=PROMPT_NAME,
+            category=CATEGORY,
+            description=f"A prompt for FlowCache Mini Model. It knows these words: {', '.join(VOCABULARY)}.",
+            search_aliases=["demo prompt", "clip text encode", "flowcache"],
+            inputs=[
+                io.String.Input(
+                    "text",
+                    default="a red circle moving right",
+                    tooltip=f"Colour, shape and direction, from: {', '.join(VOCABULARY)}. Empty for no prompt.",
+                )
+            ],
+            outputs=[io.Conditioning.Output(tooltip="For a guider.")],
+        )
+
+    @classmethod
+    def execute(cls, text: str) -> io.NodeOutput:
+        with naming(PROMPT_NAME):
+            try:
+                embedding = encode_prompt(text)
+            except ValueError as error:
+                raise SettingError("text", text, str(error)) from error
+        return io.NodeOutput([[embedding, {}]])

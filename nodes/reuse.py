@@ -1,0 +1,180 @@
+"""FlowCache Chunkwise Reuse: MODEL in, MODEL out, with reuse settings on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..flowcache_core import presets
+from ..flowcache_core.errors import SettingError
+from ..flowcache_core.reuse import DISTANCES, POLICIES, QUANTITIES
+from ..flowcache_core.reuse.build import build_policy, build_quantity
+from .adapters.naming import CATEGORY, naming
+from .adapters.settings import ReuseSettings, with_reuse
+
+NAME = "FlowCache Chunkwise Reuse"
+CUSTOM = "custom"
+DEVICES = {"same as the model": None, "cpu": "cpu"}
+_MODELS_OF_THE_HOST = ("wan",)
+
+
+def preset_rows() -> dict[str, tuple[str, str]]:
+    """Name in the list -> (model, row), for every row that reuses something and whose model the host can run."""
+    rows: dict[str, tuple[str, str]] = {}
+    for model in presets.models():
+        content = presets.model_file(model)
+        if content["shape"]["kind"] in _MODELS_OF_THE_HOST:
+            for name, row in content["presets"].items():
+                if row["policy"]["name"] != "never":
+                    rows[f"{model}: {name}"] = (model, name)
+    return rows
+
+
+def custom_inputs() -> list[io.Input]:
+    policies = [name for name in POLICIES if name != "never"]
+    return [
+        io.Combo.Input(
+            "policy",
+            options=policies,
+            default="chunkwise",
+            tooltip=(
+                "chunkwise: every chunk decides for itself (FlowCache). teacache: one decision for all active chunks, "
+                "the baseline. schedule: the fixed list in computed_steps."
+            ),
+        ),
+        io.Float.Input(
+            "threshold",
+            default=0.1,
+            min=0.0,
+            max=100.0,
+            step=0.001,
+            round=0.0001,
+            tooltip=(
+                "Reuse while the distance accumulated since the last computed step stays within this. Higher is faster "
+                "and less exact; 0 computes every step. Not used by the policy schedule."
+            ),
+        ),
+        io.Int.Input(
+            "warmup_steps",
+            default=1,
+            min=1,
+            max=1000,
+            tooltip="A chunk's first steps that are always computed. With 4 steps in all, 1 or 2; with 50, about 5.",
+        ),
+        io.Combo.Input(
+            "distance",
+            options=list(DISTANCES),
+            default="latent",
+            tooltip=(
+                "What is compared between two steps: the noisy latents, their patch embedding, or the time modulation "
+                "(TeaCache's, the same for every video). Not used by the policy schedule."
+            ),
+        ),
+        io.Combo.Input(
+            "quantity",
+            options=list(QUANTITIES),
+            default="velocity",
+            tooltip=(
+                "What a reused step takes from the last computed one: its velocity, its change of the latents, or what "
+                "the transformer blocks added (needs more memory)."
+            ),
+        ),
+        io.Int.Input(
+            "max_reuses",
+            default=0,
+            min=0,
+            max=1000,
+            tooltip="The most steps in a row that one chunk may reuse; 0 for no limit.",
+        ),
+        io.Boolean.Input(
+            "always_last",
+            default=True,
+            tooltip="Always compute a chunk's last step, so that the K/V it leaves behind is fresh.",
+        ),
+        io.Combo.Input(
+            "cache_device",
+            options=list(DEVICES),
+            tooltip="Where the residuals of computed steps are kept until they are reused.",
+            advanced=True,
+        ),
+        io.String.Input(
+            "computed_steps",
+            default="0",
+            tooltip=(
+                "Only for the policy schedule: a chunk's own steps that are computed, counted from 0, such as 0, 1,"
+                " 2, 4."
+            ),
+            advanced=True,
+        ),
+    ]
+
+
+class ChunkwiseReuse(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        rows = [io.DynamicCombo.Option(name, []) for name in preset_rows()]
+        return io.Schema(
+            node_id="FlowCacheChunkwiseReuse",
+            display_name=NAME,
+            category=CATEGORY,
+            description=(
+                "Skips the model where a chunk hardly changes from one denoising step to the next and reuses what "
+                "was computed before. Connect it before an AR video sampler."
+            ),
+            search_aliases=["teacache", "flowcache", "step cache", "easycache", "ar video", "speed up video"],
+            inputs=[
+                io.Model.Input("model", tooltip="The autoregressive video model to speed up."),
+                io.DynamicCombo.Input(
+                    "preset",
+                    options=[io.DynamicCombo.Option(CUSTOM, custom_inputs()), *rows],
+                    tooltip=(
+                        "Settings measured for one model at its usual number of steps, or custom to set them here. "
+                        "reference rows repeat the paper, slow and fast are ours."
+                    ),
+                ),
+            ],
+            outputs=[io.Model.Output(tooltip="The same model with these settings; sampled by an AR video sampler.")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, preset: Mapping[str, Any]) -> io.NodeOutput:
+        with naming(NAME):
+            return io.NodeOutput(with_reuse(model, settings(preset)))
+
+
+def settings(preset: Mapping[str, Any]) -> ReuseSettings:
+    """What the node's fields say. SettingError names the field that cannot work."""
+    name = preset["preset"]
+    if name == CUSTOM:
+        return custom(preset)
+    rows = preset_rows()
+    if name not in rows:
+        raise SettingError("preset", name, ", ".join((CUSTOM, *rows)))
+    row = presets.load_preset(*rows[name])
+    return ReuseSettings(row.policy, row.quantity, name)
+
+
+def custom(fields: Mapping[str, Any]) -> ReuseSettings:
+    policy: dict[str, Any] = {
+        "name": fields["policy"],
+        "warmup_steps": fields["warmup_steps"],
+        "always_last": fields["always_last"],
+        "max_reuses": fields["max_reuses"] or None,
+    }
+    if fields["policy"] == "schedule":
+        policy["computed"] = step_list(fields["computed_steps"])
+    else:
+        policy |= {"threshold": fields["threshold"], "distance": fields["distance"]}
+    return ReuseSettings(
+        build_policy(policy), build_quantity(fields["quantity"]), CUSTOM, DEVICES[fields["cache_device"]]
+    )
+
+
+def step_list(text: str) -> tuple[int, ...]:
+    """``"0, 1, 4"`` as numbers."""
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isdecimal() for word in words):
+        raise SettingError("computed_steps", text, "whole numbers with commas between them, such as 0, 1, 2, 4")
+    return tuple(int(word) for word in words)

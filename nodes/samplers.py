@@ -1,0 +1,167 @@
+"""AR Video Sampler (FlowCache): a SAMPLER that runs any plan, with the settings the MODEL carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..flowcache_core.solvers import SOLVERS
+from .adapters.naming import CATEGORY, naming
+from .adapters.sampler import PLANS, ChunkSampler, PlanChoice
+
+NAME = "AR Video Sampler (FlowCache)"
+
+
+def chunk_frames(default: int) -> io.Input:
+    return io.Int.Input(
+        "chunk_frames",
+        default=default,
+        min=1,
+        max=1024,
+        tooltip=(
+            "Latent frames that are denoised together. Must be what the model was trained with: 3 for Self-Forcing, "
+            "1 or 3 for Causal-Forcing, 5 for SkyReels-V2."
+        ),
+    )
+
+
+def clean_pass(default: bool) -> io.Input:
+    return io.Boolean.Input(
+        "clean_pass",
+        default=default,
+        tooltip=(
+            "Run the model once more on every finished chunk, so that its K/V holds no leftover noise. Self-Forcing and"
+            " Causal-Forcing need it."
+        ),
+    )
+
+
+def solver(default: str) -> io.Input:
+    return io.Combo.Input(
+        "solver",
+        options=list(SOLVERS),
+        default=default,
+        tooltip=(
+            "renoise: predict the clean chunk, then add fresh noise (few-step models). euler and unipc follow the "
+            "velocity (models with many steps)."
+        ),
+    )
+
+
+def fields() -> dict[str, list[io.Input]]:
+    """The fields of every plan."""
+    return {
+        "blockwise": [chunk_frames(3), solver("renoise"), clean_pass(True)],
+        "diffusion forcing": [
+            chunk_frames(5),
+            io.Int.Input(
+                "ar_step",
+                default=5,
+                min=0,
+                max=1000,
+                tooltip="Steps that a chunk starts after the one before it; 0 denoises all chunks together.",
+            ),
+            solver("unipc"),
+            clean_pass(False),
+            io.Combo.Input(
+                "attention",
+                options=["block-causal", "bidirectional"],
+                tooltip=(
+                    "block-causal: chunk by chunk with a K/V cache, what FlowCache speeds up. bidirectional: the whole "
+                    "window at every tick, as SkyReels-V2 was released."
+                ),
+            ),
+            io.Int.Input(
+                "window_frames",
+                default=0,
+                min=0,
+                max=4096,
+                tooltip=(
+                    "Latent frames the model sees at once; a longer video is made in overlapping windows. 25 for "
+                    "SkyReels-V2 at 97 frames; 0 for the whole video at once."
+                ),
+                advanced=True,
+            ),
+            io.Int.Input(
+                "overlap_frames",
+                default=5,
+                min=1,
+                max=4096,
+                tooltip=(
+                    "Latent frames of a window that are the end of the one before it; whole chunks. Only with"
+                    " window_frames."
+                ),
+                advanced=True,
+            ),
+        ],
+        "sliding window": [
+            chunk_frames(6),
+            io.Int.Input(
+                "window_chunks",
+                default=4,
+                min=1,
+                max=64,
+                tooltip="The most chunks in work at once; must divide the number of steps. 4 for MAGI-1.",
+            ),
+            solver("euler"),
+            clean_pass(False),
+        ],
+    }
+
+
+class ARSampler(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        by_plan = fields()
+        return io.Schema(
+            node_id="FlowCacheARSampler",
+            display_name=NAME,
+            category=CATEGORY,
+            description=(
+                "Samples Wan-family autoregressive video models chunk by chunk: with CFG, LoRA, masks, any length, and "
+                "what FlowCache Chunkwise Reuse and KV Cache Compressor set on the model. For SamplerCustomAdvanced."
+            ),
+            search_aliases=[
+                "self forcing",
+                "causal forcing",
+                "diffusion forcing",
+                "skyreels",
+                "sampler ar video",
+                "flowcache",
+            ],
+            inputs=[
+                io.DynamicCombo.Input(
+                    "plan",
+                    options=[io.DynamicCombo.Option(name, by_plan[name]) for name in PLANS],
+                    tooltip=(
+                        "In which order chunks are denoised. blockwise: one after the other (Self-Forcing, "
+                        "Causal-Forcing). diffusion forcing: staggered (SkyReels-V2). sliding window: MAGI-1's order."
+                    ),
+                ),
+                io.Latent.Input(
+                    "prefix",
+                    optional=True,
+                    tooltip=(
+                        "Clean latent frames that the video begins with: VAE Encode of a start image, or the output of"
+                        " an earlier run to continue it. They replace the first frames of latent_image."
+                    ),
+                ),
+                io.Int.Input(
+                    "prefix_frames",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    optional=True,
+                    tooltip="How many latent frames from the end of prefix are used; 0 for all of them.",
+                    advanced=True,
+                ),
+            ],
+            outputs=[io.Sampler.Output(tooltip="For SamplerCustomAdvanced.")],
+        )
+
+    @classmethod
+    def execute(cls, plan: Mapping[str, Any], prefix: Any = None, prefix_frames: int = 0) -> io.NodeOutput:
+        with naming(NAME):
+            return io.NodeOutput(ChunkSampler(NAME, PlanChoice.of(plan), prefix, prefix_frames))
