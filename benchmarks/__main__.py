@@ -1,0 +1,40 @@
+"""``python dev.py bench [NAME ...]``: run benchmarks by name; without names, those that need nothing but this repository."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+# name -> what it measures; each is a module here with ``main(argv) -> exit status``
+BENCHMARKS = {
+    "redundancy": "redundancy scores, linear against naive form",
+    "length": "K/V bytes and process memory of 20, 100 and 400 chunks",
+    "overhead": "speed-up against the FLOPs' promise; cost of engine, policy and events",
+    "compression": "quality of every compressor at half the history",
+    "reuse": "quality of chunkwise reuse and TeaCache",
+}
+DEFAULT = ("redundancy", "length", "overhead", "compression", "reuse")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit status 2 for an unknown name, else the worst of the benchmarks' own."""
+    if any(argument in ("-h", "--help") for argument in argv):
+        print(
+            "python dev.py bench [NAME ...]\n" + "\n".join(f"  {name:12} {text}" for name, text in BENCHMARKS.items())
+        )
+        return 0
+    names = list(argv) or list(DEFAULT)
+    unknown = [name for name in names if name not in BENCHMARKS]
+    if unknown:
+        print(f"bench: got {unknown[0]!r}, accepted: {', '.join(BENCHMARKS)}", file=sys.stderr)
+        return 2
+    status = 0
+    for name in names:
+        print(f"== {name}: {BENCHMARKS[name]}", flush=True)
+        status = max(status, importlib.import_module(f".{name}", __package__).main([]))
+    return status
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,79 @@
+"""Memory of a long run: 20, 100 and 400 chunks with a budget of 5, on the mini model.
+
+    python dev.py bench length
+
+Prints K/V bytes and how much the process grew beyond the latents it keeps; two steps per chunk, since memory does not
+depend on their number. Without a budget, for comparison, at 20 and 100 chunks.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from flowcache_core.engine import generate
+from flowcache_core.kv.settings import KVSettings
+from flowcache_core.models.wan_denoiser import WanDenoiser
+from flowcache_core.report.events import ChunkFinished, Event, RunStarted
+
+from .mini_runs import Setup, mini
+from .results import save
+
+BUDGET = 5.0
+
+
+def resident() -> int:
+    """Bytes of this process in memory now; -1 where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else -1
+
+
+def measure(chunks: int, budget: float | None) -> dict[str, float]:
+    """K/V bytes, and process growth between the first tenth of the run and its end, latents apart."""
+    model = mini()
+    setup = Setup(chunks=chunks, steps=2)
+    settings = setup.settings(model, kv=KVSettings(budget=budget))
+    text = model.encode_prompt("a red circle moving right")
+    sizes: list[int] = []
+    kv_bytes = 0
+
+    def observe(event: Event) -> None:
+        nonlocal kv_bytes
+        if isinstance(event, RunStarted):
+            kv_bytes = event.kv_bytes
+        if isinstance(event, ChunkFinished):
+            sizes.append(resident())
+
+    gc.collect()
+    noise = model.noise(chunks, 0)
+    denoiser = WanDenoiser(model.transformer, {0: (text, model.encode_prompt(""))}, 3.0)
+    latents = generate(denoiser, settings, noise, observe=observe)
+    early = sizes[min(len(sizes) - 1, 15)]
+    return {
+        "chunks": chunks,
+        "kv_mb": kv_bytes / 1e6,
+        "latents_mb": latents.nbytes / 1e6,
+        "grown_mb": (sizes[-1] - early) / 1e6,
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table and save it."""
+    torch.set_grad_enabled(False)
+    measure(20, BUDGET)
+    rows = []
+    print(f"{'chunks':>6} {'budget':>7} {'K/V MB':>8} {'latents MB':>10} {'grown after chunk 16, MB':>25}")
+    for budget, lengths in ((BUDGET, (20, 100, 400)), (None, (20, 100))):
+        for chunks in lengths:
+            row = measure(chunks, budget)
+            rows.append({**row, "budget": budget})
+            shown = "none" if budget is None else f"{budget:g}"
+            print(f"{chunks:6} {shown:>7} {row['kv_mb']:8.2f} {row['latents_mb']:10.2f} {row['grown_mb']:25.2f}")
+            sys.stdout.flush()
+    print(f"\nsaved: {save('length', {'rows': rows})}")
+    return 0
