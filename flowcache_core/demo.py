@@ -31,6 +31,7 @@ from .report.progress import Progress
 from .report.quality import Quality, compare
 from .report.record import Recorder, RunRecord, settings_tag
 from .report.video import side_by_side, write_video
+from .reuse import POLICIES
 from .reuse.base import ReusePolicy
 from .reuse.build import build_policy
 from .reuse.chunkwise import Chunkwise
@@ -48,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("demo", description=__doc__)
     p.add_argument("--prompt", default="a red circle moving right", help="what to show (default: %(default)s)")
     p.add_argument("--preset", help="named reuse settings of the mini model; the options below change parts of it")
-    p.add_argument("--policy", help="reuse policy: chunkwise, teacache, schedule, never")
+    p.add_argument("--policy", help=f"reuse policy: {', '.join(POLICIES)}")
     p.add_argument("--threshold", type=float, help="epsilon: reuse while the accumulated distance is within it")
     p.add_argument("--warmup", type=int, help="first steps of every chunk that are always computed")
     p.add_argument("--kv-budget", type=budget, default="half", help="finished chunks to keep: a number, half, none")
