@@ -1,4 +1,4 @@
-"""``python dev.py bench [NAME ...]``: run benchmarks by name; without names, those that need nothing but this repository."""
+"""``python dev.py bench [NAME ...]``: benchmarks by name; without names, those that need nothing but this repository."""
 
 from __future__ import annotations
 
