@@ -1,8 +1,8 @@
 """The causal 3D video autoencoder of Wan 2.1, at any base width.
 
 A video of 1 + 4k frames becomes 1 + k latent frames, 8 times smaller in each direction, with 16 channels. Everything is
-causal in time: a latent frame never depends on later pixels. That is what lets `StreamDecoder` hand out a video chunk by
-chunk with constant memory and still produce exactly what decoding the whole would.
+causal in time: a latent frame never depends on later pixels. That is what lets `StreamDecoder` hand out a video chunk
+by chunk with constant memory and still produce exactly what decoding the whole would.
 
 Architecture and the latent constants: Wan 2.1 (https://github.com/Wan-Video/Wan2.1, arXiv 2503.20314). Parameter names
 and shapes are those of the official checkpoint, so official files and the bundled miniature load alike.
@@ -10,14 +10,16 @@ and shapes are those of the official checkpoint, so official files and the bundl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..errors import require
+from .checkpoint import load_strict, read_state_dict
 
 LATENT_MEAN = (
     -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
@@ -29,6 +31,7 @@ LATENT_STD = (
 )  # fmt: skip
 SPATIAL_STRIDE = 8
 TIME_STRIDE = 4
+ACCEPTED = "a Wan 2.1 video autoencoder (16 latent channels, stride 4/8/8) under its official key names"
 
 # What causal layers remember between the parts of one stream: a module's last input frames.
 StreamState = dict[nn.Module, Tensor]
@@ -141,7 +144,8 @@ class Upsample(nn.Module):
 
     def __init__(self, dim: int, time: bool) -> None:
         super().__init__()
-        self.resample = nn.Sequential(nn.Upsample(scale_factor=2.0, mode="nearest-exact"), nn.Conv2d(dim, dim // 2, 3, padding=1))
+        enlarge = nn.Upsample(scale_factor=2.0, mode="nearest-exact")
+        self.resample = nn.Sequential(enlarge, nn.Conv2d(dim, dim // 2, 3, padding=1))
         if time:
             self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1))
         self.time = time
@@ -222,37 +226,36 @@ class WanVAE(nn.Module):
         super().__init__()
         self.config = config or WanVAEConfig()
         z_dim = self.config.z_dim
-        if z_dim != len(LATENT_MEAN):
-            raise ValueError(f"the Wan 2.1 autoencoder has {len(LATENT_MEAN)} latent channels, not {z_dim}")
+        require(z_dim == len(LATENT_MEAN), "z_dim", z_dim, f"{len(LATENT_MEAN)}, for which the latent constants are")
         self.encoder = Encoder(self.config)
         self.conv1 = CausalConv3d(z_dim * 2, z_dim * 2, 1)
         self.conv2 = CausalConv3d(z_dim, z_dim, 1)
         self.decoder = Decoder(self.config)
-        shape = (1, z_dim, 1, 1, 1)
-        self.register_buffer("latent_mean", torch.tensor(LATENT_MEAN).reshape(shape), persistent=False)
-        self.register_buffer("latent_std", torch.tensor(LATENT_STD).reshape(shape), persistent=False)
+        mean, std = _constants()
+        self.register_buffer("latent_mean", mean, persistent=False)
+        self.register_buffer("latent_std", std, persistent=False)
 
     def encode(self, video: Tensor, *, frames_at_once: int | None = 16) -> Tensor:
         """Posterior mean of `video`, normalised by Wan's constants per channel.
 
         Args:
             video: [B, 3, 1 + 4k, H, W] in -1..1, H and W multiples of 8.
-            frames_at_once: pixel frames per part (a multiple of 4), which bounds the memory; None takes all in one part.
+            frames_at_once: pixel frames per part (a multiple of 4), which bounds the memory; None takes all at once.
                 The result does not depend on it.
 
         Returns:
             [B, 16, 1 + k, H / 8, W / 8].
 
         Raises:
-            ValueError: the video's shape or `frames_at_once` is not as stated.
+            SettingError: the video's shape or `frames_at_once` is not as stated.
         """
         _check_video(video)
-        if frames_at_once is None:
-            parts: Sequence[Tensor] = [video]
-        elif frames_at_once < TIME_STRIDE or frames_at_once % TIME_STRIDE:
-            raise ValueError(f"frames_at_once is {frames_at_once}; accepted: a multiple of {TIME_STRIDE}, or None")
-        else:
-            parts = [video[:, :, :1], *video[:, :, 1:].split(frames_at_once, dim=2)] if video.shape[2] > 1 else [video]
+        at_once = video.shape[2] if frames_at_once is None else frames_at_once
+        fits = frames_at_once is None or (at_once >= TIME_STRIDE and at_once % TIME_STRIDE == 0)
+        require(fits, "frames_at_once", frames_at_once, f"a multiple of {TIME_STRIDE}, or None")
+        # The first frame of a stream has no partners, so it joins the first part.
+        parts = [video[:, :, : at_once + 1], *video[:, :, at_once + 1 :].split(at_once, dim=2)]
+        parts = [part for part in parts if part.shape[2]]
         state: StreamState | None = {} if len(parts) > 1 else None
         latents = torch.cat([self.conv1(self.encoder(part, state)) for part in parts], dim=2)
         return (latents[:, : self.config.z_dim] - self.latent_mean) / self.latent_std
@@ -261,16 +264,16 @@ class WanVAE(nn.Module):
         """The video of normalised `latents` [B, 16, F, h, w]: [B, 3, 1 + 4 (F - 1), 8h, 8w], clamped to -1..1.
 
         `frames_at_once` is the number of latent frames per part (None: all in one); the result does not depend on it.
-        Raises ValueError if the shape is not as stated or `frames_at_once` is below 1.
+        Raises SettingError if the shape is not as stated or `frames_at_once` is below 1.
         """
         _check_latents(latents, self.config.z_dim)
-        if frames_at_once is not None and frames_at_once < 1:
-            raise ValueError(f"frames_at_once is {frames_at_once}; accepted: 1 or more, or None")
+        fits = frames_at_once is None or frames_at_once >= 1
+        require(fits, "frames_at_once", frames_at_once, "1 or more, or None")
         if frames_at_once is None or latents.shape[2] <= frames_at_once:
             return self._decode_part(latents, None)
         return torch.cat(list(self.decode_stream(latents.split(frames_at_once, dim=2))), dim=2)
 
-    def decode_stream(self, chunks: Iterator[Tensor] | Sequence[Tensor]) -> Iterator[Tensor]:
+    def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Decodes latent chunks one after the other; the pieces joined are the decoded whole."""
         decoder = StreamDecoder(self)
         for chunk in chunks:
@@ -294,11 +297,11 @@ class StreamDecoder:
         self._shape: torch.Size | None = None
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """The pixel frames [B, 3, n, 8h, 8w] in -1..1 of the next latents. ValueError if their shape changes midway."""
+        """Pixel frames [B, 3, n, 8h, 8w] in -1..1 of the next latents. SettingError if their shape changes midway."""
         _check_latents(latents, self._vae.config.z_dim)
         shape = latents[:, :, :1].shape
-        if self._shape not in (None, shape):
-            raise ValueError(f"a stream keeps its batch and frame size: started with {_sizes(self._shape)}, got {_sizes(shape)}")
+        started = self._shape or shape
+        require(shape == started, "latents of a stream", tuple(shape), f"{tuple(started)} per frame, as it started")
         self._shape = shape
         return self._vae._decode_part(latents, self._state)
 
@@ -311,68 +314,27 @@ class StreamDecoder:
 def load_wan_vae(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> WanVAE:
     """Loads a Wan 2.1 autoencoder of any base width from .safetensors, or from .pth/.pt holding tensors only.
 
-    Raises:
-        ValueError: the file is missing, cut short, holds code, or is another architecture. The message names the file,
-            what is wrong and what is accepted.
+    SettingError when the file is absent, cut short, runs code or holds another architecture: it names the file, what is
+    wrong with it and what is accepted.
     """
-    path = Path(path)
-    state = _read_tensors(path)
-    config = _infer_config(state, path)
+    name = f"checkpoint {Path(path).name}"
+    tensors, _ = read_state_dict(path)
+    telling = ("decoder.head.0.gamma", "conv2.weight")
+    missing = [key for key in telling if key not in tensors]
+    require(not missing, name, f"no {' and no '.join(missing)}", ACCEPTED)
+    dim, z_dim = (tensors[key].shape[0] for key in telling)
+    require(z_dim == len(LATENT_MEAN), name, f"{z_dim} latent channels", ACCEPTED)
     with torch.device("meta"):
-        vae = WanVAE(config)
-    expected = vae.state_dict()
-    missing = [key for key in expected if key not in state]
-    if missing:
-        raise ValueError(f"{path}: missing {_some(missing)}; {_ACCEPTED}")
-    foreign = [key for key in state if key not in expected]
-    if foreign:
-        raise ValueError(f"{path}: unknown {_some(foreign)}; {_ACCEPTED}")
-    wrong = [f"{k} {_sizes(state[k].shape)} (expected {_sizes(v.shape)})" for k, v in expected.items() if state[k].shape != v.shape]
-    if wrong:
-        raise ValueError(f"{path}: wrong shape of {_some(wrong)}; {_ACCEPTED}")
-    vae = WanVAE(config) if config.dim <= 16 else vae.to_empty(device="cpu")
-    vae.latent_mean.copy_(torch.tensor(LATENT_MEAN).reshape(vae.latent_mean.shape))
-    vae.latent_std.copy_(torch.tensor(LATENT_STD).reshape(vae.latent_std.shape))
-    vae.load_state_dict(state)
+        vae = WanVAE(WanVAEConfig(dim=dim))
+    load_strict(vae, tensors, path)
+    # Not part of the file, so still without values.
+    vae.latent_mean, vae.latent_std = _constants()
     return vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
-_ACCEPTED = "accepted: a Wan 2.1 video autoencoder (16 latent channels, stride 4/8/8) as .safetensors, .pth or .pt"
-
-
-def _read_tensors(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; {_ACCEPTED}")
-    suffix = path.suffix.lower()
-    if suffix not in (".safetensors", ".pth", ".pt"):
-        raise ValueError(f"{path}: unknown file type '{suffix}'; {_ACCEPTED}")
-    content: Any
-    try:
-        if suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # each reader has its own exception types for a bad file
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: cannot be read ({reason}); {_ACCEPTED}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
-        raise ValueError(f"{path}: holds something other than named tensors; {_ACCEPTED}")
-    return content
-
-
-def _infer_config(state: Mapping[str, Tensor], path: Path) -> WanVAEConfig:
-    telling = ("decoder.head.0.gamma", "conv2.weight")
-    missing = [key for key in telling if key not in state]
-    if missing:
-        raise ValueError(f"{path}: not a Wan 2.1 autoencoder, it has no {_some(missing)}; {_ACCEPTED}")
-    dim, z_dim = (state[key].shape[0] for key in telling)
-    if z_dim != len(LATENT_MEAN):
-        raise ValueError(f"{path}: has {z_dim} latent channels; {_ACCEPTED}")
-    return WanVAEConfig(dim=dim)
+def _constants() -> tuple[Tensor, Tensor]:
+    shape = (1, len(LATENT_MEAN), 1, 1, 1)
+    return torch.tensor(LATENT_MEAN).reshape(shape), torch.tensor(LATENT_STD).reshape(shape)
 
 
 def _run(layers: nn.Sequential, x: Tensor, state: StreamState | None) -> Tensor:
@@ -394,21 +356,11 @@ def _to_video(frames: Tensor, batch: int) -> Tensor:
 
 def _check_video(video: Tensor) -> None:
     fits = video.ndim == 5 and video.shape[1] == 3 and video.shape[2] % TIME_STRIDE == 1
-    if not fits or video.shape[3] % SPATIAL_STRIDE or video.shape[4] % SPATIAL_STRIDE:
-        raise ValueError(
-            f"video has shape {_sizes(video.shape)}; accepted: [B, 3, 1 + 4k, H, W] with H and W multiples of {SPATIAL_STRIDE}"
-        )
+    fits = fits and video.shape[3] % SPATIAL_STRIDE == video.shape[4] % SPATIAL_STRIDE == 0
+    accepted = f"[B, 3, 1 + {TIME_STRIDE}k, H, W] with H and W multiples of {SPATIAL_STRIDE}"
+    require(fits, "video", tuple(video.shape), accepted)
 
 
 def _check_latents(latents: Tensor, z_dim: int) -> None:
-    if latents.ndim != 5 or latents.shape[1] != z_dim or latents.shape[2] < 1:
-        raise ValueError(f"latents have shape {_sizes(latents.shape)}; accepted: [B, {z_dim}, F, h, w] with F >= 1")
-
-
-def _sizes(shape: Sequence[int] | None) -> str:
-    return "x".join(map(str, shape or ()))
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+    fits = latents.ndim == 5 and latents.shape[1] == z_dim and latents.shape[2] >= 1
+    require(fits, "latents", tuple(latents.shape), f"[B, {z_dim}, F, h, w] with F >= 1")
