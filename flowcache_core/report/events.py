@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """The run is valid and its memory is allocated: ``kv_bytes`` for K/V of ``kv_tokens`` tokens per layer."""
+    """The run is valid and its memory is allocated: ``kv_bytes`` for K/V of ``kv_tokens`` tokens per layer.
+
+    attention: "block-causal" (chunk by chunk on K/V) or "bidirectional" (whole window, no K/V).
+    """
 
     plan: str
     chunks: int
@@ -22,11 +25,12 @@ class RunStarted:
     kv_tokens: int
     budget_tokens: int | None
     notes: tuple[str, ...]
+    attention: str = "block-causal"
 
 
 @dataclass(frozen=True)
 class StepTaken:
-    """One chunk took one of its steps. ``context_tokens``: K/V tokens attended to (0 when reused or in a window pass)."""
+    """One chunk took one of its steps. ``context_tokens``: K/V tokens attended to, 0 when reused or in a window pass."""
 
     tick: int
     chunk: int

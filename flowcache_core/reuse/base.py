@@ -113,6 +113,13 @@ def require_threshold(threshold: float) -> None:
     require_finite("threshold", threshold, minimum=0.0)
 
 
+def verdict(reuse: bool, distance: float, accumulated: float) -> Decision:
+    """The decision of a threshold, with the numbers behind it."""
+    if reuse:
+        return Decision("reuse", "within threshold", distance, accumulated)
+    return Decision("compute", "threshold reached", distance, accumulated)
+
+
 def within(accumulated: float, threshold: float, inclusive: bool) -> bool:
     """Eq. 8's test: reuse while the accumulated distance is at most (or below) the threshold; 0 never reuses."""
     require(threshold >= 0, "threshold", threshold, "a number >= 0")

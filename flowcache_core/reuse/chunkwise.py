@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..denoiser import ChunkInput, Denoiser
 from ..schedule import Schedule
-from .base import Decision, PolicyState, ReusePolicy, require_threshold, within
+from .base import Decision, PolicyState, ReusePolicy, require_threshold, verdict, within
 from .distance import Distance, DistanceState, LatentDistance
 
 
@@ -55,7 +55,6 @@ class ChunkwiseState(PolicyState):
             else:
                 progress.accumulated += distance
                 reuse = within(progress.accumulated, self.policy.threshold, self.policy.inclusive)
-                action, reason = ("reuse", "within threshold") if reuse else ("compute", "threshold reached")
-                decision = Decision(action, reason, distance, progress.accumulated)
+                decision = verdict(reuse, distance, progress.accumulated)
             decisions.append(self.settle(item.chunk.index, decision))
         return decisions

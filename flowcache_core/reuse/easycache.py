@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
 from ..schedule import Schedule
-from .base import Decision, PolicyState, ReusePolicy, require_threshold, within
+from .base import Decision, PolicyState, ReusePolicy, require_threshold, verdict, within
 from .distance import TINY
 
 
@@ -66,8 +66,7 @@ class EasyCacheState(PolicyState):
             else:
                 progress.accumulated += change
                 reuse = within(progress.accumulated, self.policy.threshold, self.policy.inclusive)
-                action, reason = ("reuse", "within threshold") if reuse else ("compute", "threshold reached")
-                decision = Decision(action, reason, change, progress.accumulated)
+                decision = verdict(reuse, change, progress.accumulated)
             decisions.append(self.settle(item.chunk.index, decision))
         return decisions
 

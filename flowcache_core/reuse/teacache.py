@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from ..denoiser import ChunkInput, Denoiser
 from ..schedule import Schedule
-from .base import Decision, PolicyState, ReusePolicy, require_threshold, within
+from .base import Decision, PolicyState, ReusePolicy, require_threshold, verdict, within
 from .distance import Distance, DistanceState, TimeDistance
 
 
@@ -51,14 +51,12 @@ class TeaCacheState(PolicyState):
         forced = [self.policy.forced(i.step, steps, self.progress(i.chunk.index)) for i in items]
         pooled = [change for change, why in zip(changes, forced, strict=True) if change is not None and why is None]
         distance = self.policy.distance.value(pooled) if pooled else None
-        common = Decision("compute", "threshold reached", distance, self.accumulated)
+        common = Decision("compute", "threshold reached")
         if distance is not None:
             self.accumulated += distance
-            if within(self.accumulated, self.policy.threshold, self.policy.inclusive):
-                common = Decision("reuse", "within threshold", distance, self.accumulated)
-            else:
-                common = Decision("compute", "threshold reached", distance, self.accumulated)
-                self.accumulated = 0.0
+            reuse = within(self.accumulated, self.policy.threshold, self.policy.inclusive)
+            common = verdict(reuse, distance, self.accumulated)
+            self.accumulated = self.accumulated if reuse else 0.0
         return [
             self.settle(item.chunk.index, Decision("compute", why, None, self.accumulated) if why else common)
             for item, why in zip(items, forced, strict=True)
