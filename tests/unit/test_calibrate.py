@@ -1,0 +1,93 @@
+"""Schedule search: exact against brute force, and right about what it promises."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from dummy import DummyDenoiser
+
+from flowcache_core.calibrate.gram import Watch, mean_gram
+from flowcache_core.calibrate.search import best_schedules, gap_error
+from flowcache_core.engine import EngineSettings, generate
+from flowcache_core.plan import PLANS
+from flowcache_core.reuse.forecast import Forecast
+from flowcache_core.reuse.never import Never
+from flowcache_core.reuse.quantity import Velocity
+from flowcache_core.reuse.schedule import StaticSchedule
+from flowcache_core.schedule import shifted
+
+STEPS = 9
+SIGMAS = shifted(STEPS, 3.0).sigmas
+
+
+def random_gram(seed: int, rank: int = 4) -> np.ndarray:
+    rows = np.random.default_rng(seed).normal(size=(STEPS, rank)).cumsum(0)
+    return rows @ rows.T
+
+
+def total_error(gram, computed, order) -> float:
+    errors = [
+        gap_error(gram, SIGMAS, computed[max(0, i - order) : i + 1], computed[i + 1], np.ones(STEPS))
+        for i in range(len(computed) - 1)
+    ]
+    return sum(errors)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_search_finds_what_brute_force_finds(order, seed):
+    gram = random_gram(seed)
+    found = best_schedules(gram, SIGMAS, order)
+    assert sorted(found) == list(range(2, STEPS + 1))
+    for count, best in found.items():
+        inner = combinations(range(1, STEPS - 1), count - 2)
+        least = min(total_error(gram, (0, *middle, STEPS - 1), order) for middle in inner)
+        assert best.error == pytest.approx(least, abs=1e-12)
+        assert total_error(gram, best.computed, order) == pytest.approx(best.error, abs=1e-12)
+        assert len(best.computed) == count
+
+
+def test_a_cap_on_the_gap_is_kept():
+    found = best_schedules(random_gram(2), SIGMAS, 1, max_gap=2)
+    assert min(found) == 4
+    for best in found.values():
+        assert max(b - a for a, b in zip(best.computed, best.computed[1:], strict=False)) <= 3
+
+
+def test_errors_that_do_not_reach_the_end_cost_nothing():
+    weights = np.ones(STEPS)
+    weights[:5] = 0.0
+    found = best_schedules(random_gram(3), SIGMAS, 0, weights)
+    assert found[5].computed[:2] == (0, 4) or found[5].error == pytest.approx(0.0)
+    assert found[STEPS - 4].error <= best_schedules(random_gram(3), SIGMAS, 0)[STEPS - 4].error
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_predicted_error_is_the_error_of_a_real_run(order):
+    """On velocities that do not depend on the latents nothing feeds back: prediction and run must agree."""
+    shapes = torch.randn(3, 1, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def rule(item):
+        s = item.sigma
+        return shapes[0] + shapes[1] * s**2 + shapes[2] * np.sin(5 * s)
+
+    plan, schedule = PLANS["blockwise"](2, 2, STEPS), shifted(STEPS, 3.0)
+    noise = torch.zeros(1, 1, 2, 2, 2, dtype=torch.float64)
+    watch = Watch()
+    base = generate(DummyDenoiser(rule), EngineSettings(plan, schedule, policy=watch), noise)
+    assert torch.equal(base, generate(DummyDenoiser(rule), EngineSettings(plan, schedule, policy=Never()), noise))
+    found = best_schedules(mean_gram(watch.grams).numpy(), schedule.sigmas, order)
+    quantity = Forecast(order=order) if order else Velocity()
+    single_gap = 0
+    for best in found.values():
+        gaps = [(a, b) for a, b in zip(best.computed, best.computed[1:], strict=False) if b > a + 1]
+        policy = StaticSchedule(computed=best.computed)
+        out = generate(DummyDenoiser(rule), EngineSettings(plan, schedule, policy=policy, quantity=quantity), noise)
+        error = (out - base).square().mean().item()
+        if len(gaps) <= 1:  # several gaps are taken as independent; a single one is exact
+            single_gap += 1
+            assert error == pytest.approx(best.error, rel=1e-6, abs=1e-18)
+    assert single_gap >= 2
