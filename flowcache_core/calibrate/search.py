@@ -31,8 +31,8 @@ class Found:
 def gap_error(gram: Floats, sigmas: Sequence[float], nodes: Nodes, end: int, weights: Floats) -> float:
     """Mean square error that reusing all steps between ``nodes[-1]`` and ``end`` adds to the latents.
 
-    """Mean square error that reusing all steps from ``nodes[-1]`` to ``end`` adds to the latents.
-    the final latents, 1 for unchanged.
+    nodes: the computed steps the forecast stands on, oldest first. weights: how strongly an error made at a step
+    reaches the final latents, 1 for unchanged.
     """
     first = nodes[-1] + 1
     if first >= end:
