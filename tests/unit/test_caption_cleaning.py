@@ -18,7 +18,7 @@ CASES = {
     "free shipping worldwide free download click on me page 12 of 3": "worldwide of 3",
     "1920x1080 video, 4x4 grid": "video, grid",
     "'quoted whole'": "quoted whole",
-    "\"quoted whole\"": "quoted whole",
+    '"quoted whole"': "quoted whole",
     "ends with comma,": "ends with comma",
     "a : b . c ... d": "a: b c d",
     "ﬁne ｆｕｌｌ": "fine full",
