@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .denoiser import ChunkInput, Denoiser
-from .errors import require
+from .errors import require, require_finite
 from .kv.cache import KVCache
 from .kv.settings import KVSettings
 from .plan.base import Chunk, Plan, Tick
@@ -44,6 +44,8 @@ class EngineSettings:
     (what Self-Forcing and MAGI-1 do); False leaves the K/V of its last computed step (what FlowCache does).
     attention: "block-causal" runs chunk by chunk against the K/V cache; "bidirectional" runs the whole window in one
     forward per tick, without K/V (SkyReels-V2's released model).
+    prefix_noise: noise level at which the model sees prefix chunks, and is told so; the latents themselves stay clean.
+    Redrawn at every window pass; with K/V it is drawn once, when the prefix is written.
     reuse_device: where computed steps are kept for reuse; None for the latents' own device.
     """
 
@@ -56,12 +58,14 @@ class EngineSettings:
     clean_pass: bool = False
     clean_timestep: float = 0.0
     attention: str = "block-causal"
+    prefix_noise: float = 0.0
     reuse_device: str | None = None
 
     def __post_init__(self) -> None:
         steps = self.plan.steps
         require(self.schedule.steps == steps, "steps", self.schedule.steps, f"the plan's {steps} steps")
         require(self.attention in ATTENTION, "attention", self.attention, " or ".join(ATTENTION))
+        require_finite("prefix_noise", self.prefix_noise, minimum=0.0, maximum=1.0)
         if self.attention == "bidirectional":
             require(self.kv.budget is None, "budget", self.kv.budget, "None: bidirectional attention keeps no K/V")
             require(not self.clean_pass, "clean_pass", True, "False: bidirectional attention keeps no K/V")
@@ -134,16 +138,27 @@ class Run:
             return
         for chunk in self.plan.chunks[: self.plan.prefix_chunks]:
             self.begin_chunk(chunk, 0)
-            self.cache_pass("prefix", chunk, self.frames(chunk), self.settings.clean_timestep)
+            noise = self.settings.prefix_noise
+            timestep = 1000 * noise if noise else self.settings.clean_timestep
+            self.cache_pass("prefix", chunk, self.noisy_prefix(chunk, 0), timestep)
             self.cache.commit(chunk)
+
+    def noisy_prefix(self, chunk: Chunk, tick: int) -> Tensor:
+        """A prefix chunk as the model sees it."""
+        clean, level = self.frames(chunk), self.settings.prefix_noise
+        return torch.lerp(clean, self.noise(chunk.index, tick, clean), level) if level else clean
 
     def window_pass(self, tick: Tick) -> Tensor:
         """One bidirectional forward; idle chunks stand where :func:`timestep_rows` puts them."""
-        timesteps = [
-            t for chunk, t in zip(self.plan.chunks, self.rows[tick.index], strict=True) for _ in range(chunk.frames)
-        ]
+        latents, times = self.latents, list(self.rows[tick.index])
+        if self.settings.prefix_noise and self.plan.prefix_chunks:
+            latents = latents.clone()
+            for chunk in self.plan.chunks[: self.plan.prefix_chunks]:
+                latents[:, :, chunk.first_frame : chunk.end_frame] = self.noisy_prefix(chunk, tick.index)
+                times[chunk.index] = 1000 * self.settings.prefix_noise
+        timesteps = [t for chunk, t in zip(self.plan.chunks, times, strict=True) for _ in range(chunk.frames)]
         begun = time.perf_counter()
-        velocity = self.denoiser.window(self.latents, timesteps, self.branches)
+        velocity = self.denoiser.window(latents, timesteps, self.branches)
         seconds = time.perf_counter() - begun
         self.denoiser_seconds += seconds
         sizes = tuple(chunk.frames * self.tokens_per_frame for chunk in self.plan.chunks)
@@ -261,6 +276,7 @@ class Run:
                 kv_tokens=0 if cache is None else cache.capacity_tokens,
                 budget_tokens=None if cache is None or kv.budget is None else cache.budget_tokens,
                 notes=settings.notes(),
+                attention=settings.attention,
             )
         )
         self.prefix()
@@ -301,8 +317,8 @@ def generate(
     """Denoise one window of a video.
 
     noise: standard normal ``[B, C, F, H, W]``, F = the plan's latent frames. prefix: clean latents of the plan's prefix
-    frames. noise_source: for solvers that re-noise (default: seeded with 0). cache: only to bring one's own (a counting
-    one, say). Returns clean latents ``[B, C, F, H, W]``. Raises SettingError when shapes do not fit the plan.
+    frames. noise_source: for solvers that re-noise and for ``prefix_noise`` (default: seeded with 0). cache: only to
+    bring one's own (a counting one, say). Returns clean latents ``[B, C, F, H, W]``. Raises SettingError when shapes do not fit the plan.
     """
     plan = settings.plan
     require(noise.ndim == 5, "noise", tuple(noise.shape), "a tensor [B, C, F, H, W]")

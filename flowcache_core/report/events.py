@@ -30,7 +30,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StepTaken:
-    """One chunk took one of its steps. ``context_tokens``: K/V tokens attended to, 0 when reused or in a window pass."""
+    """One chunk took one of its steps. ``context_tokens``: K/V tokens attended to, 0 if reused or in a window pass."""
 
     tick: int
     chunk: int
