@@ -28,6 +28,7 @@ def to_json(record: RunRecord) -> dict[str, Any]:
         {
             "tag": record.tag,
             "plan": started.plan,
+            "attention": started.attention,
             "chunks": started.chunks,
             "prefix_chunks": started.prefix_chunks,
             "steps": started.steps,

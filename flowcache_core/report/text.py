@@ -36,6 +36,7 @@ def table(runs: Mapping[str, RunRecord], quality: Mapping[str, Quality] | None =
     scores = [(quality or {}).get(name) for name in runs]
     rows = [
         ("", list(runs)),
+        ("attention", [r.started.attention for r in records]),
         ("computed steps", [f"{r.computed_steps} of {r.total_steps} ({r.computed_share:.0%})" for r in records]),
         ("FLOPs", [flops_text(r.flops) for r in records]),
         ("seconds", [_number(r.seconds, ".2f") for r in records]),

@@ -234,6 +234,7 @@ def test_table_states_the_figures(half: RunRecord) -> None:
     values = {title: [part.strip() for part in parts if part.strip()] for title, parts in cells.items()}
     assert lines[0].split() == ["vanilla", "flowcache"]
     assert values == {
+        "attention": ["block-causal", "block-causal"],
         "computed steps": ["10 of 10 (100%)", "7 of 10 (70%)"],
         "FLOPs": ["30 P", "15 P"],
         "seconds": ["5.00", "2.00"],
