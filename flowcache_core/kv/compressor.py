@@ -7,6 +7,7 @@ tokens as it is asked to, in temporal order, on every backend alike.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -73,7 +74,9 @@ class Compressor(ABC):
     def keep(self, region: Region, count: int) -> Tensor:
         """int64 ``[N, kv_heads, count]``: the kept tokens of every head, ascending."""
         # A host may run the model under autocast; scores in bf16 would leave some 20 distinct values per head.
-        with torch.no_grad(), torch.autocast(region.keys.device.type, enabled=False):
+        device = region.keys.device.type
+        full = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        with torch.no_grad(), full:
             scores = self.score(region)
             if scores.shape != region.keys.shape[:3]:
                 raise RuntimeError(f"{self.name}: scores {tuple(scores.shape)} for keys {tuple(region.keys.shape)}")
@@ -98,7 +101,9 @@ class Compressor(ABC):
             group = torch.bucketize(positions, starts, right=True) - 1
             groups = len(region.chunk_starts)
         # Whole numbers add up to the same sum in any order; floating-point scatter differs from run to run on a GPU.
-        scale = scores.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+        # The scale is the power of two below the largest score (its exponent bits alone): equal means stay equal.
+        peak = scores.float().abs().amax(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+        scale = (peak.view(torch.int32) & 0x7F800000).view(torch.float32)
         fixed = (scores / scale * 2**30).round().long()
         empty = fixed.new_zeros(*scores.shape[:2], groups)
         count = empty.scatter_add(-1, group, torch.ones_like(group))

@@ -1,4 +1,4 @@
-"""Keep what is attended to and unlike the rest (FlowCache, arXiv 2602.10825, section 3.4, Eq. 9-12 and 20)."""
+"""Keep what is attended to and unlike the rest (FlowCache, arXiv 2602.10825, section 3.3, Eq. 9-12 and 20)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import require, require_count, require_finite
 from .compressor import Compressor, Granularity, Region
 
 QUERY_TOKENS = 50
-"""Query rows at token granularity (paper, appendix D)."""
+"""Query rows at token granularity (paper, appendix D.2)."""
 
 _LOGITS_PER_BLOCK = 2**25
 """Most attention logits held at once (128 MiB): a chunk's queries against its history would need gigabytes."""

@@ -1,0 +1,527 @@
+"""The cache against a naive one made of lists, and its promises about memory, views and errors."""
+
+from __future__ import annotations
+
+import gc
+import random
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import ClassVar
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from benchmarks.redundancy import PeakBytes
+from flowcache_core.errors import SettingError
+from flowcache_core.kv import COMPRESSORS, ImportanceRedundancy, Recent
+from flowcache_core.kv.cache import KVCache, move_left
+from flowcache_core.kv.compressor import Compressor, Region
+from flowcache_core.kv.settings import KVSettings
+from flowcache_core.kv.spec import KVSpec
+from flowcache_core.plan.base import Chunk, ChunkStep, Plan, Tick
+from flowcache_core.plan.blockwise import blockwise
+from flowcache_core.plan.window import window
+
+SPEC = KVSpec(layers=2, kv_heads=2, head_dim=4, tokens_per_frame=3, branches=2, batch=1)
+
+
+@dataclass(frozen=True)
+class NearQuery(Compressor):
+    """Prefers keys near the last query and breaks many ties: every input of a region decides something."""
+
+    name: ClassVar[str] = "near-query"
+
+    def query_rows(self, chunk_tokens: int, tokens_per_frame: int) -> int:
+        return min(2, chunk_tokens)
+
+    def score(self, region: Region) -> Tensor:
+        assert region.queries is not None
+        group = region.queries.shape[1] // region.keys.shape[1]
+        query = region.queries[:, ::group, -1:, 0] - region.queries[:, group - 1 :: group, :1, 0]
+        noise = (region.positions * (region.layer + region.event + 1)) % 3
+        return -(region.keys[..., 0] - query).abs().float() + region.values[..., 0].float() + noise
+
+
+def staggered_by(starts: Sequence[int], frames: Sequence[int], prefix: int, steps: int) -> Plan:
+    """A plan whose chunks begin at the given ticks and step at every tick from there on."""
+    chunks, first = [], 0
+    for index, count in enumerate(frames):
+        chunks.append(Chunk(index, first, count))
+        first += count
+    rows: list[list[ChunkStep]] = [[] for _ in range(max(starts) + steps)]
+    for index, start in enumerate(starts):
+        for step in range(steps):
+            rows[start + step].append(ChunkStep(prefix + index, step))
+    busy = [row for row in rows if row]
+    return Plan("test", tuple(chunks), steps, tuple(Tick(i, tuple(row)) for i, row in enumerate(busy)), prefix)
+
+
+def blocks(spec: KVSpec, chunk: Chunk, g: torch.Generator, group: int = 1, n: int | None = None) -> list[Tensor]:
+    """K, V and Q of one chunk and layer, small whole numbers: exact in every dtype, with many equal scores."""
+    rows = (spec.branches if n is None else n) * spec.batch
+    shape = (chunk.frames * spec.tokens_per_frame, spec.head_dim)
+    heads = (spec.kv_heads, spec.kv_heads, spec.kv_heads * group)
+    return [torch.randint(-4, 5, (rows, h, *shape), generator=g).to(spec.dtype) for h in heads]
+
+
+def compute(cache: KVCache, chunk: Chunk, g: torch.Generator) -> None:
+    """Write a chunk's K/V in every layer, as a denoiser would."""
+    branches = range(cache.spec.branches)
+    for layer in range(cache.spec.layers):
+        k, v, q = blocks(cache.spec, chunk, g)
+        cache.write(layer, branches, chunk, k, v)
+        cache.observe(layer, branches, chunk, q)
+
+
+def run(cache: KVCache, seed: int = 0) -> Iterator[Tick]:
+    """Compute every step of the cache's plan; yields at every tick, before chunks finish."""
+    g = torch.Generator().manual_seed(seed)
+    plan = cache.plan
+    for chunk in plan.chunks[: plan.prefix_chunks]:
+        cache.begin(chunk)
+        compute(cache, chunk, g)
+        cache.commit(chunk)
+    for tick in plan.ticks:
+        for item in tick.steps:
+            if item.step == 0:
+                cache.begin(plan.chunks[item.chunk])
+            compute(cache, plan.chunks[item.chunk], g)
+        yield tick
+        for item in tick.steps:
+            if item.step == plan.steps - 1:
+                cache.commit(plan.chunks[item.chunk])
+
+
+class NaiveCache:
+    """The same promises kept with lists: every token is (position, key, value), per layer, branch, batch and head."""
+
+    def __init__(self, spec: KVSpec, plan: Plan, budgets: Sequence[float | None], compressor: Compressor) -> None:
+        self.spec, self.plan, self.compressor = spec, plan, compressor
+        first, last = plan.first_tick, {i.chunk: t.index for t in plan.ticks for i in t.steps}
+        sizes = [c.frames * spec.tokens_per_frame for c in plan.chunks]
+        at_once = [sum(sizes[c] for c in first if first[c] <= t.index <= last[c]) for t in plan.ticks]
+        room = max(at_once + sizes[: plan.prefix_chunks])
+        self.capacity = [sum(sizes) if b is None else min(sum(sizes), round(b * max(sizes)) + room) for b in budgets]
+        self.sizes = sizes
+        self.streams = list(product(range(spec.branches), range(spec.batch), range(spec.kv_heads)))
+        self.clean: dict[tuple[int, ...], list[tuple[int, Tensor, Tensor]]] = {
+            (layer, *stream): [] for layer in range(spec.layers) for stream in self.streams
+        }
+        self.active: dict[int, dict[tuple[int, ...], list[tuple[int, Tensor, Tensor]]]] = {}
+        self.queries: dict[tuple[int, int], Tensor] = {}
+        self.events = [0] * spec.layers
+
+    def begin(self, chunk: int) -> None:
+        busy = sum(self.sizes[c] for c in self.active) + self.sizes[chunk]
+        self.active[chunk] = {}
+        for layer in range(self.spec.layers):
+            room = self.capacity[layer] - busy
+            if len(self.clean[(layer, 0, 0, 0)]) > room:
+                for branch in range(self.spec.branches):
+                    self.compress(layer, branch, room)
+                self.events[layer] += 1
+
+    def compress(self, layer: int, branch: int, room: int) -> None:
+        own = [(layer, *s) for s in self.streams if s[0] == branch]
+        shape = (self.spec.batch, self.spec.kv_heads)
+        length = len(self.clean[own[0]])
+        region = Region(
+            keys=torch.stack([t[1] for key in own for t in self.clean[key]]).reshape(*shape, length, -1),
+            values=torch.stack([t[2] for key in own for t in self.clean[key]]).reshape(*shape, length, -1),
+            queries=self.queries[(layer, branch)],
+            positions=torch.tensor([t[0] for key in own for t in self.clean[key]]).reshape(*shape, length),
+            tokens_per_frame=self.spec.tokens_per_frame,
+            chunk_tokens=max(self.sizes),
+            chunk_starts=(),
+            layer=layer,
+            event=self.events[layer],
+        )
+        scores = self.compressor.score(region).reshape(-1, length).tolist()
+        for key, score in zip(own, scores, strict=True):
+            self.clean[key] = self.choose(self.clean[key], score, room)
+
+    def choose(self, tokens: list, score: list[float], room: int) -> list:
+        def group(i: int) -> int:
+            frame = tokens[i][0] // self.spec.tokens_per_frame
+            if self.compressor.key_granularity == "frame":
+                return frame
+            return next(c.index for c in self.plan.chunks if frame < c.end_frame)
+
+        order = sorted(range(len(tokens)), key=lambda i: (-score[i], i))
+        if self.compressor.key_granularity != "token":
+            members: dict[int, list[float]] = {}
+            for i in range(len(tokens)):
+                members.setdefault(group(i), []).append(score[i])
+            means = {g: sum(s) / len(s) for g, s in members.items()}
+            order.sort(key=lambda i: (-means[group(i)], group(i)))
+        return [tokens[i] for i in sorted(order[:room])]
+
+    def write(self, layer: int, branches: range, chunk: int, k: Tensor, v: Tensor, q: Tensor) -> None:
+        start = sum(self.sizes[:chunk])
+        k, v, q = (t.unflatten(0, (len(branches), self.spec.batch)) for t in (k, v, q))
+        for i, branch in enumerate(branches):
+            self.queries[(layer, branch)] = q[i, :, :, -2:]
+            for n in range(self.spec.batch):
+                for h in range(self.spec.kv_heads):
+                    tokens = [(start + t, k[i, n, h, t], v[i, n, h, t]) for t in range(self.sizes[chunk])]
+                    self.active[chunk][(layer, branch, n, h)] = tokens
+
+    def commit(self, chunk: int) -> None:
+        for key, tokens in self.active.pop(chunk).items():
+            self.clean[key] = self.clean[key] + tokens
+
+    def context(self, layer: int, branches: range, chunk: int) -> tuple[Tensor, Tensor]:
+        streams = [(layer, *s) for s in self.streams if s[0] in branches]
+        parts = [self.clean[s] + [t for c in self.active if c <= chunk for t in self.active[c][s]] for s in streams]
+        keys, values = (torch.stack([torch.stack([t[i] for t in part]) for part in parts]) for i in (1, 2))
+        shape = (len(branches) * self.spec.batch, self.spec.kv_heads)
+        return keys.unflatten(0, shape), values.unflatten(0, shape)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[KVSpec, Plan, tuple[float | None, ...], Compressor, int]:
+    spec = KVSpec(
+        layers=2,
+        kv_heads=draw(st.integers(1, 2)),
+        head_dim=2,
+        tokens_per_frame=draw(st.integers(1, 3)),
+        branches=draw(st.integers(1, 2)),
+        batch=draw(st.integers(1, 2)),
+    )
+    prefix = draw(st.integers(0, 2))
+    starts = sorted(draw(st.lists(st.integers(0, 9), min_size=1, max_size=5)))
+    frames = draw(st.lists(st.integers(1, 3), min_size=prefix + len(starts), max_size=prefix + len(starts)))
+    plan = staggered_by(starts, frames, prefix, steps=draw(st.integers(1, 3)))
+    one = st.sampled_from([1, 1.3, 1.5, 2, 2.7])
+    budgets = draw(st.one_of(st.tuples(one, one), st.just((None, None))))
+    compressor = NearQuery(key_granularity=draw(st.sampled_from(["token", "frame", "chunk"])))
+    return spec, plan, budgets, compressor, draw(st.integers(0, 2**16))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(cases())
+def test_equals_a_naive_cache(case: tuple[KVSpec, Plan, tuple[float | None, ...], Compressor, int]) -> None:
+    """Random plans, sizes and budgets; some steps are reused, some branches computed one by one."""
+    spec, plan, budgets, compressor, seed = case
+    cache = KVCache(spec, KVSettings(None if None in budgets else budgets, compressor), plan)
+    naive = NaiveCache(spec, plan, budgets, compressor)
+    assert [layout.capacity for layout in cache.layouts] == naive.capacity
+    held = cache.bytes
+    g, coin, group = torch.Generator().manual_seed(seed), random.Random(seed), 1 + seed % 3
+
+    def begin(index: int) -> None:
+        before = list(naive.events)
+        naive.begin(index)
+        result = cache.begin(plan.chunks[index])
+        fired = [now > then for now, then in zip(naive.events, before, strict=True)]
+        assert fired == ([need is not None for need in result.layers] if result else [False, False])
+
+    def step(index: int) -> None:
+        together = [range(spec.branches)]
+        for layer in range(spec.layers):
+            for branches in coin.choice([together, [range(b, b + 1) for b in range(spec.branches)]]):
+                k, v, q = blocks(spec, plan.chunks[index], g, group, len(branches))
+                naive.write(layer, branches, index, k, v, q)
+                cache.write(layer, branches, plan.chunks[index], k, v)
+                cache.observe(layer, branches, plan.chunks[index], q)
+
+    def compare() -> None:
+        for layer in range(spec.layers):
+            for chunk in naive.active:
+                for branches in (range(spec.branches), range(spec.branches - 1, spec.branches)):
+                    k, v = cache.context(layer, branches, plan.chunks[chunk])
+                    expected = naive.context(layer, branches, chunk)
+                    assert torch.equal(k, expected[0])
+                    assert torch.equal(v, expected[1])
+
+    for index in range(plan.prefix_chunks):
+        begin(index)
+        step(index)
+        compare()
+        naive.commit(index)
+        cache.commit(plan.chunks[index])
+    for tick in plan.ticks:
+        for item in tick.steps:
+            if item.step == 0:
+                begin(item.chunk)
+        for item in tick.steps:
+            if item.step == 0 or coin.random() < 0.5:  # a reused step writes nothing
+                step(item.chunk)
+        compare()
+        for item in tick.steps:
+            if item.step == plan.steps - 1:
+                naive.commit(item.chunk)
+                cache.commit(plan.chunks[item.chunk])
+    kept = cache.kept_per_frame(0)
+    own = [t[0] // spec.tokens_per_frame for s in naive.streams for t in naive.clean[(0, *s)]]
+    whole = len(naive.streams) * spec.tokens_per_frame
+    assert torch.allclose(kept, torch.bincount(torch.tensor(own), minlength=plan.frames) / whole)
+    sampled = sum(t.numel() * t.element_size() for layer in cache._layers for t in layer.queries.values())
+    assert cache.bytes == held + sampled
+
+
+def contexts(cache: KVCache) -> list[Tensor]:
+    found = []
+    for tick in run(cache):
+        for item in tick.steps:
+            for layer in range(cache.spec.layers):
+                found += [t.clone() for t in cache.context(layer, range(2), cache.plan.chunks[item.chunk])]
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(COMPRESSORS))
+@pytest.mark.parametrize("budget", [6, 10, 1000.0])
+def test_a_budget_as_long_as_the_history_changes_no_bit(name: str, budget: float) -> None:
+    plan = window(frames=20, chunk_frames=2, steps=4)
+    plain = KVCache(SPEC, KVSettings(), plan)
+    roomy = KVCache(SPEC, KVSettings(budget, COMPRESSORS[name]()), plan)
+    assert roomy.bytes == plain.bytes
+    for ours, theirs in zip(contexts(roomy), contexts(plain), strict=True):
+        assert torch.equal(ours, theirs)
+    assert roomy.bytes == plain.bytes
+
+
+@pytest.mark.parametrize("name", sorted(COMPRESSORS))
+@pytest.mark.parametrize("granularity", ["token", "frame", "chunk"])
+def test_what_is_kept_is_what_was_written(name: str, granularity: str) -> None:
+    """Keys carry their own position, so a gathered K/V can be traced to where it came from."""
+    plan = window(frames=17, chunk_frames=2, steps=4)
+    cache = KVCache(SPEC, KVSettings(2.25, COMPRESSORS[name](key_granularity=granularity)), plan)
+    g = torch.Generator().manual_seed(4)
+    everything = torch.randn(2, 2, 17 * 3, 4, generator=g)  # branch, head, token, d
+    for _ in run(cache):
+        chunk = plan.chunks[cache.layouts[0].active[-1]]
+        for index in cache.layouts[0].active:
+            own = everything[:, :, plan.chunks[index].first_frame * 3 : plan.chunks[index].end_frame * 3]
+            for layer in range(2):
+                cache.write(layer, range(2), plan.chunks[index], own + layer, own - layer)
+        for layer in range(2):
+            keys, values = cache.context(layer, range(2), chunk)
+            assert torch.allclose(keys - layer, values + layer, atol=1e-5)
+            clean = cache.layouts[layer].clean_tokens
+            positions = cache._layers[layer].positions
+            assert positions is not None
+            places = positions[:, 0, :, :clean].long()
+            assert (places.diff(dim=-1) > 0).all()
+            expected = everything.gather(2, places.unsqueeze(-1).expand(*places.shape, 4))
+            assert torch.equal(keys[:, :, :clean], expected + layer)
+    assert cache.layouts[0].capacity == round(2.25 * 6) + 4 * 6
+
+
+def test_bytes_do_not_grow_with_the_video() -> None:
+    for compressor in (ImportanceRedundancy(), Recent()):
+        sizes = set()
+        for chunks in (20, 100, 400):
+            cache = KVCache(SPEC, KVSettings(2, compressor), blockwise(frames=chunks, chunk_frames=1, steps=1))
+            for _ in run(cache):
+                assert cache.tokens <= cache.capacity_tokens == 9
+            sizes.add(cache.bytes)
+        tokens = 9 * SPEC.layers * SPEC.branches * SPEC.batch * SPEC.kv_heads
+        sampled = 0 if isinstance(compressor, Recent) else 3 * SPEC.layers * SPEC.branches * SPEC.kv_heads * 4 * 4
+        assert sizes == {tokens * (2 * SPEC.head_dim * 4 + 4) + sampled}
+
+
+def test_compression_works_layer_by_layer_and_branch_by_branch() -> None:
+    """Its temporary memory is a small multiple of one branch of one layer, however many layers there are."""
+    spec = replace(SPEC, layers=12, head_dim=64, tokens_per_frame=50)
+    plan = blockwise(frames=20, chunk_frames=2, steps=1)
+    cache = KVCache(spec, KVSettings(4, ImportanceRedundancy()), plan)
+    ticks = run(cache)
+    for _ in range(6):
+        next(ticks)
+    cache.commit(plan.chunks[5])
+    with PeakBytes() as counter:
+        assert cache.begin(plan.chunks[6]) is not None
+    one = cache._layers[0].keys[0].numel() * 4
+    assert counter.peak < 4 * one
+    assert cache.bytes > 40 * one
+
+
+def test_context_is_a_view_of_the_buffer() -> None:
+    plan = window(frames=20, chunk_frames=2, steps=4)
+    cache = KVCache(SPEC, KVSettings(1), plan)
+    for tick in run(cache):
+        for item in tick.steps:
+            chunk = plan.chunks[item.chunk]
+            for which, buffer in enumerate((cache._layers[1].keys, cache._layers[1].values)):
+                view = cache.context(1, range(1, 2), chunk)[which]
+                assert view.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
+                assert view.data_ptr() == buffer[1].data_ptr()
+                assert view[0, 0].is_contiguous()
+                assert view.shape == (1, 2, cache.layouts[1].context_end(item.chunk), 4)
+
+
+def test_figures() -> None:
+    plan = window(frames=20, chunk_frames=2, steps=4)  # 10 chunks of 6 tokens, one step per stage
+    cache = KVCache(SPEC, KVSettings((1, 2)), plan)
+    assert (cache.capacity_tokens, cache.budget_tokens, cache.tokens) == (36, 12, 0)
+    seen = []
+    for tick in run(cache):
+        newest = plan.chunks[tick.steps[-1].chunk]
+        seen.append(tuple(n // 6 for n in (cache.clean_tokens, cache.tokens, cache.context_tokens(newest))))
+    assert seen[:4] == [(0, n, n) for n in (1, 2, 3, 4)]
+    assert seen[4:6] == [(1, 5, 5), (2, 6, 6)]
+    assert seen[6:10] == [(2, 6, 6)] * 4
+    assert KVCache(SPEC, KVSettings(), plan).budget_tokens is None
+
+
+def test_result_names_the_layers_that_gave_way() -> None:
+    plan = blockwise(frames=6, chunk_frames=1, steps=1)
+    cache = KVCache(SPEC, KVSettings((1, 2), Recent()), plan)
+    results = []
+    g = torch.Generator()
+    for chunk in plan.chunks:
+        results.append(cache.begin(chunk))
+        compute(cache, chunk, g)
+        cache.commit(chunk)
+    assert results[:2] == [None, None]
+    second, third = results[2], results[3]
+    assert second is not None and third is not None
+    assert (second.chunk, second.tokens_before, second.tokens_after, second.layers[1]) == (2, 6, 3, None)
+    assert (third.tokens_before, third.tokens_after) == (9, 6)
+    assert torch.equal(cache.kept_per_frame(0), torch.tensor([0.0, 0, 0, 0, 1, 1]))
+    assert torch.equal(cache.kept_per_frame(1), torch.tensor([0.0, 0, 0, 1, 1, 1]))
+
+
+def test_a_reused_step_leaves_what_was_written() -> None:
+    plan = blockwise(frames=2, chunk_frames=1, steps=3)
+    cache = KVCache(SPEC, KVSettings(), plan)
+    cache.begin(plan.chunks[0])
+    k, v, _ = blocks(SPEC, plan.chunks[0], torch.Generator())
+    for layer in range(2):
+        cache.write(layer, range(2), plan.chunks[0], k + layer, v)
+    cache.commit(plan.chunks[0])
+    cache.begin(plan.chunks[1])
+    for layer in range(2):
+        cache.write(layer, range(2), plan.chunks[1], k - 9, v)
+        assert torch.equal(cache.context(layer, range(2), plan.chunks[1])[0], torch.cat([k + layer, k - 9], dim=2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+def test_storage_in_another_dtype(dtype: torch.dtype) -> None:
+    plan = window(frames=20, chunk_frames=2, steps=4)
+    full, small = (KVCache(SPEC, KVSettings(1, Recent(), dtype=d), plan) for d in (None, dtype))
+    positions = full._layers[0].positions
+    assert positions is not None
+    kv_bytes = full.bytes - 2 * positions.numel() * 4
+    assert small.bytes == full.bytes - kv_bytes + kv_bytes * dtype.itemsize // 4
+    for ours, theirs in zip(contexts(small), contexts(full), strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.equal(ours, theirs)  # whole numbers up to 4 are exact in all of them
+
+
+def test_scores_from_fp8_keys_match_scores_from_their_values() -> None:
+    plan = blockwise(frames=8, chunk_frames=2, steps=1)
+    compressor = ImportanceRedundancy(mix_lambda=0.5)
+    kept = []
+    for dtype in (None, torch.float8_e4m3fn):
+        cache = KVCache(SPEC, KVSettings(1.5, compressor, dtype=dtype), plan)
+        list(run(cache, seed=3))
+        positions = cache._layers[1].positions
+        assert positions is not None
+        kept.append(positions[..., : cache.clean_tokens])
+    assert torch.equal(kept[0], kept[1])
+
+
+def test_fp8_saturates() -> None:
+    plan = blockwise(frames=1, chunk_frames=1, steps=1)
+    cache = KVCache(SPEC, KVSettings(dtype=torch.float8_e4m3fn), plan)
+    cache.begin(plan.chunks[0])
+    k = torch.full((2, 2, 3, 4), 1e6)
+    cache.write(0, range(2), plan.chunks[0], k, -k)
+    keys, values = cache.context(0, range(2), plan.chunks[0])
+    assert (keys == 448).all() and (values == -448).all()
+
+
+def test_no_autograd_history_is_kept() -> None:
+    plan = blockwise(frames=2, chunk_frames=1, steps=1)
+    cache = KVCache(SPEC, KVSettings(1), plan)
+    cache.begin(plan.chunks[0])
+    k = torch.randn(2, 2, 3, 4, requires_grad=True)
+    cache.write(0, range(2), plan.chunks[0], k, k)
+    cache.observe(0, range(2), plan.chunks[0], k)
+    held = (*cache.context(0, range(2), plan.chunks[0]), cache._layers[0].queries[0])
+    assert [tensor.requires_grad for tensor in held] == [False] * 3
+
+
+def test_only_the_sampled_queries_are_held() -> None:
+    spec = replace(SPEC, tokens_per_frame=40)
+    plan = blockwise(frames=8, chunk_frames=2, steps=1)
+    for granularity, rows in (("token", 50), ("frame", 40), ("chunk", 80)):
+        cache = KVCache(spec, KVSettings(1, ImportanceRedundancy(query_granularity=granularity)), plan)
+        cache.begin(plan.chunks[0])
+        q = torch.randn(2, 6, 80, 4)
+        cache.observe(1, range(2), plan.chunks[0], q)
+        assert torch.equal(torch.stack([cache._layers[1].queries[b][0] for b in range(2)]), q[:, :, -rows:])
+        assert cache._layers[1].queries[0].untyped_storage().nbytes() == 6 * rows * 4 * 4
+
+
+def test_counting_without_memory() -> None:
+    """On the meta device a whole run costs nothing and still tells its size."""
+    plan = window(frames=20, chunk_frames=2, steps=4)
+    real, meta = (KVCache(replace(SPEC, device=device), KVSettings(1), plan) for device in ("cpu", "meta"))
+    sizes = [[(cache.tokens, cache.bytes) for _ in run(cache)] for cache in (real, meta)]
+    assert sizes[0] == sizes[1]
+
+
+def test_release_frees_everything() -> None:
+    plan = blockwise(frames=4, chunk_frames=1, steps=1)
+    cache = KVCache(SPEC, KVSettings(1), plan)
+    list(run(cache))
+    held = [weakref.ref(t) for layer in cache._layers for t in (layer.keys, layer.values, layer.positions)]
+    held += [weakref.ref(q) for layer in cache._layers for q in layer.queries.values()]
+    assert len(held) == 2 * 3 + 2 * 2
+    cache.release()
+    gc.collect()
+    assert [ref() for ref in held] == [None] * len(held)
+    assert cache.bytes == 0
+    for call in (cache.begin, cache.commit, lambda c: cache.context(0, range(2), c)):
+        with pytest.raises(RuntimeError, match="released"):
+            call(plan.chunks[0])
+    cache.release()
+
+
+def test_unwritten_context_is_refused() -> None:
+    """Uninitialised memory must never be attended to: not the chunk's own slot, not an earlier chunk's."""
+    plan = window(frames=6, chunk_frames=1, steps=4)
+    cache = KVCache(SPEC, KVSettings(), plan)
+    k, v, _ = blocks(SPEC, plan.chunks[0], torch.Generator())
+    cache.begin(plan.chunks[0])
+    with pytest.raises(RuntimeError, match="never computed"):
+        cache.context(0, range(2), plan.chunks[0])
+    cache.write(0, range(1), plan.chunks[0], k[:1], v[:1])
+    cache.context(0, range(1), plan.chunks[0])
+    with pytest.raises(RuntimeError, match="never computed"):
+        cache.context(0, range(2), plan.chunks[0])
+    cache.commit(plan.chunks[0])
+    cache.begin(plan.chunks[1])
+    cache.write(0, range(2), plan.chunks[1], k, v)
+    with pytest.raises(RuntimeError, match="chunk 1 needs chunk 0, never computed in layer 0"):
+        cache.context(0, range(2), plan.chunks[1])
+
+
+def test_wrong_shapes_and_budgets_are_refused() -> None:
+    plan = blockwise(frames=4, chunk_frames=1, steps=1)
+    cache = KVCache(SPEC, KVSettings(), plan)
+    cache.begin(plan.chunks[0])
+    good = torch.zeros(2, 2, 3, 4)
+    for k, v in ((good[:1], good[:1]), (good, good[:, :1]), (good[:, :, :2], good), (good[..., :3], good)):
+        with pytest.raises(ValueError, match="expected"):
+            cache.write(0, range(2), plan.chunks[0], k, v)
+    with pytest.raises(SettingError, match="budget"):
+        KVCache(SPEC, KVSettings((1, 2, 3)), plan)
+
+
+@pytest.mark.parametrize("shift", [1, 2, 5, 12])
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_move_left_over_itself(shift: int, block: int) -> None:
+    tokens = torch.arange(40.0).reshape(1, 20, 2)
+    expected = tokens.clone()
+    expected[:, 12 - shift : 19 - shift] = tokens[:, 12:19]
+    move_left(tokens, 12, 7, shift, block)
+    assert torch.equal(tokens[:, : 19 - shift], expected[:, : 19 - shift])

@@ -1,0 +1,281 @@
+"""Which tokens survive: what all compressors promise, and what each one's score means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks.redundancy import naive_redundancy
+from flowcache_core.errors import SettingError
+from flowcache_core.kv import COMPRESSORS, ImportanceRedundancy, Random, Recent, SinkWindow
+from flowcache_core.kv import importance_redundancy as module
+from flowcache_core.kv.compressor import Compressor, Region
+from flowcache_core.kv.importance_redundancy import importance, redundancy
+
+FRAME = 7
+"""Tokens per frame; a chunk has 3 frames."""
+
+CONFIGURATIONS: list[Callable[..., Compressor]] = [
+    ImportanceRedundancy,
+    lambda **kw: ImportanceRedundancy(query_granularity="chunk", mix_lambda=0.5, pool_kernel=1, **kw),
+    SinkWindow,
+    lambda **kw: SinkWindow(sink=0.4, **kw),
+    Recent,
+    Random,
+    lambda **kw: Random(seed=2**32 - 1, **kw),
+]
+
+
+@dataclass(frozen=True)
+class Given(Compressor):
+    """Scores read off the first coordinate of the values, to test selection alone."""
+
+    name: ClassVar[str] = "given"
+
+    def score(self, region: Region) -> Tensor:
+        return region.values[..., 0].float()
+
+
+def region(
+    length: int,
+    *,
+    n: int = 1,
+    heads: int = 1,
+    group: int = 1,
+    dim: int = 8,
+    rows: int = 5,
+    seed: int = 0,
+    **changes: Any,
+) -> Region:
+    """Random K/V/Q with ``length`` tokens, some positions left out as an earlier compression would."""
+    g = torch.Generator().manual_seed(seed)
+    gaps = torch.randint(1, 3, (n, heads, length), generator=g)
+    made = Region(
+        keys=torch.randn(n, heads, length, dim, generator=g),
+        values=torch.randn(n, heads, length, dim, generator=g),
+        queries=torch.randn(n, heads * group, rows, dim, generator=g),
+        positions=(gaps.cumsum(-1) - 1).int(),
+        tokens_per_frame=FRAME,
+        chunk_tokens=3 * FRAME,
+        chunk_starts=tuple(range(0, 2 * length + 1, 3 * FRAME)),
+        layer=3,
+        event=1,
+    )
+    return replace(made, **changes)
+
+
+def given(scores: list[float], positions: list[int] | None = None) -> Region:
+    values = torch.tensor(scores).reshape(1, 1, -1, 1)
+    places = torch.tensor(positions or list(range(len(scores))), dtype=torch.int32).reshape(1, 1, -1)
+    return region(len(scores), dim=1, values=values, positions=places)
+
+
+def test_the_registry_names_every_compressor() -> None:
+    assert {name: cls.name for name, cls in COMPRESSORS.items()} == {name: name for name in COMPRESSORS}
+    tested = {type(make()) for make in CONFIGURATIONS}
+    assert tested == set(COMPRESSORS.values())
+
+
+@pytest.mark.parametrize("granularity", ["token", "frame", "chunk"])
+@pytest.mark.parametrize("make", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    ("n", "heads", "group", "length", "keep"),
+    [(1, 1, 1, 2, 1), (1, 2, 3, 43, 20), (2, 1, 1, 64, 63), (2, 3, 2, 101, 1), (1, 8, 1, 57, 57)],
+)
+def test_keeps_exactly_what_is_asked_in_temporal_order(
+    make: Callable[..., Compressor], granularity: str, n: int, heads: int, group: int, length: int, keep: int
+) -> None:
+    given_region = region(length, n=n, heads=heads, group=group)
+    compressor = make(key_granularity=granularity)
+    torch.manual_seed(1)
+    kept = compressor.keep(given_region, keep)
+    assert kept.shape == (n, heads, keep)
+    assert kept.dtype == torch.int64
+    assert (kept.diff(dim=-1) > 0).all()
+    assert kept.min() >= 0 and kept.max() < length
+    torch.manual_seed(2)
+    assert torch.equal(kept, compressor.keep(given_region, keep))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kept, compressor.keep(given_region, keep))
+    scores = compressor.score(given_region)
+    assert scores.dtype == torch.float32
+    assert scores.shape == (n, heads, length)
+    if granularity == "token":
+        for stream, indices in zip(scores.flatten(0, 1).tolist(), kept.flatten(0, 1).tolist(), strict=True):
+            best = sorted(range(length), key=lambda i: (-stream[i], i))[:keep]  # noqa: B023
+            assert indices == sorted(best)
+
+
+@pytest.mark.parametrize("granularity", ["frame", "chunk"])
+def test_groups_survive_whole_and_the_last_one_by_its_best_tokens(granularity: str) -> None:
+    size = FRAME if granularity == "frame" else 3 * FRAME
+    given_region = region(150, n=2, heads=2, seed=3)
+    compressor = Given(key_granularity=granularity)
+    scores = compressor.score(given_region).flatten(0, 1)
+    groups = (given_region.positions // size).flatten(0, 1)
+    for keep in (1, 10, 77, 149):
+        kept = compressor.keep(given_region, keep).flatten(0, 1)
+        for score, group, indices in zip(scores.tolist(), groups.tolist(), kept.tolist(), strict=True):
+            members = {g: [i for i, own in enumerate(group) if own == g] for g in set(group)}
+            ranked = sorted(members, key=lambda g: -sum(score[i] for i in members[g]) / len(members[g]))  # noqa: B023
+            order = [i for g in ranked for i in sorted(members[g], key=lambda i: -score[i])]  # noqa: B023
+            assert indices == sorted(order[:keep])
+
+
+def test_ties_go_to_the_earlier_token_frame_and_chunk() -> None:
+    assert Given().keep(given([1, 2, 2, 2, 0]), 2).tolist() == [[[1, 2]]]
+    assert Given().keep(given([5.0] * 40), 7).tolist() == [[list(range(7))]]
+    assert Given(key_granularity="frame").keep(given([5.0] * 40), 9).tolist() == [[list(range(9))]]
+    assert Given(key_granularity="chunk").keep(given([5.0] * 40), 30).tolist() == [[list(range(30))]]
+    frames = [0.0] * FRAME + [1.0] * FRAME + [1.0] * FRAME + [0.5] * FRAME
+    kept = Given(key_granularity="frame").keep(given(frames), FRAME + 2)
+    assert kept.tolist() == [[list(range(FRAME, 2 * FRAME + 2))]]
+
+
+def test_groups_follow_positions_not_places_in_the_buffer() -> None:
+    """Of frame 0 one token is left, of frame 1 two: their means are 3, 2.5; frame 2 has 1."""
+    made = given([3, 4, 1, 1, 1, 1], positions=[6, 7, 13, 14, 15, 16])
+    assert Given(key_granularity="frame").keep(made, 1).tolist() == [[[0]]]
+    assert Given(key_granularity="frame").keep(made, 2).tolist() == [[[0, 1]]]
+    assert Given(key_granularity="chunk").keep(made, 3).tolist() == [[[0, 1, 2]]]
+
+
+def test_wrong_shape_of_scores_is_refused() -> None:
+    class Broken(Given):
+        def score(self, region: Region) -> Tensor:
+            return region.values[..., :-1, 0]
+
+    with pytest.raises(RuntimeError, match="given: scores"):
+        Broken().keep(region(9), 3)
+
+
+@pytest.mark.parametrize("length", [3, 33, 700])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_linear_redundancy_equals_the_naive_form(length: int, scale: float) -> None:
+    keys = scale * (torch.randn(2, 3, length, 16, generator=torch.Generator().manual_seed(length)) + 0.3)
+    keys[0, 0, 1] = 0.0  # a key of length zero is similar to nothing, not even to itself
+    keys[1, 1, 1] = keys[1, 1, 0]
+    linear, naive = redundancy(keys) * length, naive_redundancy(keys) * length
+    assert (linear - naive).abs().max() < 1e-5
+    assert naive.std() > 1e-2  # in units of the mean score: there is something to agree about
+
+
+def test_redundancy_by_hand() -> None:
+    """Unit keys a, a, b with a.b = 0 and lengths 2, 5, 1: mean similarities 1/3, 1/3, 0."""
+    keys = torch.tensor([[2.0, 0.0], [5.0, 0.0], [0.0, 1.0]]).reshape(1, 1, 3, 2)
+    e = math.exp(1 / 3)
+    expected = torch.tensor([[[e, e, 1.0]]]) / (2 * e + 1)
+    assert torch.allclose(redundancy(keys), expected, atol=1e-7)
+
+
+def test_importance_by_hand() -> None:
+    """One K/V head, two query heads: logits q.k/sqrt(2) are [1, 0, 0] and [0, 2, 0], so their maximum is [1, 2, 0]."""
+    keys = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]).reshape(1, 1, 3, 2)
+    root = math.sqrt(2)
+    queries = torch.tensor([[[root, 0.0]], [[0.0, 2 * root]]]).reshape(1, 2, 1, 2)
+    weights = [math.exp(1), math.exp(2), 1.0]
+    expected = torch.tensor(weights) / sum(weights)
+    assert torch.allclose(importance(keys, queries, 1)[0, 0], expected, atol=1e-7)
+    assert torch.allclose(importance(keys, queries, 3)[0, 0], expected[[1, 1, 1]], atol=1e-7)
+    other = torch.tensor([[[0.0, 0.0]], [[0.0, 0.0]]]).reshape(1, 2, 1, 2)
+    both = torch.cat([queries, other], dim=2)  # the second query attends evenly
+    assert torch.allclose(importance(keys, both, 1)[0, 0], (expected + 1 / 3) / 2, atol=1e-7)
+
+
+def test_query_heads_belong_to_their_own_kv_head() -> None:
+    made = region(30, n=2, heads=3, group=4)
+    assert made.queries is not None
+    together = importance(made.keys, made.queries, 7)
+    for head in range(3):
+        alone = importance(made.keys[:, head : head + 1], made.queries[:, 4 * head : 4 * head + 4], 7)
+        assert torch.allclose(together[:, head : head + 1], alone, atol=1e-7)
+
+
+def test_importance_in_blocks_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = region(40, heads=2, group=2, rows=23)
+    assert made.queries is not None
+    whole = importance(made.keys, made.queries, 5)
+    monkeypatch.setattr(module, "_LOGITS_PER_BLOCK", 40 * 4 * 5)
+    assert torch.allclose(importance(made.keys, made.queries, 5), whole, atol=1e-7)
+
+
+def test_score_mixes_importance_and_redundancy() -> None:
+    made = region(50, heads=2, group=3)
+    assert made.queries is not None
+    imp, red = importance(made.keys, made.queries, 7), redundancy(made.keys)
+    assert torch.allclose(ImportanceRedundancy().score(made), 0.07 * imp - 0.93 * red, atol=1e-8)
+    assert torch.allclose(ImportanceRedundancy(mix_lambda=1.0).score(made), imp, atol=1e-8)
+    unseen = replace(made, queries=None)
+    assert torch.allclose(ImportanceRedundancy(mix_lambda=0.25).score(unseen), -0.75 * red, atol=1e-8)
+
+
+def test_scores_are_fp32_for_bf16_keys() -> None:
+    made = region(400, heads=2, dim=32)
+    rounded = replace(made, keys=made.keys.bfloat16(), queries=None)
+    scores = ImportanceRedundancy().score(rounded)
+    assert torch.equal(scores, ImportanceRedundancy().score(replace(rounded, keys=rounded.keys.float())))
+    assert min(len(head.unique()) for head in scores.flatten(0, 1)) > 300
+
+
+@pytest.mark.parametrize(("granularity", "rows"), [("token", 50), ("frame", 60), ("chunk", 180)])
+def test_query_rows(granularity: str, rows: int) -> None:
+    compressor = ImportanceRedundancy(query_granularity=granularity)
+    assert compressor.query_rows(180, 60) == rows
+    assert compressor.query_rows(12, 4) == {"token": 12, "frame": 4, "chunk": 12}[granularity]
+    assert Recent().query_rows(180, 60) == SinkWindow().query_rows(180, 60) == Random().query_rows(180, 60) == 0
+
+
+def test_recent_and_sink_window() -> None:
+    made = given([0.0] * 30)
+    assert Recent().keep(made, 4).tolist() == [[[26, 27, 28, 29]]]
+    assert SinkWindow(sink=2 / 21).keep(made, 5).tolist() == [[[0, 1, 27, 28, 29]]]
+    assert SinkWindow(sink=0.0).keep(made, 5).tolist() == Recent().keep(made, 5).tolist()
+    assert SinkWindow(key_granularity="frame", sink=1 / 3).keep(made, 9).tolist() == [[[*range(7), 28, 29]]]
+
+
+def test_the_sink_survives_every_event() -> None:
+    """A second compression sees [sink | recent]; the sink is known by position."""
+    made = given([0.0] * 8, positions=[0, 1, 2, 3, 40, 41, 42, 43])
+    assert SinkWindow(sink=4 / 21).keep(made, 6).tolist() == [[[0, 1, 2, 3, 6, 7]]]
+
+
+def test_random_depends_on_seed_layer_and_event_only() -> None:
+    made = region(200, n=2, heads=2)
+    state = torch.random.get_rng_state()
+    first = Random(seed=5).keep(made, 100)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert torch.equal(first, Random(seed=5).keep(replace(made, keys=-made.keys, queries=None), 100))
+    others = [Random(seed=6).keep(made, 100)]
+    for layer, event in ((4, 1), (3, 2), (1, 3)):
+        others.append(Random(seed=5).keep(replace(made, layer=layer, event=event), 100))
+    assert all(not torch.equal(first, other) for other in others)
+    assert not torch.equal(first[0, 0], first[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: ImportanceRedundancy(mix_lambda=-0.01), "mix_lambda"),
+        (lambda: ImportanceRedundancy(mix_lambda=1.01), "mix_lambda"),
+        (lambda: ImportanceRedundancy(mix_lambda=math.nan), "mix_lambda"),
+        (lambda: ImportanceRedundancy(pool_kernel=4), "pool_kernel"),
+        (lambda: ImportanceRedundancy(pool_kernel=0), "pool_kernel"),
+        (lambda: ImportanceRedundancy(pool_kernel=-3), "pool_kernel"),
+        (lambda: ImportanceRedundancy(query_granularity="pixel"), "query_granularity"),
+        (lambda: Recent(key_granularity="block"), "key_granularity"),
+        (lambda: SinkWindow(sink=-1.0), "sink"),
+        (lambda: SinkWindow(sink=math.inf), "sink"),
+        (lambda: Random(seed=-1), "seed"),
+        (lambda: Random(seed=2**32), "seed"),
+    ],
+)
+def test_wrong_settings_name_their_field(make: Callable[[], Compressor], field: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        make()
+    assert caught.value.field == field
