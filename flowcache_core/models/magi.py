@@ -5,8 +5,8 @@ noise: ``x += velocity * dt`` (the sign is the reverse of the engine's; the adap
 
 Precision follows the original: embedders, rotary table, q/k norms, post norms, gates and head in fp32, the rest and the
 token stream in the dtype of the weights. One departure: the attention's output projection multiplies in the stream's
-dtype (kernels accumulate in fp32) where the original casts weights and input to fp32, which is slow on a GPU and changes
-only how the result is rounded. In fp32 the two are the same.
+dtype (kernels accumulate in fp32) where the original casts weights and input to fp32, which is slow on a GPU and only
+changes how the result is rounded. In fp32 the two are the same.
 
 Verified against the public code by the values in ``tests/golden`` for the plain layout. For the 24B layout (SwiGLU, 32
 channels of which the second 16 repeat the first, ``x_rescale``) shapes and settings come from the published config and
