@@ -153,7 +153,7 @@ class KVCompressor(io.ComfyNode):
             kv = settings(budget, method, dtype, device)
             patched = with_kv(model, kv)
         text = describe_budget(model, kv)
-        show_text(cls.hidden.unique_id, text)
+        show_text(getattr(cls.hidden, "unique_id", None), text)
         return io.NodeOutput(patched, ui=ui.PreviewText(text))
 
 

@@ -9,7 +9,8 @@ from comfy_api.latest import io
 
 from ..flowcache_core.solvers import SOLVERS
 from .adapters.naming import CATEGORY, naming
-from .adapters.sampler import PLANS, ChunkSampler, PlanChoice
+from .adapters.plan_choice import PLANS, PlanChoice
+from .adapters.sampler import ChunkSampler
 
 NAME = "AR Video Sampler (FlowCache)"
 
@@ -92,6 +93,18 @@ def fields() -> dict[str, list[io.Input]]:
                 tooltip=(
                     "Latent frames of a window that are the end of the one before it; whole chunks. Only with"
                     " window_frames."
+                ),
+                advanced=True,
+            ),
+            io.Float.Input(
+                "prefix_noise",
+                default=0.0,
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                tooltip=(
+                    "Noise level at which the model sees the clean prefix; 0.02 keeps long SkyReels-V2 videos from"
+                    " drifting."
                 ),
                 advanced=True,
             ),

@@ -72,8 +72,8 @@ class ChunkAttention:
             yield range(first, last), range(branches[first], branches[last - 1] + 1)
 
     def context(self, layer: int, branches: range, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values to attend to. Only the first evaluation of a branch is stored: what a guidance node of another
-        pack evaluates again, perturbed, must not become history.
+        """Keys and values to attend to. Only the first evaluation of a branch is stored: what a guidance node of
+        another pack evaluates again, perturbed, must not become history.
         """
         mine = {(layer, branch) for branch in branches}
         if self.written.isdisjoint(mine):

@@ -88,20 +88,33 @@ class Branches:
 
         Numbered from the last to the first, because the host stacks them so in a batch: a batch is then one slice.
         """
-        result: dict[Any, int] = {}
-        end = self.count
+        return {
+            entry["uuid"]: places[-1 - place]
+            for name, places in self.places.items()
+            for place, entry in enumerate(evaluated(conds[name], sigma))
+        }
+
+    @cached_property
+    def places(self) -> dict[str, range]:
+        """The branches of each conditioning."""
+        end, result = self.count, {}
         for name, width in self.widths.items():
-            for place, entry in enumerate(evaluated(conds[name], sigma)):
-                result[entry["uuid"]] = end - 1 - place
+            result[name] = range(end - width, end)
             end -= width
         return result
 
+    def nearest(self, branch: int, among: set[int]) -> int:
+        """One of ``among``, of the same conditioning if there is one."""
+        home = next(places for places in self.places.values() if branch in places)
+        return min(among, key=lambda other: (other not in home, other))
+
 
 def evaluated(entries: Sequence[Entry], sigma: float) -> list[Entry]:
-    """The entries whose range of noise levels ``sigma`` is in."""
+    """The entries whose range of noise levels ``sigma`` is in, both ends included, in the host's float32."""
+    level = torch.tensor(sigma, dtype=torch.float32)
     return [
         entry
         for entry in entries
-        if not ("timestep_start" in entry and sigma > entry["timestep_start"])
-        and not ("timestep_end" in entry and sigma < entry["timestep_end"])
+        if not ("timestep_start" in entry and level > entry["timestep_start"])
+        and not ("timestep_end" in entry and level < entry["timestep_end"])
     ]

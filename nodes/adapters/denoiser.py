@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.ldm.common_dit
 import comfy.samplers
 import torch
-from comfy.ldm.wan.model import sinusoidal_embedding_1d
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
@@ -20,13 +18,14 @@ from ...flowcache_core.kv.spec import KVSpec
 from ...flowcache_core.plan.base import Chunk
 from .attention import ChunkAttention
 from .branches import Branches
+from .embeddings import patch_embedding, time_modulation
 from .residual import Residuals
 from .rope import chunk_positions
 
 
 @dataclass(frozen=True)
 class Inpaint:
-    """What the host's inpainting needs, of the whole window: mask, known latents and their noise ``[B, C, F, H, W]``."""
+    """What the host's inpainting needs of a window: mask, known latents and their noise ``[B, C, F, H, W]``."""
 
     mask: Tensor
     latent_image: Tensor
@@ -41,12 +40,13 @@ class Inpaint:
 
 @dataclass
 class HostDenoiser:
-    """One run of a window. The guider runs everything other nodes have put on the model: CFG, LoRA, attention, wrappers.
+    """One run of a window. The guider runs all that other nodes have put on the model: CFG, LoRA, attention, wrappers.
 
     K/V is kept per branch, while the velocity handed out is guided already: one entry ``[1, B, ...]``.
 
-    clean: the newest clean prediction of the window ``[B, C, F, H, W]``, written as chunks are computed. leftover: whether
-    the schedule ends above 0, so that a finished chunk's K/V comes from its clean prediction.
+    clean: the newest clean prediction of the window ``[B, C, F, H, W]``, written as chunks are computed.
+    prefix_frames: of the window, which are clean from the start.
+    leftover: whether the schedule ends above 0, so that a finished chunk's K/V comes from its clean prediction.
     """
 
     guider: Any
@@ -54,6 +54,7 @@ class HostDenoiser:
     seed: int | None
     all_branches: Branches
     clean: Tensor
+    prefix_frames: int = 0
     leftover: bool = False
     inpaint: Inpaint | None = None
     written: dict[int, set[int]] = field(default_factory=dict)
@@ -74,8 +75,8 @@ class HostDenoiser:
         return kv_spec(self.model, latents.shape, self.branches, latents.device)
 
     def compute(self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
-        x = item.latents
-        only_kv = item.sigma == 0
+        x, only_kv = item.latents, item.sigma == 0
+        sigma = item.timestep / 1000 if only_kv else item.sigma
         if only_kv and self.leftover and item.chunk.index in self.written:
             x = self.frames(item.chunk)
         conds = self.all_branches.for_chunk(item.chunk.index)
@@ -84,18 +85,18 @@ class HostDenoiser:
             cache=cache,
             chunk=item.chunk,
             tokens=item.chunk.frames * cache.spec.tokens_per_frame,
-            table=self.all_branches.table(conds, item.sigma),
+            table=self.all_branches.table(conds, sigma),
             previous=options.get("optimized_attention_override"),
         )
         extra: dict[str, Any] = {"optimized_attention_override": attention}
         residuals = Residuals(len(self.transformer.blocks))
         if keep_residual:
             extra["patches_replace"] = residuals.capturing(options)
-        clean = self.predict(x, item.sigma, item.chunk, conds, extra)
-        self.complete(attention, cache)
-        self.frames(item.chunk).copy_(clean)
+        clean = self.predict(x, sigma, item.chunk, conds, extra)
+        self.complete(attention, cache, only_kv or item.step == cache.plan.steps - 1)
         if only_kv:
             return ChunkOutput(torch.zeros_like(x).unsqueeze(0))
+        self.frames(item.chunk).copy_(clean)
         return ChunkOutput(velocity(x, clean, item.sigma), residuals.take() if keep_residual else None)
 
     def from_residual(self, item: ChunkInput, branches: range, residual: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class HostDenoiser:
         return velocity(item.latents, clean, item.sigma)
 
     def window(self, latents: Tensor, timesteps: Sequence[float], branches: range) -> Tensor:
-        """Noise level 1 makes the host's clean prediction ``x - v``; the model itself is told one timestep per frame."""
+        """At noise level 1 the host's clean prediction is ``x - v``; the model itself is told a timestep per frame."""
 
         def per_frame(executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             return executor(x, torch.tensor(timesteps, device=timestep.device).expand(x.shape[0], -1), *args, **kwargs)
@@ -121,22 +122,17 @@ class HostDenoiser:
         clean = self.predict(latents, 1.0, whole, self.all_branches.for_chunk(0), {"wrappers": wrappers})
         flow = velocity(latents, clean, 1.0)
         sigmas = torch.tensor(timesteps, device=latents.device).view(1, 1, -1, 1, 1) / 1000
-        self.clean.copy_(latents - sigmas * flow[0])
+        self.clean[:, :, self.prefix_frames :] = (latents - sigmas * flow[0])[:, :, self.prefix_frames :]
         return flow
 
     def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:
         return velocity[0]
 
     def patch_embedding(self, item: ChunkInput) -> Tensor:
-        x = comfy.ldm.common_dit.pad_to_patch_size(item.latents, self.transformer.patch_size)
-        return self.transformer.patch_embedding(x.float())
+        return patch_embedding(self.transformer, item.latents)
 
     def time_modulation(self, timestep: float) -> Tensor:
-        transformer = self.transformer
-        dtype = self.model.get_dtype_inference()
-        time = torch.tensor([timestep], device=self.clean.device)
-        embedding = sinusoidal_embedding_1d(transformer.freq_dim, time).to(dtype)
-        return transformer.time_projection(transformer.time_embedding(embedding))
+        return time_modulation(self.model, timestep, self.clean.device)
 
     # -- one guider call -----------------------------------------------------------------------------------------------
 
@@ -162,8 +158,10 @@ class HostDenoiser:
         finally:
             self.guider.conds = everything
 
-    def complete(self, attention: ChunkAttention, cache: KVCache) -> None:
-        """Give branches that no entry has used yet in this chunk the K/V of one that was: a later chunk may need it."""
+    def complete(self, attention: ChunkAttention, cache: KVCache, final: bool) -> None:
+        """Give branches without K/V of this chunk that of one that has: a later chunk may need it. In a chunk's final
+        pass also those that were not evaluated now, whose K/V is of an earlier, noisier step.
+        """
         chunk = attention.chunk
         now = {branch for _, branch in attention.written}
         if not now:
@@ -171,13 +169,11 @@ class HostDenoiser:
             raise SettingError("conditioning", f"none for chunk {chunk.index}", accepted)
         known = self.written.setdefault(chunk.index, set())
         known |= now
-        for branch in set(range(self.branches)) - known:
-            source = min(now)
+        for branch in set(range(self.branches)) - (now if final else known):
+            source = self.all_branches.nearest(branch, now)
             for layer in range(cache.spec.layers):
-                own = (
-                    t[..., -attention.tokens :, :].clone()
-                    for t in cache.context(layer, range(source, source + 1), chunk)
-                )
+                stored = cache.context(layer, range(source, source + 1), chunk)
+                own = (tensor[..., -attention.tokens :, :].clone() for tensor in stored)
                 cache.write(layer, range(branch, branch + 1), chunk, *own)
             known.add(branch)
 
@@ -188,7 +184,7 @@ def velocity(x: Tensor, clean: Tensor, sigma: float) -> Tensor:
 
 
 def kv_spec(model: Any, latent_shape: Sequence[int], branches: int, device: Any) -> KVSpec:
-    """K/V of a host model for latents ``[B, C, F, H, W]``, in the dtype it computes in, which may not be its weights'."""
+    """K/V of a host model for latents ``[B, C, F, H, W]``, in the dtype it computes in, not that of its weights."""
     transformer = model.diffusion_model
     _, height, width = transformer.patch_size
     return KVSpec(

@@ -10,7 +10,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 
 def announce(guider: Any, chunk_frames: int, kv_bytes: int) -> None:
-    """For this run: what the host keeps free is one chunk's activations, since no more is computed at once, and all K/V.
+    """What the host keeps free in this run: activations of one chunk, since no more is computed at once, and all K/V.
 
     ``guider.model_options`` are the run's own copy.
     """

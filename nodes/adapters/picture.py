@@ -53,7 +53,7 @@ def legend(pen: ImageDraw.ImageDraw, corner: tuple[int, int], kinds: Sequence[st
 
 
 def step_map(pen: ImageDraw.ImageDraw, record: RunRecord, corner: tuple[int, int], cell: int) -> None:
-    """A row per chunk, a column per own step; a reused cell is filled as far as its distance is on the way to the threshold."""
+    """A row per chunk, a column per own step."""
     left, top = corner
     gap = 1 if cell > 4 else 0
     for row, kinds in enumerate(record.kinds):

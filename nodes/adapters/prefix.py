@@ -11,7 +11,7 @@ from ...flowcache_core.errors import require
 
 
 def given_latents(latent: Any, last_frames: int) -> Tensor:
-    """Frames of a LATENT input as the VAE made them, the last ``last_frames`` or all. SettingError when it has no video."""
+    """Frames of a LATENT input as the VAE made them, the last ``last_frames`` or all. SettingError without video."""
     samples = latent["samples"]
     shape = tuple(samples.shape)
     require(samples.ndim == 5, "prefix", shape, "video latents [B, C, F, H, W], from VAE Encode with a video VAE")
@@ -31,6 +31,29 @@ def masked_frames(denoise_mask: Tensor | None) -> int:
         return 0
     changed = (denoise_mask != 0).flatten(3).any(-1).any(0).any(0).tolist()
     return changed.index(True) if True in changed else len(changed)
+
+
+def clean_frames(
+    given: Tensor | None, options: Any, denoise_mask: Tensor | None, latent_image: Tensor, model: Any, like: Tensor
+) -> Tensor | None:
+    """The clean leading frames ``[B, C, frames, H, W]``, processed for the model, from whichever place has them.
+
+    given: of the sampler node. latent_image: processed. like: the latents to be sampled. SettingError when two places
+    have frames, or they do not fit.
+    """
+    masked, image = masked_frames(denoise_mask), start_image(options)
+    places = {
+        "prefix of this node": given is not None,
+        "the start image of AR Video I2V": image is not None,
+        "a noise mask that keeps the first frames": masked > 0,
+    }
+    found = [place for place, has in places.items() if has]
+    require(len(found) <= 1, "prefix", " and ".join(found), "one of them")
+    if masked:
+        require(masked < like.shape[2], "noise mask", "every frame kept", "a mask that leaves frames to be made")
+        return latent_image[:, :, :masked]
+    latents = image if given is None else given
+    return None if latents is None else fitted(latents, model, like)
 
 
 def fitted(prefix: Tensor, model: Any, like: Tensor) -> Tensor:

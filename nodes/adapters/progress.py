@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...flowcache_core.report.events import ChunkFinished, Event, RunStarted, StepTaken
+from ...flowcache_core.report.record import Recorder
 
 HostCallback = Callable[[int, Tensor, Tensor, int], None]
 """``callback(step, x0, x, total_steps)`` as the host's sampler nodes make it."""
@@ -32,14 +33,21 @@ class Progress:
     callback: HostCallback | None
     ends_clean: bool
     disable: bool
-    offset: int = 0
     done: int = 0
-    noted: set[str] = field(default_factory=set)
+    offset: int = field(default=0, init=False)
+    recorder: Recorder | None = field(default=None, init=False)
+    noted: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
         self.bar = tqdm(total=self.total, disable=self.disable, desc="chunk steps")
 
+    def begin(self, first_frame: int, recorder: Recorder) -> None:
+        """The next window, which starts at this frame of the video; its events go to ``recorder`` first."""
+        self.offset, self.recorder = first_frame, recorder
+
     def __call__(self, event: Event) -> None:
+        if self.recorder is not None:
+            self.recorder(event)
         if isinstance(event, RunStarted):
             for note in event.notes:
                 if note not in self.noted:

@@ -14,7 +14,7 @@ Replacement = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
 
 @dataclass
 class Residuals:
-    """Residuals of one guider call; the host may split the branches over several model calls, in the same order always."""
+    """Residuals of one guider call; the host may split branches over several model calls, always in the same order."""
 
     blocks: int
     taken: list[Tensor] = field(default_factory=list)

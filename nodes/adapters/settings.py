@@ -1,4 +1,4 @@
-"""What the patch nodes put on a MODEL: one immutable settings object, carried by the clone, read when sampling starts."""
+"""What the patch nodes put on a MODEL: one immutable settings object on the clone, read when sampling starts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ReuseSettings:
 
 @dataclass
 class RecordSlot:
-    """Where a sampler leaves the record of the last run of this MODEL, for the report node. A result, never run state."""
+    """Where a sampler leaves the record of this MODEL's last run, for the report node. A result, never run state."""
 
     record: RunRecord | None = None
 
@@ -106,6 +106,7 @@ def with_kv(model: Any, kv: KVSettings) -> Any:
 
 
 def _carry(model: Any, settings: FlowCacheSettings) -> Any:
+    refuse_other_caches(model.model_options)
     clone = model.clone()
     clone.model_options[KEY] = settings
     install_outer(clone)

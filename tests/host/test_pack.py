@@ -1,0 +1,74 @@
+"""The pack as the host sees it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hostkit import NODES, module
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPECTED = {
+    "FlowCacheLoadARModel": "Load AR Video Model",
+    "FlowCacheMiniModel": "FlowCache Mini Model",
+    "FlowCacheMiniPrompt": "FlowCache Mini Prompt",
+    "FlowCacheChunkwiseReuse": "FlowCache Chunkwise Reuse",
+    "FlowCacheKVCompressor": "KV Cache Compressor",
+    "FlowCacheARSampler": "AR Video Sampler (FlowCache)",
+    "FlowCachePromptSchedule": "AR Prompt Schedule",
+    "FlowCacheReport": "FlowCache Report",
+}
+
+
+def test_ids_and_names_are_the_published_ones():
+    assert {name: node.GET_SCHEMA().display_name for name, node in NODES.items()} == EXPECTED
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_schema_is_complete(name):
+    schema = NODES[name].GET_SCHEMA()
+    schema.validate()
+    assert schema.category == "FlowCache" and schema.description and schema.search_aliases
+    fields = [field for entry in schema.inputs for field in entry.get_all()] + list(schema.outputs)
+    assert fields and all(field.tooltip and field.tooltip.endswith(".") for field in fields)
+
+
+def test_host_finds_the_entry_and_the_web_folder():
+    pack = sys.modules["flowcache_pack"]
+    assert pack.WEB_DIRECTORY == "./web"
+    assert not hasattr(pack, "NODE_CLASS_MAPPINGS")  # it would make the host ignore comfy_entrypoint
+    assert str(ROOT) not in sys.path and sys.modules.get("nodes", pack).__file__ != str(ROOT / "nodes" / "__init__.py")
+
+
+def test_entry_imports_nothing_of_the_host():
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT.parent)!r}); import {ROOT.name} as pack; print(sorted(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/", check=True).stdout
+    assert "'torch'" not in out and "'comfy'" not in out
+
+
+def test_optional_extras_are_not_needed():
+    for name in ("matplotlib", "torchmetrics", "av"):
+        assert not any(
+            getattr(loaded, "__name__", "") == name and getattr(loaded, "__flowcache__", False)
+            for loaded in sys.modules.values()
+        )
+
+
+def test_every_preset_of_a_host_model_is_offered():
+    presets, rows = module("flowcache_core.presets"), module("nodes.reuse").preset_rows()
+    options = [option.key for option in NODES["FlowCacheChunkwiseReuse"].GET_SCHEMA().inputs[1].options]
+    assert options == ["custom", *rows] and rows
+    for model, name in rows.values():
+        assert presets.load_preset(model, name).policy.name != "never"
+
+
+def test_nodes_load_fast():
+    started = time.perf_counter()
+    for name in NODES:
+        NODES[name].GET_SCHEMA()
+    assert time.perf_counter() - started < 0.5
