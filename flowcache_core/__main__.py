@@ -12,6 +12,8 @@ from .errors import SettingError
 COMMANDS = {
     "demo": ".demo",
     "cost": ".cost_command",
+    "calibrate": ".calibrate.command",
+    "schedule": ".schedule_command",
     "train-mini": ".mini.train",
     "evaluate-mini": ".mini.evaluate",
 }

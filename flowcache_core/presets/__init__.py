@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from ..errors import SettingError, require
 from ..reuse.base import ReusePolicy
 from ..reuse.build import build_policy, build_quantity
 from ..reuse.quantity import Quantity
+from ..reuse.schedule import StaticSchedule
 
 FOLDER = Path(__file__).parent
 SCHEMA = 1
@@ -23,7 +24,8 @@ class Preset:
     """One row of a model's file.
 
     attention: the pattern the run uses. computed_steps: how many of a chunk's own steps are computed where that is
-    published or calibrated (the cost model counts with it), None where it depends on the video.
+    published or calibrated (the cost model counts with it), None where it depends on the video. requires: steps and
+    shift of the runs a calibrated table is for. curve: (share computed, dB) points the calibration measured.
     """
 
     model: str
@@ -33,6 +35,44 @@ class Preset:
     quantity: Quantity
     attention: str = "block-causal"
     computed_steps: int | None = None
+    requires: Mapping[str, float] | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+
+    def fit(self, steps: int, shift: float | None = None, *, rescale: bool = False) -> tuple[Preset, str | None]:
+        """This preset for a run of ``steps`` steps (and ``shift``, where it is known).
+
+        A calibrated table fits the steps and the shift it was made for. For others it is refused with a SettingError,
+        or with ``rescale`` stretched; the second value then says what changed.
+        """
+        if self.requires is None or not isinstance(self.policy, StaticSchedule):
+            return self, None
+        made_for, made_shift = int(self.requires["steps"]), self.requires["shift"]
+        same_shift = shift is None or abs(shift - made_shift) < 1e-6
+        if steps == made_for and same_shift:
+            return self, None
+        given = f"{steps} steps" + ("" if same_shift else f" at shift {shift:g}")
+        accepted = f"{made_for} steps at shift {made_shift:g}, or rescaling it"
+        require(rescale, f"preset {self.name}", given, accepted)
+        table = stretch(self.policy.computed, made_for, steps)
+        warning = (
+            f"preset {self.name} was calibrated for {made_for} steps at shift {made_shift:g}; stretched to {given}: "
+            f"{len(table)} steps computed, quality not known"
+        )
+        return replace(self, policy=replace(self.policy, computed=table), requires=None, curve=()), warning
+
+    def expected_psnr(self, share: float) -> float | None:
+        """dB that the calibration found at this share of computed steps; None outside what it measured."""
+        points = sorted(self.curve)
+        for (low, below), (high, above) in zip(points, points[1:], strict=False):
+            if low <= share <= high:
+                return below + (above - below) * (share - low) / (high - low)
+        return next((psnr for at, psnr in points if abs(at - share) < 0.01), None)
+
+
+def stretch(computed: Sequence[int], made_for: int, steps: int) -> tuple[int, ...]:
+    """The same shape of schedule on another number of steps; first and last step stay computed."""
+    scale = (steps - 1) / max(1, made_for - 1)
+    return tuple(sorted({round(step * scale) for step in computed} | {0, steps - 1}))
 
 
 def models() -> tuple[str, ...]:
@@ -44,9 +84,19 @@ def models() -> tuple[str, ...]:
 def model_file(model: str) -> Mapping[str, Any]:
     """A model's whole file: ``shape``, ``run`` and ``presets``."""
     require(model in models(), "model", model, ", ".join(models()))
-    content: dict[str, Any] = json.loads((FOLDER / f"{model}.json").read_text(encoding="utf-8"))
-    require(content.get("schema") == SCHEMA, f"presets/{model}.json schema", content.get("schema"), str(SCHEMA))
-    return content
+    return read_presets(FOLDER / f"{model}.json")
+
+
+def read_presets(path: Path) -> dict[str, Any]:
+    """A preset file, ours or a calibrated one. SettingError when it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingError("preset file", str(path), f"a JSON file of presets ({error})") from error
+    known = isinstance(content, dict) and content.get("schema") == SCHEMA and isinstance(content.get("presets"), dict)
+    require(known, "preset file", str(path), f'JSON with "schema": {SCHEMA} and "presets"')
+    result: dict[str, Any] = content
+    return result
 
 
 def preset_names(model: str) -> tuple[str, ...]:
@@ -54,11 +104,19 @@ def preset_names(model: str) -> tuple[str, ...]:
 
 
 def load_preset(model: str, name: str) -> Preset:
-    """SettingError naming the presets there are when ``name`` is none of them."""
-    rows = model_file(model)["presets"]
+    """SettingError naming the presets there are when ``name`` is none of them.
+
+    ``name`` may also be the path of a file that ``calibrate`` wrote for this model; its first preset is meant.
+    """
+    if name.endswith(".json"):
+        rows = read_presets(Path(name))["presets"]
+        name = next(iter(rows), "")
+    else:
+        rows = model_file(model)["presets"]
     if name not in rows:
         raise SettingError("preset", name, f"{', '.join(rows)} (model {model})")
     row = rows[name]
+    curve = row.get("evidence", {}).get("curve", ())
     return Preset(
         model=model,
         name=name,
@@ -67,4 +125,6 @@ def load_preset(model: str, name: str) -> Preset:
         quantity=build_quantity(row.get("quantity", "velocity")),
         attention=row.get("attention", "block-causal"),
         computed_steps=row.get("computed_steps"),
+        requires=row.get("requires"),
+        curve=tuple((point["share"], point["psnr"]) for point in curve),
     )

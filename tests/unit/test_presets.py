@@ -1,0 +1,69 @@
+"""Presets: every row of every file builds, and calibrated ones say what they fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flowcache_core.errors import SettingError
+from flowcache_core.presets import load_preset, model_file, models, preset_names, stretch
+from flowcache_core.reuse.forecast import Forecast
+from flowcache_core.reuse.schedule import StaticSchedule
+
+ROWS = [(model, name) for model in models() for name in preset_names(model)]
+
+
+@pytest.mark.parametrize(("model", "name"), ROWS)
+def test_every_row_builds_and_is_described(model, name):
+    preset = load_preset(model, name)
+    assert preset.text.endswith(".") and preset.policy.name == model_file(model)["presets"][name]["policy"]["name"]
+    if isinstance(preset.policy, StaticSchedule):
+        assert preset.computed_steps == len(preset.policy.computed)
+
+
+def calibrated(tmp_path, **changes):
+    row = {
+        "text": "Calibrated: 3 of 10 steps computed.",
+        "policy": {"name": "schedule", "warmup_steps": 1, "computed": [0, 4, 9]},
+        "quantity": {"name": "forecast", "order": 2},
+        "computed_steps": 3,
+        "requires": {"steps": 10, "shift": 3.0},
+        "evidence": {"curve": [{"share": 0.2, "psnr": 20.0}, {"share": 0.4, "psnr": 30.0}]},
+        **changes,
+    }
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"schema": 1, "presets": {"mine": row}}))
+    return str(path)
+
+
+def test_a_calibrated_file_is_a_preset(tmp_path):
+    preset = load_preset("mini", calibrated(tmp_path))
+    assert preset.name == "mine" and preset.quantity == Forecast(order=2)
+    assert preset.expected_psnr(0.3) == pytest.approx(25.0)
+    assert preset.expected_psnr(0.9) is None
+    assert preset.fit(10, 3.0) == (preset, None)
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(20, 3.0), (10, 5.0)])
+def test_another_run_is_refused_or_stretched_with_a_warning(tmp_path, steps, shift):
+    preset = load_preset("mini", calibrated(tmp_path))
+    with pytest.raises(SettingError, match=r"preset mine: got .*accepted: 10 steps at shift 3"):
+        preset.fit(steps, shift)
+    fitted, warning = preset.fit(steps, shift, rescale=True)
+    assert fitted.policy.computed == stretch((0, 4, 9), 10, steps)
+    assert fitted.policy.computed[-1] == steps - 1
+    assert warning and "calibrated for 10 steps at shift 3" in warning and fitted.expected_psnr(0.3) is None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 2, "presets": {}}', '{"schema": 1}'])
+def test_other_files_are_no_presets(tmp_path, text):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(SettingError, match="preset file"):
+        load_preset("mini", str(path))
+
+
+def test_unknown_names_list_the_presets_there_are():
+    with pytest.raises(SettingError, match=r"preset: got 'turbo', accepted: vanilla, .*model mini"):
+        load_preset("mini", "turbo")
