@@ -145,8 +145,11 @@ class Environment:
         """Make or repair the environment where needed and return its interpreter."""
         if not self.ready():
             with only_one(self.folder):
-                if not self.ready():
-                    self._install()
+                try:
+                    if not self.ready():
+                        self._install()
+                except OSError as error:
+                    raise DevError(f"{self.folder} could not be made: {error}") from error
         return self.python
 
     def _install(self) -> None:
@@ -161,8 +164,14 @@ class Environment:
                     "delete it, call dev.py with that Python, or use --no-venv."
                 )
             say(f"Making {self.folder} (Python {current}).")
-            clear = [] if state is None else ["--clear"]  # only what dev.py made is ever deleted
-            if run([sys.executable, "-m", "venv", *clear, self.folder]) != 0:
+            if state is not None:  # only what dev.py made is ever deleted
+                shutil.rmtree(self.folder)
+            self.folder.mkdir(exist_ok=True)
+            self._write_stamp(self.INSTALLING)
+            code = run([sys.executable, "-m", "venv", self.folder])
+            if code == INTERRUPTED:
+                raise KeyboardInterrupt
+            if code != 0:
                 raise DevError(
                     "Could not make a virtual environment: the lines above say why. "
                     "On Debian and Ubuntu: apt install python3-venv. Or use --no-venv."
@@ -174,8 +183,9 @@ class Environment:
                 "stop, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu and call again.)"
             )
         self._write_stamp(self.INSTALLING)
-        quiet = [] if sys.stdout.isatty() else ["--quiet"]
-        pip = [self.python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", *quiet]
+        pip: list[str | Path] = [self.python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input"]
+        if not sys.stdout.isatty():
+            pip.append("--quiet")
         code = run([*pip, "-r", self.requirements])
         if code == INTERRUPTED:
             raise KeyboardInterrupt

@@ -58,7 +58,6 @@ def test_first_call_makes_and_installs_and_the_second_does_nothing(
 ) -> None:
     assert environment.prepare() == environment.python
     assert modules(started) == ["venv", "pip"]
-    assert "--clear" not in started[0]
     assert started[1][0] == str(environment.python)
     assert started[1][-2:] == ["-r", str(environment.requirements)]
     environment.prepare()
@@ -77,26 +76,25 @@ def test_changed_requirements_are_installed_into_the_same_environment(
 
 def test_killed_installation_is_made_anew(environment: dev.Environment, started: list[Command]) -> None:
     fake_venv(environment)
+    (environment.folder / "half a package").touch()
     environment.stamp.write_text("installing\n")
     environment.prepare()
     assert modules(started) == ["venv", "pip"]
-    assert "--clear" in started[0]
+    assert not (environment.folder / "half a package").exists()
     assert environment.ready()
 
 
-def test_stamp_says_installing_while_pip_runs(environment: dev.Environment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stamp_says_installing_until_all_is_in(environment: dev.Environment, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def run(command: Sequence[str | Path], *_: object) -> int:
-        if "venv" in command:
-            fake_venv(environment)
-        else:
-            seen.append(environment.stamped())
+        seen.append(environment.stamped())
+        fake_venv(environment)
         return 0
 
     monkeypatch.setattr(dev, "run", run)
     environment.prepare()
-    assert seen == ["installing"]
+    assert seen == ["installing", "installing"]
     assert environment.stamped() == environment.wanted()
 
 
@@ -106,7 +104,8 @@ def test_environment_of_ours_for_another_python_is_made_anew(
     fake_venv(environment, version="3.9")
     environment.stamp.write_text("python 3.9 requirements 0\n")
     environment.prepare()
-    assert "--clear" in started[0]
+    assert modules(started) == ["venv", "pip"]
+    assert environment.version() == HERE
 
 
 def test_environment_made_by_hand_is_used_and_never_deleted(
@@ -137,6 +136,13 @@ def test_failure_of_a_step_is_told_and_leaves_no_valid_stamp(
     with pytest.raises(dev.DevError, match=message):
         environment.prepare()
     assert not environment.ready()
+
+
+def test_a_folder_that_cannot_be_made_is_told(environment: dev.Environment, started: list[Command]) -> None:
+    environment.folder.write_text("a file in its place")
+    with pytest.raises(dev.DevError, match=r"\.venv could not be made: .*exists"):
+        environment.prepare()
+    assert started == []
 
 
 def test_ctrl_c_in_pip_is_an_interrupt_not_a_failure(
