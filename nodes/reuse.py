@@ -17,7 +17,7 @@ from .adapters.settings import ReuseSettings, with_reuse
 NAME = "FlowCache Chunkwise Reuse"
 CUSTOM = "custom"
 DEVICES = {"same as the model": None, "cpu": "cpu"}
-_MODELS_OF_THE_HOST = ("wan",)
+_NOT_IN_THE_HOST = ("magi",)
 
 
 def preset_rows() -> dict[str, tuple[str, str]]:
@@ -25,7 +25,7 @@ def preset_rows() -> dict[str, tuple[str, str]]:
     rows: dict[str, tuple[str, str]] = {}
     for model in presets.models():
         content = presets.model_file(model)
-        if content["shape"]["kind"] in _MODELS_OF_THE_HOST:
+        if content.get("shape", {}).get("kind") not in _NOT_IN_THE_HOST:
             for name, row in content["presets"].items():
                 if row["policy"]["name"] != "never":
                     rows[f"{model}: {name}"] = (model, name)
