@@ -457,13 +457,16 @@ def load_wan(path: str | Path, dtype: torch.dtype | None = None) -> WanTransform
     Keys may stand under a common prefix (``model.diffusion_model.``). ``dtype`` defaults to that of the file's
     attention weights. SettingError when the file is damaged, runs code or holds another architecture.
     """
-    name = f"checkpoint {Path(path).name}"
     tensors, metadata = read_state_dict(path)
-    anchor = "patch_embedding.weight"
-    prefix = next((key[: -len(anchor)] for key in tensors if key.endswith(anchor)), None)
-    if prefix is None:
-        raise SettingError(name, f"no {anchor}", "a Wan 2.1 text-to-video transformer under official key names")
-    state_dict = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    return wan_from_tensors(tensors, metadata, path, dtype)
+
+
+def wan_from_tensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: str | Path, dtype: torch.dtype | None = None
+) -> WanTransformer:
+    """What :func:`load_wan` makes of a file's content. ``path`` is only named in errors."""
+    name = f"checkpoint {Path(path).name}"
+    state_dict = without_prefix(tensors, path)
     try:
         config = WanConfig.from_state_dict(state_dict, metadata)
     except SettingError as error:
@@ -473,3 +476,13 @@ def load_wan(path: str | Path, dtype: torch.dtype | None = None) -> WanTransform
     load_strict(model, state_dict, path)
     model = model.to(dtype or state_dict["blocks.0.self_attn.q.weight"].dtype)
     return model.eval().requires_grad_(False)
+
+
+def without_prefix(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The transformer's tensors under their official names; those of other models in the same file are left out."""
+    anchor = "patch_embedding.weight"
+    prefix = next((key[: -len(anchor)] for key in tensors if key.endswith(anchor)), None)
+    if prefix is None:
+        accepted = "a Wan 2.1 text-to-video transformer under official key names"
+        raise SettingError(f"checkpoint {Path(path).name}", f"no {anchor}", accepted)
+    return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
