@@ -1,4 +1,4 @@
-"""``python dev.py bench [NAME ...]``: benchmarks by name; without names, those that need nothing but this repository."""
+"""``python dev.py bench [NAME ...]``: benchmarks by name; without names, those that need only this repository."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ BENCHMARKS = {
     "overhead": "speed-up against the FLOPs' promise; cost of engine, policy and events",
     "compression": "quality of every compressor at half the history",
     "reuse": "quality of chunkwise reuse and TeaCache",
+    "curve": "quality against compute for every method (long)",
+    "ablation": "the paper's tables 2, 5 and 6 on the mini model, with pictures",
+    "cuda": "step times and peak memory of the 1.3B shape with random weights; needs a CUDA device",
 }
-DEFAULT = ("redundancy", "length", "overhead", "compression", "reuse")
+DEFAULT = ("redundancy", "length", "overhead", "compression", "reuse", "ablation")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -79,7 +79,7 @@ class Point:
     def row(self, steps: int) -> dict[str, Any]:
         return {
             "share": len(self.computed) / steps,
-            "computed_steps": len(self.computed),
+            "computed": list(self.computed),
             "order": self.order,
             "psnr": round(self.psnr, 2),
             "psnr_p10": round(self.psnr_p10, 2),

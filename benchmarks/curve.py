@@ -1,0 +1,183 @@
+"""Quality against compute for every method, on the same model, plans, prompts and seeds.
+
+    python dev.py bench curve            the blockwise setup of the README, all methods
+    python -m benchmarks.curve --setup staggered --pairs 8 --methods ours,teacache
+
+Rows are saved as they are made; a second call goes on where the first stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from flowcache_core.denoiser import ChunkInput, ChunkOutput
+from flowcache_core.engine import generate
+from flowcache_core.kv.cache import KVCache
+from flowcache_core.kv.settings import KVSettings
+from flowcache_core.models.wan_denoiser import WanDenoiser
+from flowcache_core.presets import load_preset, model_file, stretch
+from flowcache_core.reuse.chunkwise import Chunkwise
+from flowcache_core.reuse.distance import LatentDistance, PatchDistance, TimeDistance
+from flowcache_core.reuse.easycache import EasyCache
+from flowcache_core.reuse.forecast import Forecast, Offset, Taylor
+from flowcache_core.reuse.interval import Interval
+from flowcache_core.reuse.magcache import MagCache
+from flowcache_core.reuse.quantity import Residual, Velocity
+from flowcache_core.reuse.schedule import StaticSchedule
+from flowcache_core.reuse.teacache import TeaCache
+from flowcache_core.solvers.unipc import UniPC
+
+from .mini_runs import Comparison, Pair, Row, Setup, mini, pairs
+from .results import FOLDER, save
+
+SETUPS: dict[str, tuple[Setup, dict[str, Any]]] = {
+    "blockwise": (Setup(chunks=4), {}),
+    "staggered": (Setup("staggered", chunks=4), {}),
+    "unipc": (Setup(chunks=4, solver=UniPC()), {}),
+    "guidance 1": (Setup(chunks=4, guidance=1.0), {}),
+    "20 steps": (Setup(chunks=4, steps=20), {}),
+    "compressed": (Setup(chunks=6), {"kv": KVSettings(budget=2.0)}),
+}
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+SHIPPED = ("fast", "balanced", "slow")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One point of one method: engine settings, or another number of steps."""
+
+    name: str
+    point: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    setup: Setup | None = None
+
+
+def magnitude_curve(setup: Setup, batch: Sequence[Pair]) -> tuple[float, ...]:
+    """MagCache's offline curve on this model: mean |r_t| / |r_(t-1)| of the residual, from one uncached run."""
+    model = mini()
+    norms: list[float] = []
+
+    class Measuring(WanDenoiser):
+        def compute(
+            self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False
+        ) -> ChunkOutput:
+            output = super().compute(item, branches, cache, keep_residual=True)
+            if item.step < setup.steps and output.residual is not None:  # not the clean pass
+                norms.append(output.residual.float().norm(dim=-1).mean().item())
+            return output
+
+    one = replace(setup, chunks=1)
+    prompt = torch.cat([model.encode_prompt(text) for text, _ in batch])
+    denoiser = Measuring(model.transformer, {0: (prompt, model.encode_prompt("").expand_as(prompt))}, setup.guidance)
+    noise = torch.cat([model.noise(1, seed) for _, seed in batch])
+    generate(denoiser, one.settings(model), noise)
+    return (1.0, *(b / a for a, b in zip(norms, norms[1:], strict=False)))
+
+
+def methods(setup: Setup, calibration: Sequence[Pair]) -> Iterator[Method]:
+    """Every method at six settings or more; ours first."""
+    steps = setup.steps
+    for name in SHIPPED:
+        preset, _ = load_preset("mini", name).fit(steps, mini().shift, rescale=True)
+        yield Method("ours (shipped)", name, {"policy": preset.policy, "quantity": preset.quantity})
+    for share, table, order in calibrated_tables():
+        if steps != 50:
+            table = stretch(table, 50, steps)
+        changes = {"policy": StaticSchedule(computed=table), "quantity": Forecast(order=order)}
+        yield Method("ours (calibrated)", f"{share:.0%}", changes)
+    warm = min(5, max(1, steps // 5))
+    for interval in (2, 3, 4, 5, 6, 8):
+        fixed = Interval(interval=interval, warmup_steps=2)
+        yield Method("fixed interval, velocity", str(interval), {"policy": fixed, "quantity": Velocity()})
+        for order in (1, 2):
+            yield Method(f"fixed interval, taylor {order}", str(interval), {"policy": fixed, "quantity": Taylor(order)})
+    for share in SHARES:
+        fewer = max(2, round(share * steps))
+        yield Method("fewer steps, euler", str(fewer), setup=replace(setup, steps=fewer))
+        yield Method("fewer steps, unipc", str(fewer), setup=replace(setup, steps=fewer, solver=UniPC()))
+    curve = magnitude_curve(setup, calibration)
+    for threshold, cap in ((0.03, 2), (0.06, 3), (0.12, 4), (0.24, 6), (0.5, 8), (1.0, 12)):
+        policy = MagCache(threshold=threshold, max_reuses=cap, curve=curve, warmup_steps=warm)
+        yield Method("magcache", f"{threshold:g}/{cap}", {"policy": policy, "quantity": Residual()})
+    for threshold in (0.02, 0.04, 0.08, 0.15, 0.3, 0.6):
+        time = TimeDistance()
+        teacache = TeaCache(threshold=threshold, warmup_steps=warm, distance=time)
+        yield Method("teacache, time", f"{threshold:g}", {"policy": teacache, "quantity": Residual()})
+    for threshold in (0.03, 0.05, 0.08, 0.12, 0.2, 0.3):
+        eq8 = Chunkwise(threshold=threshold, warmup_steps=warm, distance=LatentDistance())
+        yield Method("chunkwise (Eq. 8), latent", f"{threshold:g}", {"policy": eq8, "quantity": Velocity()})
+        patch = replace(eq8, distance=PatchDistance())
+        yield Method("chunkwise (Eq. 8), patch", f"{threshold:g}", {"policy": patch, "quantity": Residual()})
+        easy = EasyCache(threshold=threshold, warmup_steps=warm)
+        yield Method("easycache", f"{threshold:g}", {"policy": easy, "quantity": Offset()})
+
+
+def calibrated_tables() -> list[tuple[float, tuple[int, ...], int]]:
+    """Share, table and order of every point on the shipped presets' calibration curve."""
+    row = model_file("mini")["presets"][SHIPPED[0]]
+    return [(p["share"], tuple(p["computed"]), p["order"]) for p in row["evidence"]["curve"]]
+
+
+def stored(name: str) -> dict[str, Any]:
+    path = FOLDER / f"{name}.json"
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else {}
+    return content
+
+
+def draw(rows: Sequence[dict[str, Any]], title: str, path: str) -> None:
+    """PSNR over computed share, one line a method."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for name in dict.fromkeys(row["method"] for row in rows):
+        points = sorted((row["computed"], row["psnr"]) for row in rows if row["method"] == name)
+        ours = name.startswith("ours")
+        style: dict[str, Any] = {"linewidth": 2.6, "zorder": 3} if ours else {"linewidth": 1.2, "alpha": 0.85}
+        marker = "*" if name == "ours (shipped)" else "o"
+        axes.plot(*zip(*points, strict=True), marker=marker, markersize=12 if marker == "*" else 4, label=name, **style)
+    axes.set_xlabel("share of the steps computed")
+    axes.set_ylabel("PSNR against the uncached run, dB (median)")
+    axes.set_title(title)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table, save it, and draw the curve."""
+    p = argparse.ArgumentParser("curve", description=__doc__)
+    p.add_argument("--setup", default="blockwise", choices=list(SETUPS))
+    p.add_argument("--pairs", type=int, default=16)
+    p.add_argument("--methods", help="comma-separated beginnings of method names")
+    options = p.parse_args(argv)
+    setup, base = SETUPS[options.setup]
+    name = f"curve-{options.setup.replace(' ', '-')}"
+    figures = stored(name)
+    rows: list[dict[str, Any]] = figures.get("rows", []) if figures.get("pairs") == options.pairs else []
+    done = {(row["method"], row["point"]) for row in rows}
+    wanted = tuple(options.methods.split(",")) if options.methods else ("",)
+    comparison = Comparison(setup, pairs(1000, options.pairs), **base)
+    print(Row.HEADER)
+    for method in methods(setup, pairs(5000, 4)):
+        if (method.name, method.point) in done or not method.name.startswith(wanted):
+            continue
+        row = comparison.row(f"{method.name} {method.point}", setup=method.setup, **method.changes)
+        print(row, flush=True)
+        rows.append({"method": method.name, "point": method.point, **asdict(row)})
+        save(name, {"setup": options.setup, "pairs": options.pairs, "rows": rows})
+    draw(rows, f"{options.setup}, {setup.steps} steps, guidance {setup.guidance:g}", str(FOLDER / f"{name}.png"))
+    print(f"saved: {FOLDER / name}.json, .png")
+    return 0
+
+
+if __name__ == "__main__":
+    import sys
+
+    raise SystemExit(main(sys.argv[1:]))
