@@ -1,0 +1,145 @@
+"""Command that samples the mini model and counts how often it does what the prompt says."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..engine import EngineSettings, generate
+from ..models.wan_denoiser import WanDenoiser
+from ..plan.blockwise import blockwise
+from ..schedule import shifted
+from . import MiniModel, data, load_mini
+from .measure import JOURNEY, Measured, measure
+
+
+@dataclass(frozen=True)
+class Score:
+    """Shares of 64 (or more) clips. `colour`: frames of the right colour; `area`: clips within 30 % in every chunk."""
+
+    samples: int
+    chunks: int
+    steps: int
+    guidance: float
+    colour: float
+    direction: float
+    area: float
+    shape: float
+    alive: float  # frames with a shape in them
+
+
+def sample(
+    mini: MiniModel,
+    prompts: list[str],
+    *,
+    chunks: int,
+    steps: int,
+    guidance: float,
+    seed: int = 0,
+    clean_pass: bool = True,
+) -> Tensor:
+    """Videos [N, 3, T, 64, 64] in -1..1 of the prompts, chunk after chunk, all in one batch."""
+    text = torch.cat([mini.encode_prompt(prompt) for prompt in prompts])
+    null = mini.encode_prompt("").expand_as(text)
+    device = next(mini.transformer.parameters()).device
+    denoiser = WanDenoiser(mini.transformer, {0: (text.to(device), null.to(device))}, guidance)
+    settings = EngineSettings(
+        plan=blockwise(chunks * mini.chunk_frames, mini.chunk_frames, steps),
+        schedule=shifted(steps, mini.shift),
+        clean_pass=clean_pass,
+    )
+    latents = generate(denoiser, settings, mini.noise(chunks, seed, len(prompts)))
+    return torch.cat([mini.vae.decode(part) for part in latents.split(8)]).cpu()
+
+
+def score(clips: list[data.Clip], videos: Tensor, *, steps: int, guidance: float) -> Score:
+    """Compares what the videos show with what the clips' prompts say."""
+    found = [measure(video) for video in videos]
+    frames = videos.shape[2]
+    colour = [name == clip.colour for clip, m in zip(clips, found) for name in m.colours]
+    return Score(
+        samples=len(clips),
+        chunks=1 + (frames - 1) // (4 * 3),
+        steps=steps,
+        guidance=guidance,
+        colour=_share(colour),
+        direction=_share([m.direction == clip.direction for clip, m in zip(clips, found)]),
+        area=_share([_steady(m) for m in found]),
+        shape=_share([m.shape == clip.shape for clip, m in zip(clips, found)]),
+        alive=_share([area > 50 for m in found for area in m.areas.tolist()]),
+    )
+
+
+def _steady(found: Measured) -> bool:
+    """Whether each later chunk's mean area lies within 30 % of the first chunk's."""
+    parts = [found.areas[:9].mean(), *(part.mean() for part in found.areas[9:].split(12))]
+    return all(0.7 * parts[0] <= part <= 1.3 * parts[0] for part in parts)
+
+
+def _share(answers: list[bool]) -> float:
+    return round(sum(answers) / max(1, len(answers)), 4)
+
+
+def contact_sheet(videos: Tensor, prompts: list[str], path: Path, columns: int = 12) -> None:
+    """Writes a picture with a row per prompt and evenly spaced frames. Needs Pillow."""
+    from PIL import Image, ImageDraw
+
+    scale, margin, gap = 2, 200, 4
+    side = data.FRAME_SIZE * scale
+    chosen = torch.linspace(0, videos.shape[2] - 1, columns).round().long()
+    sheet = Image.new("RGB", (margin + columns * (side + gap), len(prompts) * (side + gap)), (24, 24, 28))
+    draw = ImageDraw.Draw(sheet)
+    for row, (video, prompt) in enumerate(zip(videos, prompts)):
+        top = row * (side + gap)
+        draw.text((8, top + side // 2 - 8), prompt.replace(" moving", "\nmoving"), fill=(230, 230, 230))
+        pixels = ((video[:, chosen] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
+        for column, picture in enumerate(pixels):
+            frame = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
+            sheet.paste(frame, (margin + column * (side + gap), top))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, optimize=True)
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="evaluate-mini", description=__doc__)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--chunks", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the score here too")
+    parser.add_argument("--picture", type=Path, help="write a contact sheet of the first clips here")
+    parser.add_argument("--rows", type=int, default=8, help="clips on the contact sheet")
+    options = parser.parse_args(argv)
+    mini = load_mini()
+    clips = data.random_clips(options.samples, seed=10_000 + options.seed)
+    prompts = [clip.prompt for clip in clips]
+    videos = sample(
+        mini, prompts, chunks=options.chunks, steps=options.steps, guidance=options.guidance, seed=options.seed
+    )
+    result = score(clips, videos, steps=options.steps, guidance=options.guidance)
+    print(f"{options.samples} clips of {options.chunks} chunks, {options.steps} steps, guidance {options.guidance:g}")
+    print(f"right colour, share of frames            {result.colour:7.1%}")
+    print(f"right direction in the first {JOURNEY} frames   {result.direction:7.1%}")
+    print(f"area within 30 % in every chunk          {result.area:7.1%}")
+    print(f"right shape                              {result.shape:7.1%}")
+    print(f"frames with a shape                      {result.alive:7.1%}")
+    print(json.dumps(asdict(result)))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    if options.picture:
+        contact_sheet(videos[: options.rows], prompts[: options.rows], options.picture)
+    return 0
+
+
+if __name__ == "__main__":
+    import sys
+
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,56 @@
+"""The mini model's language: a few words, their vectors, and `encode_prompt`.
+
+Wan's cross-attention has no sense of word order, so each token carries its word, its position and the sum of the whole
+sentence, as the output of a contextual text encoder would. The vectors are fixed and orthogonal; nothing is
+learned or stored here, the transformer's own text projection does the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import torch
+from torch import Tensor
+
+from .data import COLOURS, DIRECTIONS, SHAPES
+
+TEXT_DIM = 64
+TOKENS = 8
+FILLERS = ("a", "moving")
+VOCABULARY: tuple[str, ...] = (*FILLERS, *COLOURS, *SHAPES, *DIRECTIONS)
+
+
+def encode_prompt(text: str) -> Tensor:
+    """Embedding [1, 8, 64] of a prompt such as "a red circle moving right"; "" is the null prompt.
+
+    Case, punctuation and repeated blanks do not matter. Words may be left out; what is not said is left to chance.
+
+    Raises:
+        ValueError: a word is not in the vocabulary, or there are more words than tokens. The message lists what is
+            accepted.
+    """
+    words = re.findall(r"[^\s,.;:!?]+", text.lower())
+    unknown = [word for word in words if word not in VOCABULARY]
+    if unknown:
+        raise ValueError(f"the mini model does not know '{unknown[0]}'; it knows: {', '.join(VOCABULARY)}")
+    if len(words) > TOKENS:
+        raise ValueError(f"the prompt has {len(words)} words; the mini model reads at most {TOKENS}")
+    word_vectors, position_vectors = _vectors()
+    tokens = position_vectors.clone()
+    if words:
+        said = word_vectors[[VOCABULARY.index(word) for word in words]]
+        meant = said[[i for i, word in enumerate(words) if word not in FILLERS]]
+        tokens[: len(words)] += said
+        tokens += meant.sum(0) if len(meant) else 0
+    return tokens[None]
+
+
+@functools.lru_cache(maxsize=1)
+def _vectors() -> tuple[Tensor, Tensor]:
+    """Word vectors and position vectors (half as long): rows of the 64x64 Hadamard matrix, so all are orthogonal."""
+    rows = torch.ones(1, 1)
+    while len(rows) < TEXT_DIM:
+        rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
+    words = len(VOCABULARY)
+    return rows[1 : 1 + words], rows[1 + words : 1 + words + TOKENS] / 2

@@ -1,0 +1,119 @@
+"""Command that makes the mini model's weights: the autoencoder first, then the transformer on its latents.
+
+Both schedules follow the clock: `--minutes` says how long each may take, whatever the machine. The committed weights
+carry their own steps, seed and loss in their metadata.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..models.wan_vae import load_wan_vae
+from . import TRANSFORMER_FILE, VAE_FILE, WEIGHTS, data, metadata
+from .transformer_training import CONFIG, FIRST_CLIPS, PHASES, encode_ahead, train_transformer
+from .vae_training import train_decoder, train_vae
+
+KINDS = len(data.COLOURS) * len(data.SHAPES) * len(data.DIRECTIONS)
+DATA = f"generated clips of one moving shape, {KINDS} combinations of colour, shape and direction"
+
+
+STAGES = ("vae", "decoder", "encode", "transformer", "all")
+STAGES_HELP = (
+    "vae: the autoencoder; decoder: only its decoder, for longer; transformer: on the latents of clips; "
+    "encode: clips for a transformer training that runs beside this; all (default): vae, then transformer"
+)
+
+
+def main(argv: list[str]) -> int:
+    """Entry of `python -m flowcache_core train-mini`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="train-mini", description=__doc__)
+    parser.add_argument("--stage", choices=STAGES, default="all", help=STAGES_HELP)
+    parser.add_argument("--minutes", type=float, help="time for each stage (default: vae 24, transformer 70)")
+    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights (default: the bundled ones)")
+    parser.add_argument("--work", type=Path, default=Path(".runs"), help="folder for the checkpoints")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(argv)
+    name = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    shared = {"seed": options.seed, "device": device, "resume": options.resume, "say": _say}
+    if options.stage in ("vae", "all"):
+        vae, figures = train_vae(minutes=options.minutes or 24, checkpoint=options.work / "vae.pt", **shared)
+        save_vae(vae, options.out / VAE_FILE.name, options.seed, figures)
+    vae_file = options.out / VAE_FILE.name
+    if options.stage == "decoder":
+        vae = load_wan_vae(vae_file, device=device)
+        before = {key: value for key, value in metadata(vae_file).items() if key in ("steps", "loss")}
+        pool = PHASES[0].pool(vae, options.seed, options.work / "clips")
+        pool.take_files(FIRST_CLIPS)
+
+        def keep(step: int) -> None:
+            save_vae(vae, vae_file, options.seed, {**before, "decoder_steps": step})
+            pool.take_files(0)
+
+        def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            return pool.draw_video(1, generator)
+
+        time = options.minutes or 20
+        figures = train_decoder(vae, draw, minutes=time, seed=options.seed, say=_say, keep=keep)
+        save_vae(vae, vae_file, options.seed, {**before, **figures})
+    if options.stage == "encode":
+        folder = options.work / "clips"
+        encode_ahead(load_wan_vae(vae_file, device=device), seed=options.seed, folder=folder, say=_say)
+    if options.stage in ("transformer", "all"):
+        transformer, figures = train_transformer(
+            load_wan_vae(vae_file, device=device),
+            minutes=options.minutes or 70,
+            checkpoint=options.work / "transformer.pt",
+            **shared,
+        )
+        save_transformer(transformer, options.out / TRANSFORMER_FILE.name, options.seed, figures)
+    return 0
+
+
+def save_vae(vae: nn.Module, path: Path, seed: int, figures: Mapping[str, float | str]) -> None:
+    """Writes fp32 weights: a host that sees an fp16 autoencoder may take it for another kind."""
+    tensors = {key: value.detach().float().cpu().contiguous() for key, value in vae.state_dict().items()}
+    _write(path, tensors, {"title": "FlowCache mini model: video autoencoder", **_provenance(seed, figures)})
+
+
+def save_transformer(transformer: nn.Module, path: Path, seed: int, figures: Mapping[str, float | str]) -> None:
+    """Writes fp16 weights with the sizes that a host cannot infer in their metadata."""
+    tensors = {key: value.detach().half().cpu().contiguous() for key, value in transformer.state_dict().items()}
+    sizes = {"num_heads": CONFIG.num_heads, "text_dim": CONFIG.text_dim, "freq_dim": CONFIG.freq_dim}
+    config = json.dumps({"transformer": {"causal_ar": True, **sizes}})
+    title = "FlowCache mini model: text-to-video transformer"
+    _write(path, tensors, {"config": config, "title": title, **_provenance(seed, figures)})
+
+
+def _provenance(seed: int, figures: Mapping[str, float | str]) -> dict[str, str]:
+    facts = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in figures.items()}
+    today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    return {**facts, "seed": str(seed), "data": DATA, "date": today, "license": "same as the project"}
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(tensors, partial, metadata=metadata)
+    partial.replace(path)  # never written in place: whoever has the old file open keeps reading it
+    _say(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    import sys
+
+    raise SystemExit(main(sys.argv[1:]))

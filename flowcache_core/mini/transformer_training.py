@@ -1,0 +1,184 @@
+"""Trains the mini model's transformer on latents of generated clips, with a noise level of its own for every chunk.
+
+Encoding clips costs more than a training step may, so the data set starts small and grows while it is drawn from.
+Short clips come first, long ones in the last part, when there is motion to continue.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..models.wan import WanConfig, WanTransformer
+from ..models.wan_vae import WanVAE
+from .clip_pool import CHUNK_FRAMES, ClipPool
+from .noise_levels import chunk_sigmas
+from .optim import Muon
+from .text import TEXT_DIM
+
+CONFIG = WanConfig(dim=128, ffn_dim=512, num_layers=6, num_heads=4, text_dim=TEXT_DIM, freq_dim=256)
+MUON_RATE, ADAM_RATE = 0.015, 2e-3
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Part of the training: `until` which share of it, clips of how many chunks, how many per step.
+
+    The clips are beginnings of clips of `pool_chunks` chunks, of which there are up to `clips`.
+    """
+
+    until: float
+    chunks: int
+    batch: int
+    pool_chunks: int
+    clips: int
+
+    def pool(self, vae: WanVAE, seed: int, folder: Path) -> ClipPool:
+        return ClipPool(vae, self.pool_chunks, seed * 1_000_003 + self.pool_chunks, folder)
+
+
+PHASES = (Phase(0.25, 2, 24, 4, 1536), Phase(0.7, 4, 12, 4, 3072), Phase(1.01, 8, 6, 8, 1024))
+FIRST_CLIPS = 256  # enough to start a phase with; then at least one more for every fourth step
+
+
+def encode_ahead(vae: WanVAE, *, seed: int, folder: Path, say: Callable[[str], None]) -> None:
+    """Writes the clip files that a training with this seed will want, in the order it will want them."""
+    for phase in PHASES:
+        pool = phase.pool(vae, seed, folder)
+        while len(pool.latents) < phase.clips:
+            pool.file()
+            pool.skip()
+        say(f"{phase.clips} clips of {phase.pool_chunks} chunks encoded")
+
+
+def train_transformer(
+    vae: WanVAE,
+    *,
+    minutes: float,
+    seed: int,
+    device: torch.device,
+    checkpoint: Path,
+    resume: bool,
+    say: Callable[[str], None],
+) -> tuple[WanTransformer, dict[str, float]]:
+    """Trains for `minutes` of wall-clock time (the schedules follow it); returns the averaged weights and figures."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = WanTransformer(CONFIG).to(device)
+    average = copy.deepcopy(model).eval().requires_grad_(False)
+    matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    muon = Muon(matrices)
+    adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    step, drawn, spent = 0, 0, 0.0
+    if resume and checkpoint.is_file():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        average.load_state_dict(saved["average"])
+        muon.load_state_dict(saved["muon"])
+        adam.load_state_dict(saved["adam"])
+        step, spent = saved["step"], saved["spent"]
+        generator.manual_seed(seed + step)
+    pools: dict[int, ClipPool] = {}
+    folder = checkpoint.parent / "clips"
+    loss_mean = 1.0
+    clock = _Clock(spent)
+    while (progress := clock.seconds / (60 * minutes)) < 1:
+        phase = next(p for p in PHASES if progress < p.until)
+        if phase.pool_chunks not in pools:
+            pools[phase.pool_chunks] = phase.pool(vae, seed, folder)
+            pools[phase.pool_chunks].take_files(FIRST_CLIPS)
+            drawn = 0
+        pool, drawn = pools[phase.pool_chunks], drawn + 1
+        if drawn % 50 == 0:
+            pool.take_files(min(phase.clips, FIRST_CLIPS + drawn // 4))
+        clean, context = pool.draw(phase.batch, phase.chunks * CHUNK_FRAMES, generator)
+        clean, context = clean.to(device), context.to(device)
+        loss = _loss(model, clean, context, generator)
+        loss.backward()
+        nn.utils.clip_grad_norm_(others, 1.0)
+        # Warm-up, a plateau, then down to nothing: the plateau leaves the length of the training open.
+        rate = min(1.0, (step + 1) / 100, (1 - progress) / 0.45)
+        for group in adam.param_groups:
+            group["lr"] = ADAM_RATE * rate
+        adam.step()
+        muon.step(MUON_RATE * rate)
+        model.zero_grad(set_to_none=True)
+        step += 1
+        _follow(average, model, min(0.9985, 1 - 9 / (step + 9)))
+        loss_mean += (loss.item() - loss_mean) * max(0.01, 1 / step)
+        if step % 50 == 0:
+            where = f"{phase.chunks} chunks of {len(pool.latents)} clips"
+            say(f"transformer step {step}  {clock.seconds:.0f} s  {where}  loss {loss_mean:.4f}")
+        if clock.since_mark > 150:
+            _save(checkpoint, model, average, muon, adam, step, clock.seconds)
+            clock.mark()
+    _save(checkpoint, model, average, muon, adam, step, clock.seconds)
+    return average, {"steps": step, "loss": loss_mean}
+
+
+def _loss(model: WanTransformer, clean: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
+    """Mean squared error of the velocity over all frames that have noise."""
+    batch, _, frames, _, _ = clean.shape
+    chunks = frames // CHUNK_FRAMES
+    sigma = chunk_sigmas(batch, chunks, generator).repeat_interleave(CHUNK_FRAMES, 1).to(clean.device)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    level = sigma[:, None, :, None, None]
+    velocity = model(clean.lerp(noise, level), 1000 * sigma, context, chunk_frames=(CHUNK_FRAMES,) * chunks)
+    counted = (level > 0).float()
+    error = (velocity - (noise - clean)).square().mean((1, 3, 4), keepdim=True)
+    return (error * counted).sum() / counted.sum()
+
+
+class _Clock:
+    """Seconds of training, over interruptions too."""
+
+    def __init__(self, spent: float) -> None:
+        self._begin = time.monotonic() - spent
+        self.mark()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._begin
+
+    @property
+    def since_mark(self) -> float:
+        return time.monotonic() - self._mark
+
+    def mark(self) -> None:
+        self._mark = time.monotonic()
+
+
+@torch.no_grad()
+def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+def _save(
+    path: Path,
+    model: nn.Module,
+    average: nn.Module,
+    muon: Muon,
+    adam: torch.optim.Optimizer,
+    step: int,
+    seconds: float,
+) -> None:
+    content = {
+        "model": model.state_dict(),
+        "average": average.state_dict(),
+        "muon": muon.state_dict(),
+        "adam": adam.state_dict(),
+        "step": step,
+        "spent": seconds,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(content, partial)
+    partial.replace(path)
