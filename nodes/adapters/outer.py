@@ -18,8 +18,14 @@ def install_outer(model: Any) -> None:
 def outer_sample(
     executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any
 ) -> Any:
+    from .host_ar import attach, is_host_ar, warn_unused
     from .sampler import ChunkSampler
 
+    guider = executor.class_obj
     if isinstance(sampler, ChunkSampler):
-        sampler.reserve(executor.class_obj, latent_image, sigmas)
+        sampler.reserve(guider, latent_image, sigmas)
+    elif is_host_ar(sampler):
+        attach(guider, sampler, latent_image, sigmas)
+    else:
+        warn_unused(guider.model_options)
     return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)

@@ -1,0 +1,561 @@
+"""The patch nodes with the host's own AR sampler: what they change, and that they change nothing else."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import weakref
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from comfy.ldm.flux.math import apply_rope1
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_ar_video import SamplerARVideo
+from comfy_extras.nodes_custom_sampler import SplitSigmas
+from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from hostkit import HEIGHT, WIDTH, hosts, latent, load, module, ours, prompt, sample, sigmas_of
+from torch.nn import functional
+
+settings = module("nodes.adapters.settings")
+errors = module("flowcache_core.errors")
+reuse = module("flowcache_core.reuse")
+kv = module("flowcache_core.kv")
+KVSettings = module("flowcache_core.kv.settings").KVSettings
+host_ar = module("nodes.adapters.host_ar")
+
+FRAMES = 6  # latent frames of hostkit's default length: two chunks of 3
+TOKENS = (WIDTH // 16) * (HEIGHT // 16)  # per latent frame
+LONG = 45  # 12 latent frames
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load()
+
+
+def with_reuse(model, policy, quantity=None):
+    return settings.with_reuse(model, settings.ReuseSettings(policy, quantity or reuse.QUANTITIES["velocity"]()))
+
+
+def with_kv(model, budget, compressor=None, **fields):
+    return settings.with_kv(model, KVSettings(budget, compressor, **fields))
+
+
+def skipping(*computed, **fields):
+    """Computes exactly these own steps of every chunk."""
+    return reuse.POLICIES["schedule"](computed=computed, always_last=False, **fields)
+
+
+def chunkwise(threshold, **fields):
+    return reuse.POLICIES["chunkwise"](threshold=threshold, warmup_steps=1, **fields)
+
+
+class Watch:
+    """Every APPLY_MODEL call of a run: noise level, first frame, latents in and out, and the K/V around it."""
+
+    def __init__(self, model, keep_kv=False):
+        self.model, self.keep_kv, self.calls = model.clone(), keep_kv, []
+        self.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "watch", self)
+
+    def __call__(self, executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs):
+        state = transformer_options["ar_state"]
+        caches = state["kv_caches"]
+        call = {"sigma": float(t[0]), "start": state["start_frame"], "x": x.clone()}
+        call["end_before"] = [cache["end"] for cache in caches]
+        call["allocated"] = [cache["k"].shape[1] for cache in caches]
+        call["before"] = [{n: c[n].clone() for n in "kv"} for c in caches] if self.keep_kv else []
+        out = executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        call["end_after"] = [cache["end"] for cache in caches]
+        call["after"] = [{n: c[n].clone() for n in "kv"} for c in caches] if self.keep_kv else []
+        self.calls.append({**call, "out": out.clone()})
+        return out
+
+
+class Forwards:
+    """Counts calls of the diffusion model itself, by noise level."""
+
+    def __init__(self, model):
+        self.transformer, self.timesteps = model.model.diffusion_model, []
+
+    def __enter__(self):
+        self.hook = self.transformer.register_forward_pre_hook(lambda _, args: self.timesteps.append(float(args[1][0])))
+        return self
+
+    def __exit__(self, *exc):
+        self.hook.remove()
+
+    @property
+    def clean(self):
+        return sum(t == 0 for t in self.timesteps)
+
+
+# -- nothing asked, nothing changed ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [21, 25, 29], ids=["two chunks", "remainder 1", "remainder 2"])
+def test_threshold_0_and_whole_budget_are_the_host(model, length):
+    video = latent(length)
+    plain = sample(model, hosts(), start=video)
+    frames = (length - 1) // 4 + 1
+    for patched in (
+        with_reuse(model, chunkwise(0.0)),
+        with_reuse(model, chunkwise(0.0, distance=reuse.DISTANCES["patch"]())),
+        with_reuse(model, chunkwise(0.0, distance=reuse.DISTANCES["time"]())),
+        with_kv(model, frames / 3),
+        with_kv(model, 1000.0),
+        with_kv(with_reuse(model, chunkwise(0.0)), 1000.0),
+    ):
+        for mine, theirs in zip(sample(patched, hosts(), start=video), plain):
+            assert torch.equal(mine, theirs)
+
+
+def methods(model):
+    """Every method on the model that was put there by hand."""
+    transformer = model.model.diffusion_model
+    modules = {"": transformer, **{f"blocks.{i}": block for i, block in enumerate(transformer.blocks)}}
+    modules |= {f"blocks.{i}.attn": block.self_attn for i, block in enumerate(transformer.blocks)}
+    return {f"{name}.{key}" for name, m in modules.items() for key, value in vars(m).items() if callable(value)}
+
+
+def test_nothing_left_behind(model):
+    plain, before = sample(model, hosts(1), start=latent(LONG))[0], methods(model)
+    patched = with_kv(with_reuse(model, skipping(0, 2)), 2.0)
+    options = {key: list(value) for key, value in patched.wrappers.items() if value}
+    changed = sample(patched, hosts(1), start=latent(LONG))[0]
+    assert not torch.equal(changed, plain)
+    assert methods(model) == before
+    assert {key: list(value) for key, value in patched.wrappers.items() if value} == options
+    assert patched.object_patches == model.object_patches
+    assert "wrappers" not in patched.model_options["transformer_options"]
+    assert torch.equal(sample(model, hosts(1), start=latent(LONG))[0], plain)
+    assert torch.equal(sample(patched, hosts(1), start=latent(LONG))[0], changed)
+
+
+def test_marker_of_our_sampler_and_of_the_host():
+    assert host_ar.is_host_ar(hosts()) and not host_ar.is_host_ar(ours())
+    assert not host_ar.is_host_ar(comfy.samplers.ksampler("euler"))
+    assert host_ar.OUR_SAMPLER == module("nodes.samplers").NAME
+    assert host_ar.HOST_SAMPLER == SamplerARVideo.GET_SCHEMA().display_name
+
+
+# -- reuse -------------------------------------------------------------------------------------------------------------
+
+
+def test_reuse_skips_the_model_and_never_the_clean_pass(model):
+    for computed, per_chunk in (((0,), 1), ((0, 2), 2), ((0, 1, 2, 3), 4)):
+        with Forwards(model) as forwards:
+            sample(with_reuse(model, skipping(*computed)), hosts())
+        assert forwards.clean == 2
+        assert len(forwards.timesteps) == 2 * (per_chunk + 1)
+
+
+def test_every_call_moves_the_cursor_as_a_computed_one(model):
+    expected, watch = Watch(model), Watch(with_reuse(model, skipping(0, 2)))
+    sample(expected.model, hosts())
+    sample(watch.model, hosts())
+    ends = [[(c["end_before"], c["end_after"]) for c in w.calls] for w in (expected, watch)]
+    assert ends[0] == ends[1]
+    assert ends[0][0] == ([0, 0], [3 * TOKENS] * 2)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_reused_step_is_the_last_velocity_at_the_current_noise_level(model, batch):
+    watch = Watch(with_reuse(model, skipping(0, 1)))
+    out = sample(watch.model, hosts(), start=latent(batch=batch))[0]
+    assert out.shape[0] == batch and out.isfinite().all()
+    for chunk in range(2):
+        computed, first, second = watch.calls[chunk * 5 + 1 : chunk * 5 + 4]
+        velocity = (computed["x"] - computed["out"]).double() / computed["sigma"]
+        for reused in (first, second):
+            expected = reused["x"].double() - reused["sigma"] * velocity
+            torch.testing.assert_close(reused["out"].double(), expected, atol=1e-5, rtol=0)
+            assert not torch.equal(reused["out"], computed["out"])
+
+
+def test_increment_repeats_the_change_of_the_latents(model):
+    watch = Watch(with_reuse(model, skipping(0, 1, 3), reuse.QUANTITIES["increment"]()))
+    sample(watch.model, hosts())
+    _, computed, reused, following, _ = watch.calls[:5]
+    increment = (reused["x"] - computed["x"]).double()
+    step = following["sigma"] - reused["sigma"]
+    expected = reused["x"].double() - reused["sigma"] * increment / step
+    torch.testing.assert_close(reused["out"].double(), expected, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("distance", ["latent", "patch", "time"])
+def test_distances_decide_and_are_recorded(model, distance):
+    patched = with_reuse(model, chunkwise(1e6, distance=reuse.DISTANCES[distance]()))
+    with Forwards(model) as forwards:
+        sample(patched, hosts())
+    record = settings.last_record(patched)
+    assert record.kinds == [["warm-up", "reused", "reused", "forced"]] * 2
+    assert len(forwards.timesteps) == record.computed_steps + len(record.cache_passes) == 6
+    assert all(step.distance > 0 for step in record.steps_taken if step.action == "reuse")
+
+
+def test_latent_distance_is_relative_l1_of_consecutive_noisy_latents(model):
+    patched = with_reuse(model, chunkwise(1e-3))
+    watch = Watch(patched)
+    sample(watch.model, hosts())
+    steps = settings.last_record(patched).steps_taken
+    before, now = (watch.calls[i]["x"].double() for i in (1, 2))
+    assert steps[2].distance == pytest.approx(float((now - before).abs().sum() / before.abs().sum()), rel=1e-5)
+    assert steps[2].action == "compute"
+
+
+def test_same_as_our_sampler(model):
+    """The same settings through the core's engine give the same video."""
+    for patched in (
+        with_reuse(model, skipping(0, 2)),
+        with_kv(model, 1.5),
+        with_kv(with_reuse(model, skipping(0, 1)), 1.0, kv.COMPRESSORS["sink-window"](sink=0.0)),
+        with_kv(model, (1.0, 2.0), kv.COMPRESSORS["importance-redundancy"](mix_lambda=0.5, key_granularity="frame")),
+    ):
+        video = latent(LONG)
+        theirs, mine = sample(patched, hosts(), start=video)[0], sample(patched, ours(), start=video)[0]
+        torch.testing.assert_close(theirs, mine, atol=1e-5, rtol=1e-5)
+
+
+# -- K/V budget --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", list(kv.COMPRESSORS))
+def test_allocates_budget_and_one_chunk(model, name):
+    fields = {"sink": 0.5} if name == "sink-window" else {}
+    patched = with_kv(model, 1.5, kv.COMPRESSORS[name](**fields))
+    watch = Watch(patched)
+    out = sample(watch.model, hosts(), start=latent(161))[0]  # 41 latent frames, the last chunk has 2
+    assert out.shape[2] == 41 and out.isfinite().all()
+    capacity = round(2.5 * 3 * TOKENS)
+    assert all(call["allocated"] == [capacity] * 2 for call in watch.calls)
+    assert max(max(call["end_after"]) for call in watch.calls) == capacity
+    record = settings.last_record(patched)
+    assert record.kv_bytes == 2 * 2 * capacity * 24 * 4
+    assert record.started.budget_tokens == round(1.5 * 3 * TOKENS)
+    assert [(c.tokens_before, c.tokens_after) for c in record.compressions][:2] == [(48, 36), (60, 36)]
+    assert len(record.compressions) == 12
+
+
+def test_budget_per_layer(model):
+    watch = Watch(with_kv(model, (1.0, 3.0)))
+    sample(watch.model, hosts(), start=latent(LONG))
+    assert watch.calls[0]["allocated"] == [2 * 3 * TOKENS, 4 * 3 * TOKENS]
+
+
+def naive_scores(keys, queries, mix_lambda, kernel):
+    """Eq. 9-12 for one head, written out: keys [L, d], queries [n, d]."""
+    unit = keys / keys.norm(dim=-1, keepdim=True)
+    similar = unit @ unit.T
+    similar.fill_diagonal_(0)
+    redundancy = torch.softmax(similar.sum(0) / len(keys), -1)
+    attention = torch.softmax(queries @ keys.T / keys.shape[-1] ** 0.5, -1).mean(0)
+    padded = functional.pad(attention, (kernel // 2, kernel // 2), value=float("-inf"))
+    importance = torch.stack([window.max() for window in padded.unfold(0, kernel, 1)])
+    return mix_lambda * importance - (1 - mix_lambda) * redundancy
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_every_head_keeps_its_own_best_tokens(model, batch):
+    """Layer 1, first compression, against a re-computation from the K/V and the inputs of the self-attention."""
+    seen = []
+    attention = model.model.diffusion_model.blocks[1].self_attn
+    hook = attention.register_forward_pre_hook(lambda _, args: seen.append((args[0].clone(), args[1].clone())))
+    compressor = kv.COMPRESSORS["importance-redundancy"](mix_lambda=0.6, pool_kernel=3, query_granularity="frame")
+    watch = Watch(with_kv(model, 1.25, compressor), keep_kv=True)
+    try:
+        sample(watch.model, hosts(), start=latent(33, batch))
+    finally:
+        hook.remove()
+    index = 10  # first call of the third chunk; the call before is the second one's clean pass
+    first, clean = watch.calls[index], watch.calls[index - 1]
+    assert first["start"] == 6 and clean["sigma"] == 0
+    before, after = 2 * 3 * TOKENS, round(1.25 * 3 * TOKENS)
+    x, freqs = seen[index - 1]
+    rows = slice(-TOKENS, None)
+    with torch.inference_mode():
+        q = attention.norm_q(attention.q(x[:, rows])).view(batch, TOKENS, 2, 12)
+        queries = apply_rope1(q, freqs[:, rows])
+        kept = set()
+        for item in range(batch):
+            for head in range(2):
+                old = {n: first["before"][1][n][item, :before, head].double() for n in "kv"}
+                scores = naive_scores(old["k"], queries[item, :, head].double(), 0.6, 3)
+                best = sorted(sorted(range(before), key=lambda i: -scores[i])[:after])
+                for name in "kv":
+                    new = first["after"][1][name][item, :after, head].double()
+                    assert torch.equal(new, old[name][best])
+                kept.add(tuple(best))
+    assert len(kept) == 2 * batch  # heads differ, so this is not a common selection
+
+
+def test_queries_matter(model):
+    """Without queries importance would be the same everywhere, so the two ways to sample them would agree."""
+    videos = [
+        sample(
+            with_kv(model, 1.0, kv.COMPRESSORS["importance-redundancy"](mix_lambda=1.0, query_granularity=g)),
+            hosts(),
+            start=latent(LONG),
+        )[0]
+        for g in ("frame", "chunk")
+    ]
+    assert not torch.equal(*videos)
+
+
+def test_fp8_weights_keep_kv_in_the_dtype_that_computes():
+    model = load(dtype=torch.float8_e4m3fn)
+    assert model.model.get_dtype() == torch.float8_e4m3fn
+    dtypes = set()
+    patched = with_kv(model, 1.0)
+    watch = Watch(patched, keep_kv=True)
+    out = sample(watch.model, hosts(), start=latent(LONG))[0]
+    for call in watch.calls:
+        dtypes |= {layer["k"].dtype for layer in call["after"]}
+    assert dtypes == {model.model.get_dtype_inference()} and out.isfinite().all()
+
+
+def test_memory_told_to_the_host(model, monkeypatch):
+    """What the host estimates before loading: a chunk's activations and the K/V, whatever the video's length."""
+    base, original, shapes = model.model, model.model.memory_required, []
+    frame = original([1, 16, 1, HEIGHT // 8, WIDTH // 8])
+
+    def estimated(patched, length):
+        shapes.clear()
+        sample(patched, hosts(), start=latent(length))
+        return max(original(shape) for shape in shapes if shape[0] == 1)
+
+    monkeypatch.setattr(base, "memory_required", lambda s, **kw: (shapes.append(list(s)), original(s, **kw))[1])
+    kv_bytes = 2 * 2 * (2 * 3 * TOKENS) * 24 * 4  # K and V, layers, tokens, width, float32
+    wanted = 3 * frame + kv_bytes
+    assert wanted <= estimated(with_kv(model, 1.0), LONG) < wanted + frame
+    assert wanted <= estimated(with_kv(model, 1.0), 401) < wanted + frame
+
+
+# -- the host's other ways in ------------------------------------------------------------------------------------------
+
+
+def start_image(model, frames=1):
+    clone = model.clone()
+    image = torch.randn(1, 16, frames, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(3))
+    clone.model_options.setdefault("transformer_options", {})["ar_config"] = {"initial_latent": image}
+    return clone
+
+
+@pytest.mark.parametrize("block", [1, 3])
+def test_start_image(model, block):
+    video = latent(37)  # 10 latent frames: the image and whole chunks of 3
+    given = start_image(model)
+    plain = sample(given, hosts(block), start=video)[0]
+    for inert in (with_kv(given, 100.0), with_reuse(given, chunkwise(0.0))):
+        assert torch.equal(sample(inert, hosts(block), start=video)[0], plain)
+    patched = with_kv(with_reuse(given, skipping(0, 2)), 1.0)
+    watch = Watch(patched)
+    out = sample(watch.model, hosts(block), start=video)[0]
+    assert torch.equal(out[:, :, 0], plain[:, :, 0]) and out.isfinite().all()
+    record = settings.last_record(patched)
+    assert [p.kind for p in record.cache_passes] == ["prefix"] + ["clean"] * (9 // block)
+    assert record.kinds[0] == ["given"] * 4
+    assert record.kinds[1] == ["warm-up", "reused", "computed", "reused"]
+    assert all(call["allocated"] == [2 * block * TOKENS] * 2 for call in watch.calls)
+
+
+def test_start_image_as_in_our_sampler(model):
+    video, patched = latent(37), with_kv(start_image(model), 2.0)
+    theirs, mine = sample(patched, hosts(), start=video)[0], sample(patched, ours(), start=video)[0]
+    torch.testing.assert_close(theirs, mine, atol=1e-5, rtol=1e-5)
+
+
+def test_one_step_and_one_chunk(model):
+    patched = with_kv(model, 1.0)
+    for video, steps in ((latent(9), 4), (latent(LONG), 1)):
+        out = sample(patched, hosts(), start=video, sigmas=sigmas_of(model, steps))[0]
+        assert out.isfinite().all()
+        if video["samples"].shape[2] == 3:
+            assert torch.equal(out, sample(model, hosts(), start=video)[0])
+
+
+def test_same_seed_same_video_and_another_seed_another(model):
+    patched = with_kv(with_reuse(model, chunkwise(0.5)), 1.0, kv.COMPRESSORS["random"]())
+    first, second, other = (sample(patched, hosts(), start=latent(LONG), seed=seed)[0] for seed in (5, 5, 6))
+    assert torch.equal(first, second) and not torch.equal(first, other)
+
+
+# -- errors and warnings -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", [2, 3], ids=["batched with the prompt", "called on its own"])
+def test_cfg_names_our_sampler(model, tokens):
+    with pytest.raises(errors.SettingError, match=r"Sampler AR Video, cfg: got 3.0.*AR Video Sampler \(FlowCache\)"):
+        sample(with_kv(model, 2.0), hosts(), negative=prompt(8, tokens))
+
+
+@pytest.mark.parametrize("tokens", [2, 3])
+def test_several_conditionings_name_our_sampler(model, tokens):
+    both = prompt() + prompt(8, tokens)
+    for patched in (with_kv(model, 1.0), with_reuse(model, skipping(0))):
+        with pytest.raises(errors.SettingError, match=r"conditioning.*AR Video Sampler \(FlowCache\)"):
+            sample(patched, hosts(), positive=both)
+
+
+def test_cfg_1_with_a_negative_prompt_runs(model):
+    plain = sample(model, hosts(), negative=prompt(8), cfg=1.0)[0]
+    assert torch.equal(sample(with_kv(model, 50.0), hosts(), negative=prompt(8), cfg=1.0)[0], plain)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before ours", "after ours"])
+@pytest.mark.parametrize("cache", [EasyCacheNode, LazyCacheNode])
+def test_other_caches_are_refused(model, cache, first):
+    with pytest.raises(errors.SettingError, match=f"remove the {cache.__name__.removesuffix('Node')}"):
+        base = cache.execute(model, 0.2, 0.15, 0.95, False).args[0] if first else model
+        patched = with_reuse(base, chunkwise(0.1))
+        patched = patched if first else cache.execute(patched, 0.2, 0.15, 0.95, False).args[0]
+        sample(patched, hosts())
+
+
+def test_what_the_host_sampler_cannot_do(model):
+    cases = (
+        (with_reuse(model, skipping(0), reuse.QUANTITIES["residual"]()), "Chunkwise Reuse, reused quantity"),
+        (with_kv(model, 1.0, dtype=torch.float8_e4m3fn), "KV Cache Compressor, dtype"),
+        (with_kv(load(causal=False), 1.0), "model: got 'WanModel'"),
+        (with_reuse(model, skipping(0, 9)), "Chunkwise Reuse, computed steps"),
+        (with_kv(model, (1.0, 1.0, 1.0)), "KV Cache Compressor, budget"),
+    )
+    for patched, message in cases:
+        with pytest.raises(errors.SettingError, match=message):
+            sample(patched, hosts())
+    high, _ = SplitSigmas.execute(sigmas_of(model), 2).args
+    with pytest.raises(errors.SettingError, match=r"sigmas.*AR Video Sampler \(FlowCache\)"):
+        sample(with_kv(model, 1.0), hosts(), sigmas=high)
+    masked = {**latent(), "noise_mask": torch.ones(1, 1, FRAMES, HEIGHT // 8, WIDTH // 8)}
+    with pytest.raises(errors.SettingError, match=r"noise mask.*AR Video Sampler \(FlowCache\)"):
+        sample(with_kv(model, 1.0), hosts(), start=masked)
+
+
+def test_other_samplers_get_one_warning_and_no_change(caplog):
+    model = load(causal=False)
+    euler = comfy.samplers.ksampler("euler")
+    plain = sample(model, euler)
+    patched = with_kv(with_reuse(model, chunkwise(0.5)), 1.0)
+    with caplog.at_level(logging.WARNING):
+        changed = sample(patched, euler)
+    told = [r.getMessage() for r in caplog.records if "no effect" in r.getMessage()]
+    assert told == [
+        "FlowCache Chunkwise Reuse and KV Cache Compressor: no effect with this sampler; "
+        "use AR Video Sampler (FlowCache) or Sampler AR Video"
+    ]
+    assert all(torch.equal(a, b) for a, b in zip(plain, changed))
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        sample(settings.with_slot(model.clone()), euler)
+    assert not [r for r in caplog.records if "no effect" in r.getMessage()]
+
+
+def test_settings_that_cannot_help_say_so(model, caplog):
+    with caplog.at_level(logging.WARNING):
+        sample(with_kv(model, 50.0), hosts())
+    assert [r.getMessage() for r in caplog.records if "nothing to compress" in r.getMessage()] == [
+        "FlowCache: budget 50 chunks is not below the 1 finished chunks this video ever has to hold: "
+        "nothing to compress"
+    ]
+
+
+# -- interrupts --------------------------------------------------------------------------------------------------------
+
+
+class Broken:
+    """Fails at the ``number``-th model call, inside or around it."""
+
+    def __init__(self, model, number, error):
+        self.model, self.number, self.error, self.calls = model.clone(), number, error, 0
+        self.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "broken", self)
+
+    def __call__(self, executor, *args, **kwargs):
+        out = executor(*args, **kwargs)
+        self.calls += 1
+        if self.calls == self.number:
+            raise self.error
+        return out
+
+
+def test_after_an_error_or_an_interrupt_a_run_is_as_fresh(model):
+    patched = with_kv(with_reuse(model, skipping(0, 2)), 1.0)
+    video, before = latent(LONG), methods(model)
+    fresh, plain = sample(patched, hosts(), start=video)[0], sample(model, hosts(), start=video)[0]
+    interrupt = comfy.model_management.InterruptProcessingException()
+    for number, error in ((1, RuntimeError("broken")), (3, interrupt), (5, interrupt), (13, RuntimeError("broken"))):
+        with pytest.raises(type(error)):
+            sample(Broken(patched, number, error).model, hosts(), start=video)
+        assert methods(model) == before
+        record = settings.last_record(patched)
+        assert record.seconds is None and len(record.steps_taken) + len(record.cache_passes) == number
+        assert torch.equal(sample(patched, hosts(), start=video)[0], fresh)
+        assert torch.equal(sample(model, hosts(), start=video)[0], plain)
+
+
+def test_an_interrupt_during_the_clean_pass_leaves_no_listener(model):
+    patched, before = with_kv(model, 1.0), methods(model)
+    calls = []
+
+    def fail(module, args):
+        calls.append(methods(model) - before)
+        if len(calls) == 5:
+            raise comfy.model_management.InterruptProcessingException()
+
+    hook = model.model.diffusion_model.blocks[1].ffn.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            sample(patched, hosts(), start=latent(LONG))
+    finally:
+        hook.remove()
+    assert {"blocks.0.forward", "blocks.1.forward"} <= calls[4] - calls[3]
+    assert methods(model) == before
+
+
+def test_a_reused_step_notices_an_interrupt(model):
+    patched = Broken(with_reuse(model, skipping(0)), -1, RuntimeError())
+
+    def press(executor, *args, **kwargs):
+        out = executor(*args, **kwargs)
+        comfy.model_management.interrupt_current_processing(True)
+        return out
+
+    patched.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "press", press)
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            sample(patched.model, hosts())
+    finally:
+        comfy.model_management.interrupt_current_processing(False)
+    assert patched.calls == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_tensor_of_a_run_outlives_it(model, monkeypatch, fails):
+    runs, kept = [], []
+    make, begin = host_ar.HostRun.of, host_ar.HostRun.begin_chunk
+    monkeypatch.setattr(host_ar.HostRun, "of", lambda *args: runs.append(weakref.ref(run := make(*args))) or run)
+
+    def watched(self, chunk, caches, tick):
+        kept.extend(weakref.ref(cache["k"]) for cache in caches)
+        return begin(self, chunk, caches, tick)
+
+    monkeypatch.setattr(host_ar.HostRun, "begin_chunk", watched)
+    patched = with_kv(with_reuse(model, chunkwise(0.5)), 1.0)
+    if fails:
+        with pytest.raises(RuntimeError):
+            sample(Broken(patched, 12, RuntimeError("broken")).model, hosts(), start=latent(LONG))
+    else:
+        sample(patched, hosts(), start=latent(LONG))
+    gc.collect()
+    assert len(runs) == 1 and len(kept) >= 4
+    assert [ref() for ref in (*runs, *kept)] == [None] * (1 + len(kept))
+
+
+def test_report_without_patch_nodes(model):
+    """A model of our loader has room for a record: the host's sampler fills it too."""
+    loaded = settings.with_slot(model.clone())
+    assert torch.equal(sample(loaded, hosts())[0], sample(model, hosts())[0])
+    record = settings.last_record(loaded)
+    assert record.computed_steps == record.total_steps == 8 and record.chunks_finished == 2
+    assert record.started.kv_tokens == FRAMES * TOKENS and record.seconds > 0
+    assert record.kinds == [["computed"] * 4] * 2
