@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from .cost import Cost, MagiShape, ModelShape, WanShape, count
+from .cost_waterfall import Stage, waterfall
 from .engine import EngineSettings
 from .errors import SettingError, require
 from .kv.settings import KVSettings
@@ -25,7 +26,7 @@ PETA = 1e15
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("cost", description="FLOPs and K/V bytes of a configuration, counted by the engine.")
-    p.add_argument("--model", required=True, help=", ".join(models()))
+    p.add_argument("--model", required=True, help=", ".join(published()))
     p.add_argument("--preset", default="vanilla", help="a preset of that model (default: vanilla)")
     p.add_argument("--steps", type=int, help="denoising steps per chunk")
     p.add_argument("--chunks", type=int, help="chunks of the video")
@@ -37,6 +38,11 @@ def parser() -> argparse.ArgumentParser:
     budget.add_argument("--budget-total", type=float, help="chunks of K/V in all, active ones included (B_total)")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     return p
+
+
+def published() -> list[str]:
+    """Models with a published shape and run."""
+    return [name for name in models() if "shape" in model_file(name)]
 
 
 def run_plans(run: Mapping[str, Any]) -> tuple[Plan, ...]:
@@ -69,6 +75,7 @@ def shape_of(model: str, budgeted: bool, preset: str, steps: int) -> ModelShape:
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """The command's result as the object that ``--json`` prints."""
+    require(arguments.model in published(), "model", arguments.model, ", ".join(published()))
     run = dict(model_file(arguments.model)["run"])
     preset = load_preset(arguments.model, arguments.preset)
     if arguments.steps is not None:
@@ -96,6 +103,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     shape = shape_of(arguments.model, budget is not None, preset.name, steps)
     result = count(shape, settings, run["tokens_per_frame"], run["branches"])
     output = as_json(arguments.model, preset, run, budget, result)
+    output["notes"] += sorted({note for window in settings if (note := window.kv.note(window.plan))})
     if preset.attention == "bidirectional":
         causal = count(shape, settings, run["tokens_per_frame"], run["branches"], window_attention="block-causal")
         output["pflops_bidirectional"] = output["pflops"]
@@ -103,6 +111,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         output["notes"].append(
             "pflops counts block-causal attention, as the paper does; pflops_bidirectional as executed"
         )
+    elif isinstance(shape, WanShape):
+        stages = waterfall(shape, settings, run["tokens_per_frame"], run["branches"])
+        output["waterfall"] = [asdict(stage) for stage in stages]
     if isinstance(shape, MagiShape):
         clean = replace(shape, nearly_clean_from=None)
         chunk_tokens = run["chunk_frames"] * run["tokens_per_frame"]
@@ -150,6 +161,9 @@ def as_text(result: Mapping[str, Any]) -> str:
     lines.append(
         f"  K/V             {result['kv_bytes'] / 2**30:.2f} GiB, {result['kv_tokens']} tokens per layer ({budget})"
     )
+    if "waterfall" in result:
+        lines += ["  where the saving comes from, beginning with the vanilla model as executed:"]
+        lines += [f"  {Stage(**stage)}" for stage in result["waterfall"]]
     lines += [f"  {note}" for note in result["notes"]]
     return "\n".join(lines)
 
