@@ -1,0 +1,66 @@
+"""The CUDA benchmark's parts at tiny size on the CPU: what they count is what the run did."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import cuda
+from flowcache_core.models.wan import WanConfig
+
+TINY = WanConfig(dim=48, ffn_dim=64, num_layers=2, num_heads=3, text_dim=20, freq_dim=32, fps_embedding=True)
+SIZES = cuda.Sizes(
+    TINY, latent_height=4, latent_width=6, window_frames=6, long_frames=12, chunk_frames=2, steps=4, ar_step=1,
+    computed=3, dtype=torch.float32,
+)  # fmt: skip
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def figures():
+    return cuda.measure(SIZES, CPU)
+
+
+def test_the_published_shape_is_measured():
+    sizes = cuda.Sizes()
+    assert sizes.latent_height * 8 == 544 and sizes.latent_width * 8 == 960 and sizes.window_frames == 25
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in cuda.WanTransformer(sizes.config).parameters())
+    assert parameters == pytest.approx(1.4355e9, rel=1e-4)
+    # As in the published run of 50 steps 5 ticks apart: all five chunks of the window are active at once.
+    assert sizes.settings(25).plan.max_active == 5 == sizes.settings(65).plan.max_active
+
+
+def test_every_step_is_timed_once():
+    denoiser = cuda.denoiser_of(cuda.random_model(TINY, CPU, torch.float32), CPU)
+    watch = cuda.timed_run(denoiser, SIZES.settings(6), SIZES.noise(6, CPU))
+    assert (len(watch.compute), len(watch.reuse), len(watch.window)) == (3 * 3, 3 * 1, 0)
+    assert max(watch.contexts) == 6 * 2 * 3 and min(watch.contexts) == 2 * 2 * 3
+    assert sum(watch.compute) + sum(watch.reuse) == pytest.approx(watch.seconds, rel=0.5)
+
+
+def test_figures_are_of_the_same_run(figures):
+    steps = figures["steps"]
+    assert all(value > 0 for value in steps.values())
+    assert steps["reuse_step_seconds"] < steps["compute_step_seconds"]
+    assert steps["compute_step_seconds"] < steps["run_seconds"]
+
+
+def test_a_budget_and_fp8_make_the_cache_smaller(figures):
+    whole, budget, fp8 = (row["kv_gb"] for row in figures["memory"].values())
+    assert 12 * 6 * 2 * 2 * 2 * 48 * 4 / 1e9 == pytest.approx(whole)  # tokens, K and V, branches, layers, dim, fp32
+    assert budget < whole and fp8 < 0.35 * budget
+    assert [row["peak_gb"] for row in figures["memory"].values()] == [None] * 3
+
+
+def test_random_weights_move_the_latents():
+    model = cuda.random_model(TINY, CPU, torch.float32)
+    velocity = model(SIZES.noise(2, CPU), torch.tensor([500.0]), torch.ones(1, 3, 20))
+    assert velocity.isfinite().all() and velocity.std() > 0.1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_without_a_device_it_says_so(capsys):
+    assert cuda.main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("cuda: no CUDA device here") and captured.out == ""
