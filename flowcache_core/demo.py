@@ -23,7 +23,7 @@ from .models.wan_denoiser import WanDenoiser
 from .plan.base import Plan
 from .plan.blockwise import blockwise
 from .plan.staggered import staggered
-from .presets import load_preset
+from .presets import Preset, load_preset, preset_names
 from .report import document, figure, text
 from .report.events import Event
 from .report.files import require_folder
@@ -41,15 +41,17 @@ from .schedule import shifted
 
 EXTRAS = {"torchmetrics": "torchmetrics", "matplotlib": "matplotlib", "av": "av"}  # module -> package
 LONG, QUICK = (8, 50), (4, 30)  # chunks and steps, by default and with --quick
-DEFAULT_POLICY = Chunkwise(threshold=0.1)
+DEFAULT_PRESET = "balanced"
 VANILLA, FLOWCACHE = "vanilla", "flowcache"
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("demo", description=__doc__)
     p.add_argument("--prompt", default="a red circle moving right", help="what to show (default: %(default)s)")
-    p.add_argument("--preset", help="named reuse settings of the mini model; the options below change parts of it")
-    p.add_argument("--policy", help=f"reuse policy: {', '.join(POLICIES)}")
+    presets = ", ".join(preset_names("mini"))
+    p.add_argument("--preset", help=f"{presets}, or a file that calibrate wrote (default: {DEFAULT_PRESET})")
+    p.add_argument("--rescale", action="store_true", help="stretch a preset that was made for another number of steps")
+    p.add_argument("--policy", help=f"a reuse policy instead of a preset: {', '.join(POLICIES)}")
     p.add_argument("--threshold", type=float, help="epsilon: reuse while the accumulated distance is within it")
     p.add_argument("--warmup", type=int, help="first steps of every chunk that are always computed")
     p.add_argument("--kv-budget", type=budget, default="half", help="finished chunks to keep: a number, half, none")
@@ -78,6 +80,7 @@ class Demo:
     prompt: Tensor
     vanilla: EngineSettings
     flowcache: EngineSettings
+    reuse: Reuse
     guidance: float
     chunks: int
     seed: int
@@ -122,15 +125,15 @@ def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
     require_count("seed", options.seed, minimum=0, maximum=2**63 - 1)
     require_finite("guidance", options.guidance, minimum=0.0)
     plan = make_plan(options.plan, chunks * mini.chunk_frames, mini.chunk_frames, steps)
-    policy, quantity = make_policy(options)
+    reuse = make_reuse(options, steps, mini.shift)
     kept = chunks / 2 if options.kv_budget == "half" else options.kv_budget
     kv = KVSettings(budget=kept, compressor=make_compressor(options.compressor))
     # The mini model is trained on clean history, so both runs re-encode finished chunks.
     vanilla = EngineSettings(plan, shifted(steps, mini.shift), policy=Never(), clean_pass=True)
-    flowcache = replace(vanilla, policy=policy, quantity=quantity, kv=kv)
+    flowcache = replace(vanilla, policy=reuse.policy, quantity=reuse.quantity, kv=kv)
     flowcache.notes()
     prompt = encode(mini, options.prompt)
-    return Demo(mini, prompt, vanilla, flowcache, options.guidance, chunks, options.seed)
+    return Demo(mini, prompt, vanilla, flowcache, reuse, options.guidance, chunks, options.seed)
 
 
 def make_plan(name: str, frames: int, chunk_frames: int, steps: int) -> Plan:
@@ -141,18 +144,28 @@ def make_plan(name: str, frames: int, chunk_frames: int, steps: int) -> Plan:
     raise SettingError("plan", name, "blockwise or staggered")
 
 
-def make_policy(options: argparse.Namespace) -> tuple[ReusePolicy, Quantity]:
-    """The preset's policy, or the default, with the options that were given put into it."""
-    base: ReusePolicy = DEFAULT_POLICY
-    quantity: Quantity = Velocity()
-    if options.preset is not None:
-        preset = load_preset("mini", options.preset)
-        base, quantity = preset.policy, preset.quantity
-    values: dict[str, Any] = {"name": options.policy or base.name}
-    if values["name"] == base.name:
-        values |= {field.name: getattr(base, field.name) for field in fields(base)}
-    given = {"threshold": options.threshold, "warmup_steps": options.warmup}
-    return build_policy(values | {key: value for key, value in given.items() if value is not None}), quantity
+@dataclass(frozen=True)
+class Reuse:
+    """What the FlowCache run reuses. warning: what stretching the preset changed."""
+
+    policy: ReusePolicy
+    quantity: Quantity
+    preset: Preset | None = None
+    warning: str | None = None
+
+
+def make_reuse(options: argparse.Namespace, steps: int, shift: float) -> Reuse:
+    """The preset with the given options put into it, or a policy of its own."""
+    chosen = {"threshold": options.threshold, "warmup_steps": options.warmup}
+    given = {key: value for key, value in chosen.items() if value is not None}
+    if options.policy is not None or (options.threshold is not None and options.preset is None):
+        return Reuse(build_policy({"name": options.policy or Chunkwise.name} | given), Velocity())
+    preset = load_preset("mini", options.preset or DEFAULT_PRESET)
+    # The default is for 50 steps and serves --quick too; a preset asked for by name is not changed unasked.
+    preset, warning = preset.fit(steps, shift, rescale=options.rescale or options.preset is None)
+    values = {field.name: getattr(preset.policy, field.name) for field in fields(preset.policy)}
+    policy = build_policy({"name": preset.policy.name} | values | given)
+    return Reuse(policy, preset.quantity, preset, warning)
 
 
 def make_compressor(name: str | None) -> Any:
@@ -177,7 +190,7 @@ def described(options: argparse.Namespace, demo: Demo) -> dict[str, Any]:
     run = demo.flowcache
     return {
         "prompt": options.prompt,
-        "preset": options.preset,
+        "preset": demo.reuse.preset and demo.reuse.preset.name,
         "tag": settings_tag(run),
         "policy": run.policy.name,
         "threshold": getattr(run.policy, "threshold", None),
@@ -207,15 +220,34 @@ def write(
     document.write_document(out / "report.json", content)
 
 
-def summary(out: Path, records: dict[str, RunRecord], quality: Quality, machine: dict[str, Any]) -> str:
+def expected_psnr(demo: Demo, record: RunRecord) -> float | None:
+    """dB that the preset's calibration found at the share of steps this run computed."""
+    return demo.reuse.preset.expected_psnr(record.computed_share) if demo.reuse.preset else None
+
+
+def remarks(demo: Demo, record: RunRecord) -> list[str]:
+    """Where the run lies on the calibrated curve, and what was changed to make the preset fit."""
+    expected = expected_psnr(demo, record)
+    found = [demo.reuse.warning] if demo.reuse.warning else []
+    if expected is not None:
+        history = "" if demo.flowcache.kv.budget is None else ", with the whole history kept"
+        found.append(
+            f"{record.computed_share:.2f} of the steps computed; expected {expected:.0f} dB on this model{history}"
+        )
+    return found
+
+
+def summary(
+    out: Path, records: dict[str, RunRecord], quality: Quality, machine: dict[str, Any], remarks: Sequence[str]
+) -> str:
     """What the terminal shows at the end."""
     processor = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
     return f"""
 {text.table(records, {FLOWCACHE: quality})}
 
 {text.summary(records[FLOWCACHE])}
-
-Seconds are of this CPU ({processor}; torch {machine['torch']}), after a warm-up run, without decoding.
+{"".join(f"{remark}{chr(10)}" for remark in remarks)}
+Seconds are of this CPU ({processor}; torch {machine["torch"]}), after a warm-up run, without decoding.
 PSNR and SSIM compare the two videos with one another.
 
 {out / "compare.mp4"}   both side by side: shape, colour and path should be the same
@@ -238,10 +270,11 @@ def main(argv: Sequence[str]) -> int:
         progress = None if options.json else Progress(name, sys.stderr)
         records[name], videos[name] = demo.run(settings, progress)
     quality = compare(videos[FLOWCACHE], videos[VANILLA])
-    content = document.document(records, quality, described(options, demo))
+    settings = {**described(options, demo), "expected_psnr": expected_psnr(demo, records[FLOWCACHE])}
+    content = document.document(records, quality, settings)
     write(options.out, demo.mini.fps, records, videos, content)
     if options.json:
         print(json.dumps(content, allow_nan=False))
     else:
-        print(summary(options.out, records, quality, content["machine"]))
+        print(summary(options.out, records, quality, content["machine"], remarks(demo, records[FLOWCACHE])))
     return 0

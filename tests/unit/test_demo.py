@@ -107,7 +107,7 @@ BAD = [
     (("--kv-budget", "0"), "budget: got 0.0"),
     (("--compressor", "zip"), "compressor: got 'zip', accepted: importance-redundancy"),
     (("--policy", "often"), "policy: got 'often', accepted: chunkwise"),
-    (("--preset", "nonesuch"), "got "),
+    (("--preset", "nonesuch"), "preset: got 'nonesuch', accepted: vanilla"),
     (("--policy", "never", "--threshold", "0.1"), "policy never: got 'threshold'"),
     (("--plan", "window"), "plan: got 'window', accepted: blockwise or staggered"),
     (("--chunks", "0"), "chunks: got 0"),
