@@ -15,13 +15,21 @@ from .plan.base import Chunk
 
 @dataclass(frozen=True)
 class ChunkInput:
-    """One chunk as the model sees it: latents ``[B, C, f, H, W]`` at ``sigma`` (model time ``timestep``)."""
+    """One chunk as the model sees it: latents ``[B, C, f, H, W]`` at ``sigma`` (model time ``timestep``).
+
+    prompt_from: the chunk whose prompt holds, None for its own (only when history is computed again under a new one).
+    """
 
     chunk: Chunk
     step: int
     sigma: float
     timestep: float
     latents: Tensor
+    prompt_from: int | None = None
+
+    @property
+    def prompt_chunk(self) -> int:
+        return self.chunk.index if self.prompt_from is None else self.prompt_from
 
 
 @dataclass(frozen=True)

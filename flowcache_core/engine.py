@@ -46,6 +46,7 @@ class EngineSettings:
     forward per tick, without K/V (SkyReels-V2's released model).
     prefix_noise: noise level at which the model sees prefix chunks, and is told so; the latents themselves stay clean.
     Redrawn at every window pass; with K/V it is drawn once, when the prefix is written.
+    recache: chunks, each alone when it begins, before which the kept history is computed again under their prompt.
     reuse_device: where computed steps are kept for reuse; None for the latents' own device.
     """
 
@@ -59,6 +60,7 @@ class EngineSettings:
     clean_timestep: float = 0.0
     attention: str = "block-causal"
     prefix_noise: float = 0.0
+    recache: frozenset[int] = frozenset()
     reuse_device: str | None = None
 
     def __post_init__(self) -> None:
@@ -69,6 +71,11 @@ class EngineSettings:
         if self.attention == "bidirectional":
             require(self.kv.budget is None, "budget", self.kv.budget, "None: bidirectional attention keeps no K/V")
             require(not self.clean_pass, "clean_pass", True, "False: bidirectional attention keeps no K/V")
+            require(not self.recache, "recache", sorted(self.recache), "none: bidirectional attention keeps no K/V")
+        first, last = self.plan.first_tick, self.plan.last_tick
+        for chunk in self.recache:
+            alone = chunk in first and last.get(chunk - 1, -1) < first[chunk]
+            require(alone, "recache", chunk, "a chunk that begins after the one before is done (plan blockwise)")
 
     def notes(self) -> tuple[str, ...]:
         """One sentence for every setting that cannot help in this run."""
@@ -114,17 +121,33 @@ class Run:
         """Reserve the chunk's K/V slot, compressing the clean region when there is no room for it."""
         if self.cache is None:
             return
+        if chunk.index in self.settings.recache:
+            self.recache(chunk)
         begun = time.perf_counter()
         need = self.cache.begin(chunk)
         if need is not None:
             seconds = time.perf_counter() - begun
             self.observe(CacheCompressed(tick, chunk.index, need.tokens_before, need.tokens_after, seconds))
 
-    def cache_pass(self, kind: str, chunk: Chunk, latents: Tensor, timestep: float) -> None:
+    def recache(self, chunk: Chunk) -> None:
+        """Compute the newest whole chunks of history that fit beside ``chunk`` again, under its prompt (LongLive)."""
+        assert self.cache is not None
+        room = min(layout.capacity for layout in self.cache.layouts) // self.tokens_per_frame - chunk.frames
+        kept = [c for c in self.plan.chunks[: chunk.index] if chunk.first_frame - c.first_frame <= room]
+        self.cache.forget()
+        for earlier in kept:
+            self.cache.begin(earlier)
+            timestep = self.settings.clean_timestep
+            self.cache_pass("recache", earlier, self.frames(earlier), timestep, prompt_from=chunk.index)
+            self.cache.commit(earlier)
+
+    def cache_pass(
+        self, kind: str, chunk: Chunk, latents: Tensor, timestep: float, prompt_from: int | None = None
+    ) -> None:
         """A forward whose velocity is dropped: it only (re)writes the chunk's K/V."""
         assert self.cache is not None
         begun = time.perf_counter()
-        item = ChunkInput(chunk, self.plan.steps, 0.0, timestep, latents)
+        item = ChunkInput(chunk, self.plan.steps, 0.0, timestep, latents, prompt_from)
         self.denoiser.compute(item, self.branches, self.cache)
         seconds = time.perf_counter() - begun
         self.denoiser_seconds += seconds
@@ -318,7 +341,8 @@ def generate(
 
     noise: standard normal ``[B, C, F, H, W]``, F = the plan's latent frames. prefix: clean latents of the plan's prefix
     frames. noise_source: for solvers that re-noise and for ``prefix_noise`` (default: seeded with 0). cache: only to
-    bring one's own (a counting one, say). Returns clean latents ``[B, C, F, H, W]``. Raises SettingError when shapes do not fit the plan.
+    bring one's own (a counting one, say). Returns clean latents ``[B, C, F, H, W]``. Raises SettingError when shapes do
+    not fit the plan.
     """
     plan = settings.plan
     require(noise.ndim == 5, "noise", tuple(noise.shape), "a tensor [B, C, F, H, W]")

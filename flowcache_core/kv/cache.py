@@ -163,6 +163,11 @@ class KVCache:
                 own = torch.arange(first, first + end - start, dtype=torch.int32, device=buffer.positions.device)
                 buffer.positions[..., start:end] = own
 
+    def forget(self) -> None:
+        """Drop all history, so that it can be written again. Only while no chunk is active."""
+        for layout in self.layouts:
+            layout.forget()
+
     def release(self) -> None:
         """Drop every tensor. The cache cannot be used afterwards."""
         self._layers.clear()

@@ -63,6 +63,12 @@ class KVLayout:
             raise RuntimeError(f"chunk {chunk} cannot finish while the active chunks are {self.active}: oldest first")
         self.clean_tokens += self._active.pop(chunk)
 
+    def forget(self) -> None:
+        """Drop the clean region; chunks may begin again, from any on. Only while none is active."""
+        if self._active:
+            raise RuntimeError(f"history cannot be dropped while chunks {self.active} are active")
+        self.clean_tokens, self._newest = 0, -1
+
     def span(self, chunk: int) -> tuple[int, int]:
         """First and one past the last token of an active chunk's own slot."""
         start = self.clean_tokens

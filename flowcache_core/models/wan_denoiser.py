@@ -62,7 +62,7 @@ class WanDenoiser:
         result = self.transformer.forward_chunk(
             x,
             timesteps,
-            self.text(item.chunk.index, branches, item.latents.shape[0]),
+            self.text(item.prompt_chunk, branches, item.latents.shape[0]),
             first_frame=item.chunk.first_frame,
             memory=self.memory(item.chunk, branches, cache),
             fps=self.fps,

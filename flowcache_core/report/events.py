@@ -59,7 +59,9 @@ class WindowPass:
 
 @dataclass(frozen=True)
 class CachePass:
-    """An extra forward only for its K/V: a prefix chunk (``kind`` "prefix") or a finished one ("clean")."""
+    """An extra forward only for its K/V: a prefix chunk (``kind`` "prefix"), a finished one ("clean"), or
+    history under a new prompt ("recache").
+    """
 
     kind: str
     chunk: int
