@@ -45,6 +45,7 @@ class HostDenoiser:
     K/V is kept per branch, while the velocity handed out is guided already: one entry ``[1, B, ...]``.
 
     clean: the newest clean prediction of the window ``[B, C, F, H, W]``, written as chunks are computed.
+    first_chunk: of the video that is this window's chunk 0, where prompts change by chunk.
     prefix_frames: of the window, which are clean from the start.
     leftover: whether the schedule ends above 0, so that a finished chunk's K/V comes from its clean prediction.
     """
@@ -54,6 +55,7 @@ class HostDenoiser:
     seed: int | None
     all_branches: Branches
     clean: Tensor
+    first_chunk: int = 0
     prefix_frames: int = 0
     leftover: bool = False
     inpaint: Inpaint | None = None
@@ -79,7 +81,9 @@ class HostDenoiser:
         sigma = item.timestep / 1000 if only_kv else item.sigma
         if only_kv and self.leftover and item.chunk.index in self.written:
             x = self.frames(item.chunk)
-        conds = self.all_branches.for_chunk(item.chunk.index)
+        if item.prompt_from is not None:
+            self.written.pop(item.chunk.index, None)  # written anew
+        conds = self.conds(item)
         options = self.model_options["transformer_options"]
         attention = ChunkAttention(
             cache=cache,
@@ -100,7 +104,7 @@ class HostDenoiser:
         return ChunkOutput(velocity(x, clean, item.sigma), residuals.take() if keep_residual else None)
 
     def from_residual(self, item: ChunkInput, branches: range, residual: Tensor) -> Tensor:
-        conds = self.all_branches.for_chunk(item.chunk.index)
+        conds = self.conds(item)
         replaced = Residuals(len(self.transformer.blocks)).replacing(residual)
         clean = self.predict(item.latents, item.sigma, item.chunk, conds, {"patches_replace": replaced})
         self.frames(item.chunk).copy_(clean)
@@ -119,7 +123,7 @@ class HostDenoiser:
             "flowcache": [per_frame],
         }
         whole = Chunk(0, 0, latents.shape[2])
-        clean = self.predict(latents, 1.0, whole, self.all_branches.for_chunk(0), {"wrappers": wrappers})
+        clean = self.predict(latents, 1.0, whole, self.all_branches.for_chunk(self.first_chunk), {"wrappers": wrappers})
         flow = velocity(latents, clean, 1.0)
         sigmas = torch.tensor(timesteps, device=latents.device).view(1, 1, -1, 1, 1) / 1000
         self.clean[:, :, self.prefix_frames :] = (latents - sigmas * flow[0])[:, :, self.prefix_frames :]
@@ -135,6 +139,9 @@ class HostDenoiser:
         return time_modulation(self.model, timestep, self.clean.device)
 
     # -- one guider call -----------------------------------------------------------------------------------------------
+
+    def conds(self, item: ChunkInput) -> dict[str, Any]:
+        return self.all_branches.for_chunk(self.first_chunk + item.prompt_chunk)
 
     def frames(self, chunk: Chunk) -> Tensor:
         return self.clean[:, :, chunk.first_frame : chunk.end_frame]

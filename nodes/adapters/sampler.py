@@ -26,6 +26,7 @@ from .naming import naming
 from .plan_choice import PlanChoice
 from .prefix import clean_frames, given_latents
 from .progress import Progress
+from .prompt_schedule import recached
 from .rope import exact_positions
 from .settings import FlowCacheSettings, refuse_other_caches, settings_of
 
@@ -93,7 +94,8 @@ class Sampling:
         if mask is not None and bool((mask[:, :, prefix_frames:] != 1).any()):
             self.inpaint = Inpaint(mask.expand(x.shape), inpainting.latent_image, inpainting.noise, sigmas)
         self.windows = choice.windows(x.shape[2], prefix_frames)
-        self.engines = [engine_settings(choice, part, self.schedule, self.settings) for part in self.windows]
+        common = (self.schedule, self.settings, self.guider.conds)
+        self.engines = [engine_settings(choice, part, *common) for part in self.windows]
         levels = (*self.schedule.sigmas[:-1], 0.0)
         names = names_that_run(self.guider, x[:, :, : choice.chunk_frames], levels, self.options)
         self.branches = Branches(self.guider.conds, names, levels, self.model.model_sampling)
@@ -132,6 +134,7 @@ class Sampling:
             seed=self.seed,
             all_branches=self.branches,
             clean=clean,
+            first_chunk=part.first_frame // self.choice.chunk_frames,
             prefix_frames=part.prefix_frames,
             leftover=self.schedule.sigmas[-1] > 0,
             inpaint=self.inpaint and self.inpaint.of(frames),
@@ -156,7 +159,11 @@ class Sampling:
 
 
 def engine_settings(
-    choice: PlanChoice, part: Window, schedule: Schedule, settings: FlowCacheSettings
+    choice: PlanChoice,
+    part: Window,
+    schedule: Schedule,
+    settings: FlowCacheSettings,
+    conds: Mapping[str, Any],
 ) -> EngineSettings:
     """What the model carries and the sampler's fields together. Errors name the node whose field does not fit."""
     reuse: dict[str, Any] = {}
@@ -169,14 +176,21 @@ def engine_settings(
         with naming("KV Cache Compressor"):
             accepted = "no KV Cache Compressor with attention bidirectional, which keeps no K/V"
             require(settings.kv is None, "budget", settings.kv and settings.kv.budget, accepted)
+    plan, recache = choice.plan(part, schedule.steps), frozenset[int]()
+    if switches := recached(conds):
+        with naming("AR Prompt Schedule"):
+            accepted = "off with this plan; on with plan blockwise of the whole video"
+            require(choice.name == "blockwise", "recache", True, accepted)
+        recache = frozenset(chunk for chunk in switches if plan.prefix_chunks <= chunk < len(plan.chunks))
     return EngineSettings(
-        plan=choice.plan(part, schedule.steps),
+        plan=plan,
         schedule=schedule,
         solver=choice.solver,
         kv=settings.kv_settings,
         clean_pass=choice.clean_pass,
         attention=choice.attention,
         prefix_noise=choice.prefix_noise,
+        recache=recache,
         **reuse,
     )
 

@@ -173,3 +173,9 @@ def sample(
     sampler = ours() if sampler is None else sampler
     out, denoised = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, start or latent()).args
     return out["samples"].clone(), denoised["samples"].clone()
+
+
+def close(value: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
+    """Equal up to ``tolerance`` of the largest value."""
+    assert value.shape == expected.shape and torch.isfinite(value).all()
+    assert (value - expected).abs().max() <= tolerance * max(1.0, float(expected.abs().max()))

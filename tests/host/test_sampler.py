@@ -14,6 +14,7 @@ from hostkit import (
     HEIGHT,
     STAGGERED,
     WIDTH,
+    close,
     compress,
     hosts,
     latent,
@@ -35,11 +36,6 @@ SLIDING = {"plan": "sliding window", "chunk_frames": 2, "window_chunks": 2, "sol
 @pytest.fixture(scope="module")
 def model():
     return load()
-
-
-def close(a, b, tolerance=1e-5):
-    assert a.shape == b.shape
-    assert torch.isfinite(a).all() and (a - b).abs().max() <= tolerance * max(1.0, b.abs().max())
 
 
 class TestSameAsTheHost:
@@ -371,6 +367,22 @@ class TestPromptSchedule:
 
     def test_other_samplers_use_the_first_prompt(self, model):
         close(sample(model, hosts(), positive=self.schedule(1))[0], sample(model, hosts())[0])
+
+    def test_recache_computes_history_under_the_new_prompt(self, model):
+        """Where the history fits, the chunk after a switch sees what it would have seen under its prompt all along."""
+        start, first = latent(33), torch.randn(1, 16, 3, 4, 8, generator=torch.Generator().manual_seed(5))
+        sampler = ours(prefix={"samples": first})
+        new = sample(model, sampler, start=start, positive=prompt(8))[0]
+        late = sample(model, sampler, start=start, positive=self.schedule(1))[0]
+        now = sample(model, sampler, start=start, positive=self.schedule(1, recache=True))[0]
+        close(now[:, :, 3:], new[:, :, 3:])
+        assert not torch.allclose(late[:, :, 3:], new[:, :, 3:], atol=1e-3)
+
+    def test_recache_with_a_budget(self, model):
+        patched = compress(model, 1)
+        out = sample(patched, start=latent(45), positive=self.schedule(3, recache=True), negative=prompt(9))[0]
+        passes = [p.chunk for p in last_record(patched).cache_passes if p.kind == "recache"]
+        assert passes == [2] and torch.isfinite(out).all()
 
     def test_chained(self, model):
         chained = node("PromptSchedule", prompt_1=self.schedule(1), prompt_2=prompt(9), start_2=3, recache=False)
