@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from flowcache_core.models.wan_vae import StreamDecoder, WanVAE, WanVAEConfig, load_wan_vae
 from safetensors.torch import save_file
 from torch import Tensor
+
+from flowcache_core.models.wan_vae import StreamDecoder, WanVAE, WanVAEConfig, load_wan_vae
 
 
 @pytest.fixture(scope="module")
