@@ -211,7 +211,8 @@ def test_same_as_our_sampler(model):
         with_reuse(model, skipping(0, 2)),
         with_kv(model, 1.5),
         with_kv(with_reuse(model, skipping(0, 1)), 1.0, kv.COMPRESSORS["sink-window"](sink=0.0)),
-        with_kv(model, (1.0, 2.0), kv.COMPRESSORS["importance-redundancy"](mix_lambda=0.5, key_granularity="frame")),
+        with_kv(model, (1.3, 2.2), kv.COMPRESSORS["importance-redundancy"](mix_lambda=0.5, key_granularity="frame")),
+        with_kv(model, 1.7, kv.COMPRESSORS["importance-redundancy"](mix_lambda=0.5, key_granularity="chunk")),
     ):
         video = latent(LONG)
         theirs, mine = sample(patched, hosts(), start=video)[0], sample(patched, ours(), start=video)[0]
