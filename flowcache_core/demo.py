@@ -270,8 +270,8 @@ def main(argv: Sequence[str]) -> int:
         progress = None if options.json else Progress(name, sys.stderr)
         records[name], videos[name] = demo.run(settings, progress)
     quality = compare(videos[FLOWCACHE], videos[VANILLA])
-    settings = {**described(options, demo), "expected_psnr": expected_psnr(demo, records[FLOWCACHE])}
-    content = document.document(records, quality, settings)
+    asked = {**described(options, demo), "expected_psnr": expected_psnr(demo, records[FLOWCACHE])}
+    content = document.document(records, quality, asked)
     write(options.out, demo.mini.fps, records, videos, content)
     if options.json:
         print(json.dumps(content, allow_nan=False))

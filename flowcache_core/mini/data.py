@@ -64,7 +64,8 @@ def random_clips(count: int, seed: int) -> list[Clip]:
     clips: list[Clip] = []
     while len(clips) < count:
         for index in torch.randperm(len(combinations), generator=generator).tolist():
-            clips.append(_place(*combinations[index], torch.rand(3, generator=generator).tolist()))
+            colour, shape, direction = combinations[index]
+            clips.append(_place(colour, shape, direction, torch.rand(3, generator=generator).tolist()))
     return clips[:count]
 
 
