@@ -98,6 +98,7 @@ def fields() -> dict[str, list[io.Input]]:
             ),
             io.Float.Input(
                 "prefix_noise",
+                optional=True,
                 default=0.0,
                 min=0.0,
                 max=1.0,
