@@ -193,7 +193,7 @@ def test_unknown_command_lists_what_is_accepted() -> None:
         dev.main(["dmeo"])
 
 
-@pytest.mark.parametrize("command", ["demo", "cost", "calibrate", "train-mini", "evaluate-mini"])
+@pytest.mark.parametrize("command", ["demo", "cost", "schedule", "calibrate", "train-mini", "evaluate-mini"])
 def test_core_commands_get_their_arguments(command: str) -> None:
     assert dev.core_command(Path("py"), command, ["--seed", "3"]) == [
         Path("py"), "-m", "flowcache_core", command, "--seed", "3",
