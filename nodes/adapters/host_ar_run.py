@@ -208,7 +208,6 @@ class HostRun:
         given = chunk.index < self.plan.prefix_chunks
         if given:
             self.begin_chunk(chunk, caches, 0)
-        self.reuse.forget()
         begun = time.perf_counter()
         with self.kv.listening(self.model.diffusion_model, chunk):
             output = self.timed(compute)
