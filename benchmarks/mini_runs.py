@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowcache_core.cost import WanShape
 from flowcache_core.engine import EngineSettings, generate
@@ -66,7 +66,11 @@ class Setup:
 
 @cache
 def mini() -> MiniModel:
-    return load_mini()
+    model = load_mini()
+    for module in model.vae.modules():
+        if isinstance(module, nn.Conv3d):
+            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # faster on a CPU
+    return model
 
 
 def shape(model: MiniModel) -> WanShape:
@@ -90,10 +94,10 @@ def run(setup: Setup, batch: Sequence[Pair], **changes: object) -> tuple[RunReco
 
 @torch.no_grad()
 def videos(latents: Tensor) -> list[Tensor]:
-    """Decoded videos, each ``[T, 64, 64, 3]`` uint8."""
+    """Decoded videos, each ``[T, 64, 64, 3]`` uint8; four at a time, which costs little more than one."""
     decode: Callable[[Tensor], Tensor] = mini().vae.decode
-    clips = [decode(one.unsqueeze(0))[0].movedim(0, 3) for one in latents]
-    return [((clip + 1) * 127.5).round().clamp(0, 255).byte() for clip in clips]
+    clips = torch.cat([decode(part) for part in latents.split(4)]).movedim(1, 4)
+    return list(((clips + 1) * 127.5).round().clamp(0, 255).byte())
 
 
 @dataclass(frozen=True)
@@ -149,10 +153,7 @@ class Comparison:
         """Figures of one method; ``setup`` when it needs another one (fewer steps)."""
         setup, changes = setup or self.setup, {**self.base, **changes}
         groups = [[pair] for pair in self.batch] if looks_at_content(changes) else [list(self.batch)]
-        records, outcomes = [], []
-        for group in groups:
-            record, latents = run(setup, group, **changes)
-            records.append(record)
-            outcomes += videos(latents)
+        runs = [run(setup, group, **changes) for group in groups]
+        records, outcomes = [record for record, _ in runs], videos(torch.cat([latents for _, latents in runs]))
         scored = [compare(video, reference) for video, reference in zip(outcomes, self.reference, strict=True)]
         return Row.of(name, records, self.full, scored)

@@ -1,6 +1,6 @@
 """Command that makes the mini model's weights: the autoencoder first, then the transformer on its latents.
 
-Both schedules follow the clock: `--minutes` says how long each may take, whatever the machine. The committed weights
+The schedules follow the clock (`--minutes` for each stage) or the number of steps (`--steps`). The committed weights
 carry their own steps, seed and loss in their metadata.
 """
 
@@ -11,6 +11,7 @@ import datetime
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="train-mini", description=__doc__)
     parser.add_argument("--stage", choices=STAGES, default="all", help=STAGES_HELP)
     parser.add_argument("--minutes", type=float, help="time for each stage (default: vae 24, transformer 70)")
+    parser.add_argument("--steps", type=int, help="train for so many steps in all, however long they take")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights (default: the bundled ones)")
     parser.add_argument("--work", type=Path, default=Path(".runs"), help="folder for the checkpoints")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
@@ -45,7 +47,13 @@ def main(argv: list[str]) -> int:
     options = parser.parse_args(argv)
     name = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
-    shared = {"seed": options.seed, "device": device, "resume": options.resume, "say": _say}
+    shared: dict[str, Any] = {
+        "steps": options.steps,
+        "seed": options.seed,
+        "device": device,
+        "resume": options.resume,
+        "say": _say,
+    }
     if options.stage in ("vae", "all"):
         vae, figures = train_vae(minutes=options.minutes or 24, checkpoint=options.work / "vae.pt", **shared)
         save_vae(vae, options.out / VAE_FILE.name, options.seed, figures)

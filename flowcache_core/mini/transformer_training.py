@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,13 +62,14 @@ def train_transformer(
     vae: WanVAE,
     *,
     minutes: float,
+    steps: int | None = None,
     seed: int,
     device: torch.device,
     checkpoint: Path,
     resume: bool,
     say: Callable[[str], None],
 ) -> tuple[WanTransformer, dict[str, float]]:
-    """Trains for `minutes` of wall-clock time (the schedules follow it); returns the averaged weights and figures."""
+    """Trains for `minutes` of wall-clock time, or `steps`; the schedules follow it. Returns averaged weights and figures."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = WanTransformer(CONFIG).to(device)
@@ -77,7 +79,7 @@ def train_transformer(
     others = [p for p in model.parameters() if id(p) not in chosen]
     muon = Muon(matrices)
     adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    step, drawn, spent = 0, 0, 0.0
+    step, spent = 0, 0.0
     if resume and checkpoint.is_file():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(saved["model"])
@@ -87,18 +89,16 @@ def train_transformer(
         step, spent = saved["step"], saved["spent"]
         generator.manual_seed(seed + step)
     pools: dict[int, ClipPool] = {}
+    drawn: Counter[int] = Counter()
     folder = checkpoint.parent / "clips"
     loss_mean = 1.0
     clock = _Clock(spent)
-    while (progress := clock.seconds / (60 * minutes)) < 1:
-        phase = next(p for p in PHASES if progress < p.until)
-        if phase.pool_chunks not in pools:
-            pools[phase.pool_chunks] = phase.pool(vae, seed, folder)
-            pools[phase.pool_chunks].take_files(FIRST_CLIPS)
-            drawn = 0
-        pool, drawn = pools[phase.pool_chunks], drawn + 1
-        if drawn % 50 == 0:
-            pool.take_files(min(phase.clips, FIRST_CLIPS + drawn // 4))
+    while (progress := step / steps if steps else clock.seconds / (60 * minutes)) < 1:
+        phase = _phase(progress, step)
+        pool = pools.get(phase.pool_chunks) or pools.setdefault(phase.pool_chunks, phase.pool(vae, seed, folder))
+        drawn[phase.pool_chunks] += 1
+        if drawn[phase.pool_chunks] % 50 == 1:
+            pool.take_files(min(phase.clips, FIRST_CLIPS + drawn[phase.pool_chunks] // 4))
         clean, context = pool.draw(phase.batch, phase.chunks * CHUNK_FRAMES, generator)
         clean, context = clean.to(device), context.to(device)
         loss = _loss(model, clean, context, generator)
@@ -115,13 +115,19 @@ def train_transformer(
         _follow(average, model, min(0.9985, 1 - 9 / (step + 9)))
         loss_mean += (loss.item() - loss_mean) * max(0.01, 1 / step)
         if step % 50 == 0:
-            where = f"{phase.chunks} chunks of {len(pool.latents)} clips"
-            say(f"transformer step {step}  {clock.seconds:.0f} s  {where}  loss {loss_mean:.4f}")
+            clips = " and ".join(f"{len(p.clips)} clips of {chunks}" for chunks, p in pools.items())
+            say(f"transformer step {step}  {clock.seconds:.0f} s  {clips} chunks  loss {loss_mean:.4f}")
         if clock.since_mark > 150:
             _save(checkpoint, model, average, muon, adam, step, clock.seconds)
             clock.mark()
     _save(checkpoint, model, average, muon, adam, step, clock.seconds)
     return average, {"steps": step, "loss": loss_mean}
+
+
+def _phase(progress: float, step: int) -> Phase:
+    """The phase due. In the last one every other step takes the one before it: there are more short clips than long."""
+    index = next(i for i, phase in enumerate(PHASES) if progress < phase.until)
+    return PHASES[max(0, index - 1)] if index == len(PHASES) - 1 and step % 2 else PHASES[index]
 
 
 def _loss(model: WanTransformer, clean: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:

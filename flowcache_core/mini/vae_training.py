@@ -96,6 +96,7 @@ def start_as_image_model(vae: WanVAE) -> None:
 def train_vae(
     *,
     minutes: float,
+    steps: int | None = None,
     seed: int,
     device: torch.device,
     checkpoint: Path,
@@ -103,7 +104,7 @@ def train_vae(
     say: Callable[[str], None],
     fuse: bool = False,
 ) -> tuple[WanVAE, dict[str, float]]:
-    """Trains for `minutes` of wall-clock time (the schedules follow it) and returns the VAE and its figures."""
+    """Trains for `minutes` of wall-clock time, or `steps`; the schedules follow it. Returns the VAE and its figures."""
     torch.manual_seed(seed)
     model = NormalisedVAE().to(device)
     average = copy.deepcopy(model).eval().requires_grad_(False)
@@ -122,7 +123,7 @@ def train_vae(
         step, spent = saved["step"], saved["spent"]
     begin, saved_at = time.monotonic() - spent, time.monotonic()
     loss_mean = 0.0
-    while (progress := (time.monotonic() - begin) / (60 * minutes)) < 1:
+    while (progress := step / steps if steps else (time.monotonic() - begin) / (60 * minutes)) < 1:
         frames, batch, side = next(stage[1:] for stage in CURRICULUM if progress < stage[0])
         warm = min(1.0, (step + 1) / 100)
         for group in optimizer.param_groups:
@@ -138,7 +139,7 @@ def train_vae(
         _follow(average, model, decay=min(0.998, 1 - 10 / (step + 10)))
         loss_mean += (loss.item() - loss_mean) * max(0.02, 1 / step)
         if step % 100 == 0:
-            say(f"vae step {step}  {60 * minutes * progress:.0f} s  {frames} frames  loss {loss_mean:.5f}")
+            say(f"vae step {step}  {100 * progress:.1f} %  {frames} frames  loss {loss_mean:.5f}")
         if time.monotonic() - saved_at > 120:
             _save(checkpoint, model, average, optimizer, step, time.monotonic() - begin)
             say(f"vae step {step}  PSNR {psnr(average.export(), device):.2f} dB (45-frame clips)")

@@ -57,8 +57,8 @@ def test_area_does_not_change_with_time(shape: str) -> None:
 
 
 def test_what_is_measured_is_what_was_drawn() -> None:
-    clips = data.random_clips(72, 5)
-    for clip, video in zip(clips, data.render(clips, 21)):
+    clips = data.random_clips(36, 5)
+    for clip, video in zip(clips, data.render(clips, 17)):
         found = measure(video)
         assert set(found.colours) == {clip.colour}
         assert found.direction == clip.direction

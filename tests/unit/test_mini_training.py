@@ -51,9 +51,10 @@ def test_muon_descends() -> None:
 def test_exported_vae_is_the_trained_one_under_official_constants() -> None:
     torch.manual_seed(0)
     model = NormalisedVAE()
-    video = torch.rand(2, 3, 5, 32, 32) * 2 - 1
+    video = torch.rand(2, 3, 5, 24, 24) * 2 - 1
     with torch.no_grad():
-        for _ in range(60):
+        model.norm.momentum = 0.5  # instead of hundreds of steps
+        for _ in range(6):
             model.train()(video)
         model.eval()
         vae = model.export()
@@ -69,13 +70,14 @@ def test_training_stops_saves_and_resumes(tmp_path: Path, monkeypatch: pytest.Mo
     vae = WanVAE(WanVAEConfig(dim=8)).requires_grad_(False)
     said: list[str] = []
 
-    def train(minutes: float, resume: bool) -> dict[str, float]:
+    def train(steps: int, resume: bool) -> dict[str, float]:
         checkpoint = tmp_path / "transformer.pt"
         shared = {"seed": 0, "device": torch.device("cpu"), "checkpoint": checkpoint, "say": said.append}
-        return training.train_transformer(vae, minutes=minutes, resume=resume, **shared)[1]
+        return training.train_transformer(vae, minutes=0, steps=steps, resume=resume, **shared)[1]
 
-    first = train(0.03, resume=False)
-    assert first["steps"] > 0 and 0.5 < first["loss"] < 5
+    first = train(2, resume=False)
+    assert first["steps"] == 2 and 0.5 < first["loss"] < 5
     files = sorted(path.name for path in (tmp_path / "clips").iterdir())
     assert files == ["clips-3-0000.pt"]
-    assert train(0.05, resume=True)["steps"] > first["steps"]
+    assert train(3, resume=True)["steps"] == 3
+    assert train(3, resume=True)["steps"] == 3
