@@ -16,7 +16,7 @@ from flowcache_core.kv.settings import KVSettings
 from .mini_runs import HELD_OUT, Comparison, Row, Setup
 from .results import save
 
-BUDGETS = (3.5, 2.0)
+BUDGETS = (3.5,)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -106,7 +106,7 @@ def methods(setup: Setup, calibration: Sequence[Pair]) -> Iterator[Method]:
     for threshold, cap in ((0.03, 2), (0.06, 3), (0.12, 4), (0.24, 6), (0.5, 8), (1.0, 12)):
         policy = MagCache(threshold=threshold, max_reuses=cap, curve=curve, warmup_steps=warm)
         yield Method("magcache", f"{threshold:g}/{cap}", {"policy": policy, "quantity": Residual()})
-    for threshold in (0.02, 0.04, 0.08, 0.15, 0.3, 0.6):
+    for threshold in (0.02, 0.05, 0.07, 0.1, 0.2, 0.4):
         time = TimeDistance()
         teacache = TeaCache(threshold=threshold, warmup_steps=warm, distance=time)
         yield Method("teacache, time", f"{threshold:g}", {"policy": teacache, "quantity": Residual()})
