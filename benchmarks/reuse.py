@@ -2,8 +2,8 @@
 
     python dev.py bench reuse
 
-16 prompt-seed pairs, 8 chunks of 50 Euler steps, guidance 3, clean pass on; PSNR against the uncached run. Thresholds are
-such that about half of the steps are computed.
+16 prompt-seed pairs, 8 chunks of 50 Euler steps, guidance 3, clean pass on; PSNR against the uncached run. Thresholds
+are such that about half of the steps are computed.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ NAME = "FlowCache Chunkwise Reuse"
 CUSTOM = "custom"
 DEVICES = {"same as the model": None, "cpu": "cpu"}
 _NOT_IN_THE_HOST = ("magi",)
+_NOT_CHOSEN = ("never", "magcache", "interval")  # nothing to set; a curve or a number the node has no field for
 
 
 def preset_rows() -> dict[str, tuple[str, str]]:
@@ -33,7 +35,7 @@ def preset_rows() -> dict[str, tuple[str, str]]:
 
 
 def custom_inputs() -> list[io.Input]:
-    policies = [name for name in POLICIES if name != "never"]
+    policies = [name for name in POLICIES if name not in _NOT_CHOSEN]
     return [
         io.Combo.Input(
             "policy",
@@ -153,7 +155,7 @@ def settings(preset: Mapping[str, Any]) -> ReuseSettings:
     if name not in rows:
         raise SettingError("preset", name, ", ".join((CUSTOM, *rows)))
     row = presets.load_preset(*rows[name])
-    return ReuseSettings(row.policy, row.quantity, name)
+    return ReuseSettings(row.policy, row.quantity, name, source=row)
 
 
 def custom(fields: Mapping[str, Any]) -> ReuseSettings:
@@ -165,8 +167,8 @@ def custom(fields: Mapping[str, Any]) -> ReuseSettings:
     }
     if fields["policy"] == "schedule":
         policy["computed"] = step_list(fields["computed_steps"])
-    else:
-        policy |= {"threshold": fields["threshold"], "distance": fields["distance"]}
+    known = {field.name for field in dataclasses.fields(POLICIES[fields["policy"]])}
+    policy |= {name: fields[name] for name in ("threshold", "distance") if name in known}
     return ReuseSettings(
         build_policy(policy), build_quantity(fields["quantity"]), CUSTOM, DEVICES[fields["cache_device"]]
     )

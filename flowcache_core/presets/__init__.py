@@ -51,7 +51,7 @@ class Preset:
         if steps == made_for and same_shift:
             return self, None
         given = f"{steps} steps" + ("" if same_shift else f" at shift {shift:g}")
-        accepted = f"{made_for} steps at shift {made_shift:g}, or rescaling it"
+        accepted = f"{made_for} steps at shift {made_shift:g} (where there is a rescale option, with it)"
         require(rescale, f"preset {self.name}", given, accepted)
         table = stretch(self.policy.computed, made_for, steps)
         warning = (

@@ -74,7 +74,8 @@ class HostRun:
         engine = EngineSettings(plan, schedule, solver, kv=kv, clean_pass=True, **picked)
         embeddings = Embeddings(model, noise.device)
         with naming("FlowCache Chunkwise Reuse"):
-            engine.policy.note(plan.steps)
+            if chosen is not None:
+                chosen.check(plan.steps)
             reuse = StepReuse(engine, engine.policy.begin(schedule, embeddings), embeddings)
         with naming("KV Cache Compressor"):
             cache = HostKV(spec_of(model, noise, settings, noise.device), kv, plan)

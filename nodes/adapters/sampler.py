@@ -170,7 +170,7 @@ def engine_settings(
     if settings.reuse is not None:
         chosen = settings.reuse
         with naming("FlowCache Chunkwise Reuse"):
-            chosen.policy.note(schedule.steps)
+            chosen.check(schedule.steps)
         reuse = {"policy": chosen.policy, "quantity": chosen.quantity, "reuse_device": chosen.device}
     if choice.attention == "bidirectional":
         with naming("KV Cache Compressor"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...flowcache_core.errors import SettingError
 from ...flowcache_core.kv.settings import KVSettings
+from ...flowcache_core.presets import Preset
 from ...flowcache_core.report.record import Recorder, RunRecord
 from ...flowcache_core.reuse.base import ReusePolicy
 from ...flowcache_core.reuse.quantity import Quantity
@@ -25,6 +26,13 @@ class ReuseSettings:
     quantity: Quantity
     preset: str = "custom"
     device: str | None = None
+    source: Preset | None = None
+
+    def check(self, steps: int) -> None:
+        """SettingError when these settings are not for a run of ``steps`` steps."""
+        self.policy.note(steps)
+        if self.source is not None:
+            self.source.fit(steps)
 
 
 @dataclass
