@@ -69,7 +69,7 @@ def train_transformer(
     resume: bool,
     say: Callable[[str], None],
 ) -> tuple[WanTransformer, dict[str, float]]:
-    """Trains for `minutes` of wall-clock time, or `steps`; the schedules follow it. Returns averaged weights and figures."""
+    """Trains for `minutes` of wall-clock time, or `steps`; the schedules follow. Returns averaged weights."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = WanTransformer(CONFIG).to(device)
