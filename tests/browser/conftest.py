@@ -1,0 +1,76 @@
+"""A real ComfyUI server and its real frontend in headless Chromium."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_server import ComfyServer, comfy_server, lay_out
+
+HOW_TO = "the browser tests need COMFYUI_DIR, Chromium (or CHROMIUM=path) and pip install playwright"
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --mute-audio"
+).split()
+SIZE = {"width": 1600, "height": 900}
+PATIENCE = 300_000  # ms
+
+
+def find_host() -> Path | None:
+    places = [Path(os.environ.get("COMFYUI_DIR") or Path.home() / "comfy" / "ComfyUI")]
+    return next((place for place in places if (place / "main.py").is_file()), None)
+
+
+def find_chromium() -> str | None:
+    named = os.environ.get("CHROMIUM")
+    return named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+HOST, CHROMIUM = find_host(), find_chromium()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+    if HOST is None or CHROMIUM is None:
+        pytest.skip(HOW_TO)
+    base = tmp_path_factory.mktemp("comfy")
+    lay_out(base)
+    with comfy_server(HOST, Path(sys.executable), base) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser(server: ComfyServer) -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason=HOW_TO)
+    with playwright.sync_playwright() as p:
+        running = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module", params=["classic", "nodes 2.0"])
+def page(request: pytest.FixtureRequest, browser: Any, server: ComfyServer) -> Iterator[Any]:
+    """The frontend, loaded, in one of its two renderers. ``page.errors``: what the console called an error."""
+    context = browser.new_context(viewport=SIZE, device_scale_factor=1)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.errors = []
+    page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.errors.append(str(error)))
+    page.goto(server.url, wait_until="commit")
+    page.wait_for_function(
+        "window.app?.extensionManager && 'FlowCacheReport' in (window.LiteGraph?.registered_node_types ?? {})"
+    )
+    page.wait_for_timeout(2000)
+    vue = request.param == "nodes 2.0"
+    page.evaluate("vue => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
+    page.wait_for_timeout(500)
+    page.errors.clear()  # of the empty start page
+    page.renderer = request.param
+    yield page
+    context.close()

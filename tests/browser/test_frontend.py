@@ -1,0 +1,111 @@
+"""Every template opens in the real frontend, and the mini template runs there, in both renderers."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_copy import names
+from comfy_server import ComfyServer
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+MINI = "flowcache_mini_text_to_video"
+# Set to make the pictures of README, help pages and template browser anew: FLOWCACHE_PICTURES=1
+PICTURES = bool(os.environ.get("FLOWCACHE_PICTURES"))
+
+
+def open_template(page: Any, name: str) -> None:
+    """As the template browser does: fetch the served file and load it as a graph."""
+    page.evaluate(
+        """async name => {
+            const answer = await fetch(`/api/workflow_templates/flowcache/${name}.json`);
+            await window.app.loadGraphData(await answer.json(), true, true, null);
+        }""",
+        name,
+    )
+    page.keyboard.press("Escape")
+    page.wait_for_timeout(700)
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.wait_for_timeout(1500)
+
+
+def ours(errors: list[str]) -> list[str]:
+    """Without the frontend's own: it asks the hub for the size of checkpoints that a template names, and may not."""
+    foreign = ("huggingface.co", "Content Security Policy", "Failed to load resource")
+    return [text for text in errors if not any(sign in text for sign in foreign)]
+
+
+def picture(page: Any) -> Image.Image:
+    return Image.open(io.BytesIO(page.screenshot(timeout=300_000))).convert("RGB")
+
+
+def graph_only(image: Image.Image) -> Image.Image:
+    """Without the side bar on the left and the bars at the top and at the bottom."""
+    return image.crop((60, 90, image.width - 10, image.height - 20))
+
+
+def save(image: Image.Image, path: Path, width: int, quality: int = 82) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.resize((width, image.height * width // image.width), Image.Resampling.LANCZOS).save(path, quality=quality)
+
+
+@pytest.mark.parametrize("name", names())
+def test_template_opens_without_a_missing_node_or_an_error(page: Any, name: str) -> None:
+    page.errors.clear()
+    open_template(page, name)
+    nodes = page.evaluate(
+        "() => app.graph.nodes.map(n => [n.type, n.type in LiteGraph.registered_node_types || !!n.subgraph])"
+    )
+    assert len(nodes) > 4
+    assert [kind for kind, known in nodes if not known and kind not in ("MarkdownNote", "Note")] == []
+    assert ours(page.errors) == []
+    if PICTURES and page.renderer == "classic":
+        save(graph_only(picture(page)), ROOT / "workflows" / f"{name}.jpg", 640, 78)
+
+
+def test_mini_template_runs_and_shows_video_and_report(page: Any, server: ComfyServer) -> None:
+    page.errors.clear()
+    open_template(page, MINI)
+    page.get_by_test_id("queue-button").first.click()
+    page.wait_for_timeout(1500)
+    page.wait_for_function(
+        """async () => {
+            const queue = await (await fetch('/queue')).json();
+            return queue.queue_running.length + queue.queue_pending.length === 0;
+        }""",
+        polling=1000,
+    )
+    page.wait_for_timeout(2500)
+    shown = page.evaluate(
+        """() => Object.fromEntries(app.graph.nodes.map(n => [n.type, {
+            images: n.imgs?.length ?? 0,
+            outputs: app.nodeOutputs?.[n.id] ?? null,
+            text: (n.widgets ?? []).map(w => w.element?.textContent ?? '').join(''),
+        }]))"""
+    )
+    report = shown["FlowCacheReport"]
+    assert report["outputs"]["images"][0]["filename"].endswith(".png")
+    assert "computed" in report["text"] and "chunk 0 |" in report["text"]
+    assert shown["SaveVideo"]["outputs"]["images"][0]["filename"].endswith(".mp4")
+    page.wait_for_function("() => [...document.querySelectorAll('video')].some(v => v.videoWidth >= 64)")
+    if page.renderer == "nodes 2.0":
+        page.wait_for_function("() => [...document.querySelectorAll('img')].some(i => i.naturalWidth === 960)")
+    else:
+        assert report["images"] == 1
+    assert ours(page.errors) == []
+    if PICTURES:
+        page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+        page.wait_for_timeout(2000)
+        image = graph_only(picture(page))
+        if page.renderer == "classic":
+            save(image, ROOT / "docs" / "images" / "workflow.png", 1400)
+            save(image, ROOT / "web" / "images" / "mini_template.jpg", 1200)
+            save(image, ROOT / "workflows" / f"{MINI}.jpg", 640, 78)
+            entry = report["outputs"]["images"][0]
+            save(Image.open(server.file(entry)).convert("RGB"), ROOT / "web" / "images" / "report.jpg", 960, 88)
+        else:
+            save(image, ROOT / "docs" / "images" / "workflow-nodes2.png", 1400)
