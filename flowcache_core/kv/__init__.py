@@ -9,8 +9,8 @@ from .recent import Recent
 from .sink_window import SinkWindow
 
 COMPRESSORS: dict[str, type[Compressor]] = {
-    ImportanceRedundancy.name: ImportanceRedundancy,
     SinkWindow.name: SinkWindow,
+    ImportanceRedundancy.name: ImportanceRedundancy,
     Recent.name: Recent,
     Random.name: Random,
 }

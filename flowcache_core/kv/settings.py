@@ -10,10 +10,19 @@ import torch
 from ..errors import SettingError, require, require_finite
 from ..plan.base import Plan
 from .compressor import Compressor
-from .importance_redundancy import ImportanceRedundancy
 from .layout import history_frames, largest_chunk_frames
+from .recent import Recent
+from .sink_window import SinkWindow
 
 STORAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
+
+
+def default_compressor(budget: float | Sequence[float]) -> Compressor:
+    """The best on the data we measured (``bench compression``): sink and window, or, without room for both, recent."""
+    sink_window = SinkWindow()
+    budgets = budget if isinstance(budget, Sequence) else [budget]
+    roomy = all(isinstance(one, int | float) and one >= sink_window.min_budget for one in budgets)
+    return sink_window if roomy else Recent()
 
 
 @dataclass(frozen=True)
@@ -21,8 +30,8 @@ class KVSettings:
     """Immutable settings of a run's K/V cache.
 
     ``budget``: chunks of finished history that are kept, fractions allowed, one number or one per layer; None keeps
-    everything. ``compressor`` decides what is kept; importance-redundancy when only a budget is given. ``dtype`` and
-    ``device`` of the stored K/V; None for the model's own.
+    everything. ``compressor`` decides what is kept; :func:`default_compressor` when only a budget is given. ``dtype``
+    and ``device`` of the stored K/V; None for the model's own.
     """
 
     budget: float | Sequence[float] | None = None
@@ -32,7 +41,7 @@ class KVSettings:
 
     def __post_init__(self) -> None:
         if self.budget is not None and self.compressor is None:
-            object.__setattr__(self, "compressor", ImportanceRedundancy())
+            object.__setattr__(self, "compressor", default_compressor(self.budget))
         if isinstance(self.budget, Sequence):
             object.__setattr__(self, "budget", tuple(self.budget))
             require(len(self.budgets) > 0, "budget", self.budget, "one number per layer")

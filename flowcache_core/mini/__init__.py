@@ -24,8 +24,9 @@ from .text import VOCABULARY, encode_prompt
 WEIGHTS = Path(__file__).parent / "weights"
 TRANSFORMER_FILE = WEIGHTS / "flowcache_mini_transformer.safetensors"
 VAE_FILE = WEIGHTS / "flowcache_mini_vae.safetensors"
+GUIDANCE = 2.0  # at 3 the shapes are exaggerated: triangles with hollow sides
 
-__all__ = ["TRANSFORMER_FILE", "VAE_FILE", "MiniModel", "encode_prompt", "load_mini", "metadata"]
+__all__ = ["GUIDANCE", "TRANSFORMER_FILE", "VAE_FILE", "MiniModel", "encode_prompt", "load_mini", "metadata"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class MiniModel:
     chunk_frames: int
     frame_size: int
     shift: float
+    guidance: float
     fps: int
     vocabulary: tuple[str, ...]
     provenance: Mapping[str, Mapping[str, str]]
@@ -64,6 +66,7 @@ def load_mini(device: str | torch.device = "cpu", dtype: torch.dtype = torch.flo
         chunk_frames=CHUNK_FRAMES,
         frame_size=FRAME_SIZE,
         shift=SHIFT,
+        guidance=GUIDANCE,
         fps=16,
         vocabulary=VOCABULARY,
         provenance={path.stem: metadata(path) for path in (TRANSFORMER_FILE, VAE_FILE)},

@@ -14,7 +14,7 @@ from ..engine import EngineSettings, generate
 from ..models.wan_denoiser import WanDenoiser
 from ..plan.blockwise import blockwise
 from ..schedule import shifted
-from . import MiniModel, data, load_mini
+from . import GUIDANCE, MiniModel, data, load_mini
 from .measure import JOURNEY, Measured, measure
 
 
@@ -102,7 +102,7 @@ def contact_sheet(videos: Tensor, prompts: list[str], path: Path, columns: int =
             frame = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(frame, (margin + column * (side + gap), top))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, optimize=True)
+    sheet.quantize(128).save(path, optimize=True)
 
 
 def main(argv: list[str]) -> int:
@@ -111,7 +111,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--chunks", type=int, default=4)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the score here too")
     parser.add_argument("--picture", type=Path, help="write a contact sheet of the first clips here")

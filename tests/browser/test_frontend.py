@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from api_copy import names
 from comfy_server import ComfyServer
-from PIL import Image
+from PIL import Image, ImageChops
 
 ROOT = Path(__file__).resolve().parents[2]
 MINI = "flowcache_mini_text_to_video"
-# Set to make the pictures of README, help pages and template browser anew: FLOWCACHE_PICTURES=1
+# Set to make the pictures of README, help pages and template browser anew.
 PICTURES = bool(os.environ.get("FLOWCACHE_PICTURES"))
 
 
@@ -45,7 +45,10 @@ def picture(page: Any) -> Image.Image:
 
 def graph_only(image: Image.Image) -> Image.Image:
     """Without the side bar on the left and the bars at the top and at the bottom."""
-    return image.crop((60, 90, image.width - 10, image.height - 20))
+    inner = image.crop((60, 90, image.width - 10, image.height - 60))
+    background = Image.new("RGB", inner.size, inner.getpixel((5, 5)))
+    left, top, right, bottom = ImageChops.difference(inner, background).point(lambda v: 255 * (v > 24)).getbbox()
+    return inner.crop((max(0, left - 20), max(0, top - 20), right + 20, bottom + 20))
 
 
 def save(image: Image.Image, path: Path, width: int, quality: int = 82) -> None:

@@ -105,7 +105,7 @@ BAD = [
     (("--threshold", "-1"), "threshold: got -1.0"),
     (("--warmup", "7"), "warmup_steps: got 7"),
     (("--kv-budget", "0"), "budget: got 0.0"),
-    (("--compressor", "zip"), "compressor: got 'zip', accepted: importance-redundancy"),
+    (("--compressor", "zip"), "compressor: got 'zip', accepted: sink-window"),
     (("--policy", "often"), "policy: got 'often', accepted: chunkwise"),
     (("--preset", "nonesuch"), "preset: got 'nonesuch', accepted: vanilla"),
     (("--policy", "never", "--threshold", "0.1"), "policy never: got 'threshold'"),

@@ -24,9 +24,10 @@ def test_defaults_store_everything_as_the_model_does() -> None:
     assert settings.layer_budgets(3) == (None, None, None)
 
 
-def test_a_budget_brings_the_papers_compressor() -> None:
-    assert KVSettings(budget=2).compressor == ImportanceRedundancy()
-    assert KVSettings(budget=2, compressor=Recent()).compressor == Recent()
+def test_a_budget_brings_the_compressor_that_measured_best() -> None:
+    assert KVSettings(budget=2).compressor == SinkWindow()
+    assert KVSettings(budget=[2, 1.5]).compressor == Recent()
+    assert KVSettings(budget=2, compressor=ImportanceRedundancy()).compressor == ImportanceRedundancy()
 
 
 def test_one_budget_or_one_per_layer() -> None:
