@@ -34,7 +34,7 @@ def random_mini() -> MiniModel:
     transformer = WanTransformer(config)
     torch.nn.init.normal_(transformer.head.head.weight, std=0.2)
     vae = WanVAE(WanVAEConfig(dim=2))
-    return MiniModel(transformer.eval(), vae.eval(), encode_prompt, 3, 64, 3.0, 16, VOCABULARY, {})
+    return MiniModel(transformer.eval(), vae.eval(), encode_prompt, 3, 64, 3.0, 2.0, 16, VOCABULARY, {})
 
 
 @pytest.fixture(scope="module")

@@ -440,7 +440,7 @@ def test_fp8_saturates() -> None:
 
 def test_no_autograd_history_is_kept() -> None:
     plan = blockwise(frames=4, chunk_frames=1, steps=1)
-    cache = KVCache(SPEC, KVSettings(1), plan)
+    cache = KVCache(SPEC, KVSettings(1, ImportanceRedundancy()), plan)
     cache.begin(plan.chunks[0])
     k = torch.randn(2, 2, 3, 4, requires_grad=True)
     cache.write(0, range(2), plan.chunks[0], k, k)
@@ -471,7 +471,7 @@ def test_counting_without_memory() -> None:
 
 def test_release_frees_everything() -> None:
     plan = blockwise(frames=4, chunk_frames=1, steps=1)
-    cache = KVCache(SPEC, KVSettings(1), plan)
+    cache = KVCache(SPEC, KVSettings(1, ImportanceRedundancy()), plan)
     list(run(cache))
     held = [weakref.ref(t) for layer in cache._layers for t in (layer.keys, layer.values, layer.positions)]
     held += [weakref.ref(q) for layer in cache._layers for q in layer.queries.values()]
