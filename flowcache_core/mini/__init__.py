@@ -39,10 +39,10 @@ class MiniModel:
     chunk_frames: int
     frame_size: int
     shift: float
-    guidance: float
     fps: int
     vocabulary: tuple[str, ...]
     provenance: Mapping[str, Mapping[str, str]]
+    guidance: float = GUIDANCE
 
     def noise(self, chunks: int, seed: int, batch: int = 1) -> Tensor:
         """Standard normal latents [batch, 16, 3 * chunks, 8, 8], the same on every device."""
@@ -66,7 +66,6 @@ def load_mini(device: str | torch.device = "cpu", dtype: torch.dtype = torch.flo
         chunk_frames=CHUNK_FRAMES,
         frame_size=FRAME_SIZE,
         shift=SHIFT,
-        guidance=GUIDANCE,
         fps=16,
         vocabulary=VOCABULARY,
         provenance={path.stem: metadata(path) for path in (TRANSFORMER_FILE, VAE_FILE)},
