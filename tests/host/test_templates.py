@@ -213,6 +213,18 @@ def test_given_chunks_are_marked_as_given(server: ComfyServer, results: dict[str
     assert [set(row) == {"="} for row in rows] == [True] * 4 + [False] * 4
 
 
+def test_the_video_follows_each_prompt_of_its_schedule(server: ComfyServer, results: dict[str, Result]) -> None:
+    """Red at first, blue from the second prompt on, and at the third it leaves the row it moved along."""
+    frames = run("flowcache_mini_prompt_schedule", server, results).frames.astype(int)
+    red = (frames[..., 0] > 150) & (frames[..., 2] < 110)
+    blue = (frames[..., 2] > 150) & (frames[..., 0] < 110)
+    second, third = 70, 104  # frames; the third prompt starts at frame 69
+    assert red[8].mean() > 0.02 and not blue[8].any()
+    assert blue[second].mean() > 0.02 and not red[second].any()
+    rows = [np.nonzero(blue[time])[0].mean() for time in (second, third)]
+    assert rows[1] < rows[0] - 20
+
+
 def test_both_sides_of_the_comparison_start_from_the_same_noise(
     server: ComfyServer, results: dict[str, Result]
 ) -> None:
