@@ -24,6 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowcache_core.kv.importance_redundancy import redundancy
 
+from .results import save
+
 
 def naive_redundancy(keys: Tensor) -> Tensor:
     """Eq. 11 as it is written, for ``keys`` ``[..., L, d]``: the full similarity matrix, its diagonal set to zero."""
@@ -93,8 +95,8 @@ def measure(score: Callable[[Tensor], Tensor], keys: Tensor, repeats: int) -> tu
     return seconds, counter.peak, result
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Print and return the comparison; seconds for all heads, bytes beside the keys."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the comparison and save it; seconds for all heads, bytes beside the keys."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="benchmarks.redundancy", description=__doc__, formatter_class=raw)
     parser.add_argument("--length", type=int, default=24_300, help="keys per head (L)")
@@ -132,8 +134,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     print(f"{'extra MB':22}{naive_bytes / 1e6:18.2f}{linear_bytes / 1e6:18.2f}{figures['smaller']:9.0f}x")
     print("naive: one head at a time (times added, memory of one head); linear: all heads at once")
     print(f"largest difference of a score, relative to the mean score 1/L: {difference:.1e}")
-    return figures
+    print(f"saved: {save('redundancy', figures)}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .cost import WanShape
 from .engine import EngineSettings, generate
-from .errors import SettingError, require_count, require_finite
+from .errors import SettingError, require, require_count, require_finite
 from .kv import COMPRESSORS
 from .kv.settings import KVSettings
 from .mini import MiniModel, load_mini
@@ -42,6 +42,7 @@ from .schedule import shifted
 EXTRAS = {"torchmetrics": "torchmetrics", "matplotlib": "matplotlib", "av": "av"}  # module -> package
 LONG, QUICK = (8, 50), (4, 30)  # chunks and steps, by default and with --quick
 DEFAULT_PRESET = "balanced"
+CHOICES = tuple(name for name in POLICIES if name != "magcache")  # which needs a curve measured first
 VANILLA, FLOWCACHE = "vanilla", "flowcache"
 
 
@@ -51,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     presets = ", ".join(preset_names("mini"))
     p.add_argument("--preset", help=f"{presets}, or a file that calibrate wrote (default: {DEFAULT_PRESET})")
     p.add_argument("--rescale", action="store_true", help="stretch a preset that was made for another number of steps")
-    p.add_argument("--policy", help=f"a reuse policy instead of a preset: {', '.join(POLICIES)}")
+    p.add_argument("--policy", help=f"a reuse policy instead of a preset: {', '.join(CHOICES)}")
     p.add_argument("--threshold", type=float, help="epsilon: reuse while the accumulated distance is within it")
     p.add_argument("--warmup", type=int, help="first steps of every chunk that are always computed")
     p.add_argument("--kv-budget", type=budget, default="half", help="finished chunks to keep: a number, half, none")
@@ -126,8 +127,10 @@ def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
     require_finite("guidance", options.guidance, minimum=0.0)
     plan = make_plan(options.plan, chunks * mini.chunk_frames, mini.chunk_frames, steps)
     reuse = make_reuse(options, steps, mini.shift)
-    kept = chunks / 2 if options.kv_budget == "half" else options.kv_budget
-    kv = KVSettings(budget=kept, compressor=make_compressor(options.compressor))
+    compressor, kept = make_compressor(options.compressor), options.kv_budget
+    if kept == "half":
+        kept = max(chunks / 2, 1.0 if compressor is None else compressor.min_budget)
+    kv = KVSettings(budget=kept, compressor=compressor)
     # The mini model is trained on clean history, so both runs re-encode finished chunks.
     vanilla = EngineSettings(plan, shifted(steps, mini.shift), policy=Never(), clean_pass=True)
     flowcache = replace(vanilla, policy=reuse.policy, quantity=reuse.quantity, kv=kv)
@@ -159,6 +162,8 @@ def make_reuse(options: argparse.Namespace, steps: int, shift: float) -> Reuse:
     chosen = {"threshold": options.threshold, "warmup_steps": options.warmup}
     given = {key: value for key, value in chosen.items() if value is not None}
     if options.policy is not None or (options.threshold is not None and options.preset is None):
+        require(options.preset is None, "preset", options.preset, "no preset together with --policy")
+        require(options.policy is None or options.policy in CHOICES, "policy", options.policy, ", ".join(CHOICES))
         return Reuse(build_policy({"name": options.policy or Chunkwise.name} | given), Velocity())
     preset = load_preset("mini", options.preset or DEFAULT_PRESET)
     # The default is for 50 steps and serves --quick too; a preset asked for by name is not changed unasked.

@@ -71,6 +71,8 @@ class EngineSettings:
         if self.attention == "bidirectional":
             require(self.kv.budget is None, "budget", self.kv.budget, "None: bidirectional attention keeps no K/V")
             require(not self.clean_pass, "clean_pass", True, "False: bidirectional attention keeps no K/V")
+            accepted = "velocity, increment or a forecast: a whole window hands out no residual per chunk"
+            require(not self.quantity.needs_residual, "reused quantity", self.quantity.name, accepted)
             require(not self.recache, "recache", sorted(self.recache), "none: bidirectional attention keeps no K/V")
         first, last = self.plan.first_tick, self.plan.last_tick
         for chunk in self.recache:
@@ -277,6 +279,7 @@ class Run:
 
     def finish(self, chunk: Chunk, tick: Tick) -> None:
         done = self.active.pop(chunk.index)
+        self.policy.finish(chunk.index)
         self.frames(chunk).copy_(done.latents)
         if self.cache is not None:
             if self.settings.clean_pass and chunk.index != self.plan.chunks[-1].index:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..errors import require_count, require_finite
 from ..models.wan_vae import load_wan_vae
 from . import TRANSFORMER_FILE, VAE_FILE, WEIGHTS, data, metadata
 from .transformer_training import CONFIG, FIRST_CLIPS, PHASES, encode_ahead, train_transformer
@@ -45,6 +46,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
+    if options.steps is not None:
+        require_count("steps", options.steps, minimum=1)
+    if options.minutes is not None:
+        require_finite("minutes", options.minutes, minimum=0.01)
     name = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     shared: dict[str, Any] = {

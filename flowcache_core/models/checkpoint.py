@@ -81,6 +81,7 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise SettingError(f"checkpoint {path.name}", f"unreadable: {error}", ACCEPTED) from error
     if isinstance(content, dict):
         content = next((content[name] for name in NESTED_NAMES if isinstance(content.get(name), dict)), content)
-    if not isinstance(content, dict) or not all(isinstance(tensor, Tensor) for tensor in content.values()):
+    plain = isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    if not plain:
         raise SettingError(f"checkpoint {path.name}", f"a {type(content).__name__} with other things in it", ACCEPTED)
     return dict(content)

@@ -96,6 +96,10 @@ class PolicyState(ABC):
     def observe(self, item: ChunkInput, velocity: Tensor) -> None:  # noqa: B027 - most policies do not look at velocities
         """Told after a computed step: ``velocity [branches, B, ...]`` at ``item``. Must not sync with the device."""
 
+    def finish(self, chunk: int) -> None:
+        """``chunk`` has taken its last step: drop what is kept of it, so that memory does not grow with the video."""
+        self.chunks.pop(chunk, None)
+
     def progress(self, chunk: int) -> ChunkProgress:
         return self.chunks.setdefault(chunk, ChunkProgress())
 

@@ -43,6 +43,10 @@ class ChunkwiseState(PolicyState):
     policy: Chunkwise
     distance: DistanceState
 
+    def finish(self, chunk: int) -> None:
+        super().finish(chunk)
+        self.distance.finish(chunk)
+
     def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
         changes = self.distance.measure(items)
         decisions = []

@@ -47,6 +47,9 @@ class DistanceState(ABC):
     def measure(self, items: Sequence[ChunkInput]) -> list[Change | None]:
         """Change of each chunk since its previous step; None at its first. At most one device sync."""
 
+    def finish(self, chunk: int) -> None:  # noqa: B027 - a table keeps nothing of a chunk
+        """Drop what is kept of a finished chunk."""
+
 
 @dataclass
 class FeatureState(DistanceState):
@@ -67,6 +70,9 @@ class FeatureState(DistanceState):
             self.previous[item.chunk.index] = now
         values = iter(torch.stack(sums).tolist() if sums else [])
         return [Change(next(values), next(values)) if seen else None for seen in known]
+
+    def finish(self, chunk: int) -> None:
+        self.previous.pop(chunk, None)
 
 
 @dataclass(frozen=True)

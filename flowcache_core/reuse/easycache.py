@@ -55,6 +55,10 @@ class EasyCacheState(PolicyState):
     policy: EasyCache
     tracks: dict[int, Track] = field(default_factory=dict, init=False)
 
+    def finish(self, chunk: int) -> None:
+        super().finish(chunk)
+        self.tracks.pop(chunk, None)
+
     def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
         changes = self.predicted(items)
         decisions = []

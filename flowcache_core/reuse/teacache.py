@@ -45,6 +45,10 @@ class TeaCacheState(PolicyState):
     distance: DistanceState
     accumulated: float = 0.0
 
+    def finish(self, chunk: int) -> None:
+        super().finish(chunk)
+        self.distance.finish(chunk)
+
     def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
         steps = self.schedule.steps
         changes = self.distance.measure(items)

@@ -58,6 +58,7 @@ class StepReuse:
             return item.latents - item.sigma * velocity, decision
         clean = compute()
         self.newest = (item, ((item.latents - clean) / item.sigma).unsqueeze(0))
+        self.policy.observe(*self.newest)
         return clean, decision
 
     def complete(self, now: ChunkInput) -> None:

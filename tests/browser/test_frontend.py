@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from api_copy import names
+from api_copy import COPIES, names, read
 from comfy_server import ComfyServer
 from PIL import Image, ImageChops
 
@@ -65,6 +65,10 @@ def test_template_opens_without_a_missing_node_or_an_error(page: Any, name: str)
     )
     assert len(nodes) > 4
     assert [kind for kind, known in nodes if not known and kind not in ("MarkdownNote", "Note")] == []
+    # What Run would post from the frontend is what the host tests post.
+    posted = page.evaluate("async () => (await app.graphToPrompt()).output")
+    prompt = {number: {key: node[key] for key in ("class_type", "inputs")} for number, node in posted.items()}
+    assert prompt == read(COPIES / f"{name}.json")
     assert ours(page.errors) == []
     if PICTURES and page.renderer == "classic":
         save(graph_only(picture(page)), ROOT / "workflows" / f"{name}.jpg", 640, 78)
@@ -74,12 +78,9 @@ def test_mini_template_runs_and_shows_video_and_report(page: Any, server: ComfyS
     page.errors.clear()
     open_template(page, MINI)
     page.get_by_test_id("queue-button").first.click()
-    page.wait_for_timeout(1500)
     page.wait_for_function(
-        """async () => {
-            const queue = await (await fetch('/queue')).json();
-            return queue.queue_running.length + queue.queue_pending.length === 0;
-        }""",
+        """kinds => kinds.every(kind => app.graph.nodes.some(n => n.type === kind && app.nodeOutputs?.[n.id]?.images))""",
+        arg=["FlowCacheReport", "SaveVideo"],
         polling=1000,
     )
     page.wait_for_timeout(2500)
