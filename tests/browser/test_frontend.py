@@ -79,7 +79,8 @@ def test_mini_template_runs_and_shows_video_and_report(page: Any, server: ComfyS
     open_template(page, MINI)
     page.get_by_test_id("queue-button").first.click()
     page.wait_for_function(
-        """kinds => kinds.every(kind => app.graph.nodes.some(n => n.type === kind && app.nodeOutputs?.[n.id]?.images))""",
+        """kinds => kinds.every(
+            kind => app.graph.nodes.some(n => n.type === kind && app.nodeOutputs?.[n.id]?.images))""",
         arg=["FlowCacheReport", "SaveVideo"],
         polling=1000,
     )
