@@ -495,7 +495,7 @@ def test_after_an_error_or_an_interrupt_a_run_is_as_fresh(model):
 
 
 def test_an_interrupt_during_the_clean_pass_leaves_no_listener(model):
-    patched, before = with_kv(model, 1.0), methods(model)
+    patched, before = with_kv(model, 1.0, kv.COMPRESSORS["importance-redundancy"]()), methods(model)
     calls = []
 
     def fail(module, args):
