@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -20,11 +21,13 @@ DROP_TEXT, DROP_WORD = 0.10, 0.02  # chances of the null prompt and of leaving o
 class ClipPool:
     """Encoded clips of one length, in files of 16 that this process or a helper beside it (`--stage encode`) writes.
 
-    A file's clips follow from the seed and its number, so it does not matter who made it.
+    A file's clips follow from the seed and its number, so it does not matter who made it. Another encoder or seed has a
+    folder of its own.
     """
 
     def __init__(self, vae: WanVAE, chunks: int, seed: int, folder: Path) -> None:
-        self.vae, self.frames, self.seed, self.folder = vae, chunks * CHUNK_FRAMES, seed, folder
+        self.vae, self.frames, self.seed = vae, chunks * CHUNK_FRAMES, seed
+        self.folder = folder / _fingerprint(vae, seed)
         self.latents: list[Tensor] = []
         self.clips: list[data.Clip] = []
         for module in vae.modules():
@@ -85,3 +88,12 @@ def _thinned(prompt: str, generator: torch.Generator) -> str:
     if chances[0] < DROP_TEXT:
         return ""
     return " ".join(word for word, chance in zip(prompt.split(), chances[1:]) if chance >= DROP_WORD)
+
+
+def _fingerprint(vae: WanVAE, seed: int) -> str:
+    """Name of what decides the latents; the decoder has no part in it."""
+    digest = hashlib.sha256(str(seed).encode())
+    for module in (vae.encoder, vae.conv1):
+        for tensor in module.state_dict().values():
+            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

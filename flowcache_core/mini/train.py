@@ -1,7 +1,8 @@
-"""Command that makes the mini model's weights: the autoencoder first, then the transformer on its latents.
+"""Command that makes the mini model's weights: the autoencoder, then the transformer on its latents.
 
 The schedules follow the clock (`--minutes` for each stage) or the number of steps (`--steps`). The committed weights
-carry their own steps, seed and loss in their metadata.
+carry their own steps, seed and loss in their metadata. They come from one such training on two CPU cores that was
+stopped and resumed with changed schedules, so a new one gives a model as good, not the same bits.
 """
 
 from __future__ import annotations
@@ -25,12 +26,10 @@ from .vae_training import train_decoder, train_vae
 
 KINDS = len(data.COLOURS) * len(data.SHAPES) * len(data.DIRECTIONS)
 DATA = f"generated clips of one moving shape, {KINDS} combinations of colour, shape and direction"
-
-
 STAGES = ("vae", "decoder", "encode", "transformer", "all")
 STAGES_HELP = (
-    "vae: the autoencoder; decoder: only its decoder, for longer; transformer: on the latents of clips; "
-    "encode: clips for a transformer training that runs beside this; all (default): vae, then transformer"
+    "vae: the autoencoder; decoder: its decoder alone, on longer clips; transformer: on the latents of clips; "
+    "encode: clips for a transformer training that runs beside this; all (default): vae, decoder, transformer"
 )
 
 
@@ -38,7 +37,7 @@ def main(argv: list[str]) -> int:
     """Entry of `python -m flowcache_core train-mini`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="train-mini", description=__doc__)
     parser.add_argument("--stage", choices=STAGES, default="all", help=STAGES_HELP)
-    parser.add_argument("--minutes", type=float, help="time for each stage (default: vae 24, transformer 70)")
+    parser.add_argument("--minutes", type=float, help="time per stage (default: vae 24, decoder 20, transformer 70)")
     parser.add_argument("--steps", type=int, help="train for so many steps in all, however long they take")
     parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights (default: the bundled ones)")
     parser.add_argument("--work", type=Path, default=Path(".runs"), help="folder for the checkpoints")
@@ -63,22 +62,8 @@ def main(argv: list[str]) -> int:
         vae, figures = train_vae(minutes=options.minutes or 24, checkpoint=options.work / "vae.pt", **shared)
         save_vae(vae, options.out / VAE_FILE.name, options.seed, figures)
     vae_file = options.out / VAE_FILE.name
-    if options.stage == "decoder":
-        vae = load_wan_vae(vae_file, device=device)
-        before = {key: value for key, value in metadata(vae_file).items() if key in ("steps", "loss")}
-        pool = PHASES[0].pool(vae, options.seed, options.work / "clips")
-        pool.take_files(FIRST_CLIPS)
-
-        def keep(step: int) -> None:
-            save_vae(vae, vae_file, options.seed, {**before, "decoder_steps": step})
-            pool.take_files(0)
-
-        def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
-            return pool.draw_video(1, generator)
-
-        time = options.minutes or 20
-        figures = train_decoder(vae, draw, minutes=time, seed=options.seed, say=_say, keep=keep)
-        save_vae(vae, vae_file, options.seed, {**before, **figures})
+    if options.stage in ("decoder", "all"):
+        _finish_decoder(vae_file, options, device)
     if options.stage == "encode":
         folder = options.work / "clips"
         encode_ahead(load_wan_vae(vae_file, device=device), seed=options.seed, folder=folder, say=_say)
@@ -91,6 +76,25 @@ def main(argv: list[str]) -> int:
         )
         save_transformer(transformer, options.out / TRANSFORMER_FILE.name, options.seed, figures)
     return 0
+
+
+def _finish_decoder(vae_file: Path, options: argparse.Namespace, device: torch.device) -> None:
+    """Trains the decoder on long clips. Without it colours drift in frames later than the first stage has seen."""
+    vae = load_wan_vae(vae_file, device=device)
+    before = {key: value for key, value in metadata(vae_file).items() if key in ("steps", "loss")}
+    pool = PHASES[0].pool(vae, options.seed, options.work / "clips")
+    pool.take_files(FIRST_CLIPS)
+
+    def keep(step: int) -> None:
+        save_vae(vae, vae_file, options.seed, {**before, "decoder_steps": step})
+        pool.take_files(0)
+
+    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return pool.draw_video(1, generator)
+
+    limits: dict[str, Any] = {"minutes": options.minutes or 20, "steps": options.steps}
+    figures = train_decoder(vae, draw, seed=options.seed, say=_say, keep=keep, **limits)
+    save_vae(vae, vae_file, options.seed, {**before, **figures})
 
 
 def save_vae(vae: nn.Module, path: Path, seed: int, figures: Mapping[str, float | str]) -> None:

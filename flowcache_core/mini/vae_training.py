@@ -154,6 +154,7 @@ def train_decoder(
     draw: Callable[[torch.Generator], tuple[Tensor, Tensor]],
     *,
     minutes: float,
+    steps: int | None = None,
     seed: int,
     say: Callable[[str], None],
     keep: Callable[[int], None],
@@ -173,7 +174,7 @@ def train_decoder(
     optimizer = torch.optim.AdamW(parts.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
     begin, told, step = time.monotonic(), time.monotonic(), 0
-    while (progress := (time.monotonic() - begin) / (60 * minutes)) < 1:
+    while (progress := step / steps if steps else (time.monotonic() - begin) / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = rate * min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * progress))
         latents, video = (tensor.to(device) for tensor in draw(generator))
@@ -189,7 +190,7 @@ def train_decoder(
         step += 1
         _follow(average, parts, decay=min(0.998, 1 - 10 / (step + 10)))
         if time.monotonic() - told > 120:
-            say(f"decoder step {step}  {60 * minutes * progress:.0f} s  loss {loss.item():.5f}")
+            say(f"decoder step {step}  {100 * progress:.1f} %  loss {loss.item():.5f}")
             current = copy.deepcopy(parts.state_dict())
             parts.load_state_dict(average.state_dict())
             keep(step)

@@ -77,7 +77,7 @@ def test_training_stops_saves_and_resumes(tmp_path: Path, monkeypatch: pytest.Mo
 
     first = train(2, resume=False)
     assert first["steps"] == 2 and 0.5 < first["loss"] < 5
-    files = sorted(path.name for path in (tmp_path / "clips").iterdir())
+    files = sorted(path.name for path in (tmp_path / "clips").rglob("*.pt"))
     assert files == ["clips-3-0000.pt"]
     assert train(3, resume=True)["steps"] == 3
     assert train(3, resume=True)["steps"] == 3
