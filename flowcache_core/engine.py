@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from .plan.base import Chunk, Plan, Tick
 from .plan.staggered import timestep_rows
 from .report.events import (
     CacheCompressed,
+    CacheKind,
     CachePass,
     ChunkFinished,
     Event,
@@ -47,7 +48,8 @@ class EngineSettings:
     prefix_noise: noise level at which the model sees prefix chunks, and is told so; the latents themselves stay clean.
     Redrawn at every window pass; with K/V it is drawn once, when the prefix is written.
     recache: chunks, each alone when it begins, before which the kept history is computed again under their prompt.
-    reuse_device: where computed steps are kept for reuse; None for the latents' own device.
+    reuse_device: where computed steps (latents, velocity, increment, residual) are kept until they are reused; None for
+    the latents' own device.
     """
 
     plan: Plan
@@ -104,7 +106,7 @@ class Run:
     latents: Tensor
     noise: NoiseSource
     observe: Callable[[Event], None]
-    cache: KVCache | None
+    cache: KVCache | None = None
     active: dict[int, ActiveChunk] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     denoiser_seconds: float = 0.0
@@ -116,6 +118,9 @@ class Run:
         self.tokens_per_frame = self.denoiser.kv_spec(self.latents).tokens_per_frame
         bidirectional = self.settings.attention == "bidirectional"
         self.rows = timestep_rows(self.plan, self.schedule.timesteps) if bidirectional else ()
+        # The largest piece of memory comes last, when nothing above can refuse the run any more.
+        if self.cache is None and not bidirectional:
+            self.cache = KVCache(self.denoiser.kv_spec(self.latents), self.settings.kv, self.plan)
 
     # -- passes over the model ---------------------------------------------------------------------------------------
 
@@ -144,7 +149,7 @@ class Run:
             self.cache.commit(earlier)
 
     def cache_pass(
-        self, kind: str, chunk: Chunk, latents: Tensor, timestep: float, prompt_from: int | None = None
+        self, kind: CacheKind, chunk: Chunk, latents: Tensor, timestep: float, prompt_from: int | None = None
     ) -> None:
         """A forward whose velocity is dropped: it only (re)writes the chunk's K/V."""
         assert self.cache is not None
@@ -205,12 +210,17 @@ class Run:
         window = None
         if self.settings.attention == "bidirectional" and not all(d.reuses for d in decisions):
             window = self.window_pass(tick)
-            decisions = [Decision("compute", "window pass" if d.reuses else d.reason) for d in decisions]
+            decisions = [self.override(item, d) if d.reuses else d for item, d in zip(items, decisions, strict=True)]
         for item, decision in zip(items, decisions, strict=True):
             self.step(item, decision, tick, window)
         for item in items:
             if item.step == self.plan.steps - 1:
                 self.finish(item.chunk, tick)
+
+    def override(self, item: ChunkInput, decision: Decision) -> Decision:
+        """A chunk that would have been reused, but is computed along with the whole window."""
+        self.policy.overridden(item.chunk.index)
+        return replace(decision, action="compute", reason="window pass")
 
     def activate(self, chunk: Chunk) -> None:
         state = self.settings.solver.begin(self.schedule, chunk.index, self.noise)
@@ -230,6 +240,7 @@ class Run:
         if decision.reuses:
             sigma_next = self.schedule.sigmas[item.step + 1]
             velocity = quantity.velocity(tuple(active.history), item, sigma_next, self.denoiser)
+            velocity = velocity.to(item.latents.device)
             if quantity.needs_residual:
                 self.denoiser_seconds += time.perf_counter() - begun
         elif window is not None:
@@ -248,9 +259,8 @@ class Run:
 
     def remember(self, active: ActiveChunk, item: ChunkInput, velocity: Tensor, residual: Tensor | None) -> None:
         increment = active.latents - item.latents
-        if residual is not None and self.settings.reuse_device is not None:
-            residual = residual.to(self.settings.reuse_device)
-        active.history.append(Computed(item, velocity, increment, residual))
+        computed = Computed(item, velocity, increment, residual)
+        active.history.append(computed.to(self.settings.reuse_device))
         self.policy.observe(item, velocity)
 
     def report(self, item: ChunkInput, decision: Decision, tick: Tick, chunkwise: bool, seconds: float) -> None:
@@ -358,8 +368,6 @@ def generate(
         expected = (*noise.shape[:2], prefix_frames, *noise.shape[3:])
         require(tuple(prefix.shape) == expected, "prefix", tuple(prefix.shape), f"shape {expected}")
         latents[:, :, :prefix_frames] = prefix
-    if cache is None and settings.attention == "block-causal":
-        cache = KVCache(denoiser.kv_spec(noise), settings.kv, plan)
     run = Run(denoiser, settings, latents, noise_source or seeded_noise(0), observe, cache)
     try:
         return run.execute()

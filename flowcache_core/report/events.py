@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,13 +57,15 @@ class WindowPass:
     seconds: float
 
 
+CacheKind = Literal["prefix", "clean", "recache"]
+"""A prefix chunk, a finished one, or history under a new prompt."""
+
+
 @dataclass(frozen=True)
 class CachePass:
-    """An extra forward only for its K/V: a prefix chunk (``kind`` "prefix"), a finished one ("clean"), or
-    history under a new prompt ("recache").
-    """
+    """An extra forward only for its K/V."""
 
-    kind: str
+    kind: CacheKind
     chunk: int
     branches: int
     tokens: int

@@ -13,13 +13,28 @@ from ..denoiser import ChunkInput, Denoiser
 from ..errors import require, require_count, require_finite
 from ..schedule import Schedule
 
+Reason = Literal[
+    "first step",
+    "warm-up",
+    "last step",
+    "cap",
+    "within threshold",
+    "threshold reached",
+    "no ratio yet",
+    "schedule",
+    "interval",
+    "window pass",
+    "no reuse",
+]
+"""Why a step was computed or reused, as the report states it (docs/report-schema.md explains each)."""
+
 
 @dataclass(frozen=True)
 class Decision:
     """What one chunk does at one step, and why (``distance`` and ``accumulated`` when the policy measured them)."""
 
     action: Literal["compute", "reuse"]
-    reason: str
+    reason: Reason
     distance: float | None = None
     accumulated: float | None = None
 
@@ -56,7 +71,7 @@ class ReusePolicy(ABC):
         if self.max_reuses is not None:
             require_count("max_reuses", self.max_reuses, minimum=1)
 
-    def forced(self, step: int, steps: int, progress: ChunkProgress) -> str | None:
+    def forced(self, step: int, steps: int, progress: ChunkProgress) -> Reason | None:
         """Why a step must be computed whatever the policy measures, or None."""
         if step == 0:
             return "first step"
@@ -95,6 +110,11 @@ class PolicyState(ABC):
 
     def observe(self, item: ChunkInput, velocity: Tensor) -> None:  # noqa: B027 - most policies do not look at velocities
         """Told after a computed step: ``velocity [branches, B, ...]`` at ``item``. Must not sync with the device."""
+
+    def overridden(self, chunk: int) -> None:
+        """A reuse that was decided for ``chunk`` was not made, its step has been computed: count from here again."""
+        progress = self.progress(chunk)
+        progress.consecutive, progress.accumulated = 0, 0.0
 
     def finish(self, chunk: int) -> None:
         """``chunk`` has taken its last step: drop what is kept of it, so that memory does not grow with the video."""

@@ -95,4 +95,4 @@ class Offset(Quantity):
 
     def velocity(self, history: Sequence[Computed], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
         last = history[-1]
-        return last.velocity + (item.latents - last.item.latents)
+        return last.velocity + (item.latents.to(last.velocity.device) - last.item.latents)

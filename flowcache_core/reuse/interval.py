@@ -24,6 +24,11 @@ class Interval(ReusePolicy):
         super().__post_init__()
         require_count("interval", self.interval, minimum=1)
 
+    def note(self, steps: int) -> str | None:
+        if self.interval == 1:
+            return "interval 1: every step is computed"
+        return super().note(steps)
+
     def begin(self, schedule: Schedule, denoiser: Denoiser) -> IntervalState:
         return IntervalState(schedule, self)
 

@@ -32,6 +32,11 @@ class MagCache(ReusePolicy):
         super().__post_init__()
         require_threshold(self.threshold)
 
+    def note(self, steps: int) -> str | None:
+        if self.threshold == 0:
+            return "threshold 0: every step is computed"
+        return super().note(steps)
+
     def begin(self, schedule: Schedule, denoiser: Denoiser) -> MagCacheState:
         length = len(self.curve)
         require(length == schedule.steps, "curve", f"{length} ratios", f"one for each of {schedule.steps} steps")
@@ -42,6 +47,14 @@ class MagCache(ReusePolicy):
 class MagCacheState(PolicyState):
     policy: MagCache
     product: dict[int, float] = field(default_factory=dict, init=False)
+
+    def overridden(self, chunk: int) -> None:
+        super().overridden(chunk)
+        self.product[chunk] = 1.0
+
+    def finish(self, chunk: int) -> None:
+        super().finish(chunk)
+        self.product.pop(chunk, None)
 
     def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
         return [self.settle(item.chunk.index, self.one(item)) for item in items]

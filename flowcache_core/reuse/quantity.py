@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -26,10 +26,21 @@ class Computed:
     increment: Tensor
     residual: Tensor | None = None
 
+    def to(self, device: str | None) -> Computed:
+        """Every tensor of it on ``device``; None leaves them where they are."""
+        if device is None:
+            return self
+        item = replace(self.item, latents=self.item.latents.to(device))
+        residual = None if self.residual is None else self.residual.to(device)
+        return Computed(item, self.velocity.to(device), self.increment.to(device), residual)
+
 
 @dataclass(frozen=True)
 class Quantity(ABC):
-    """Pure function from a chunk's last ``keep`` computed steps (oldest first) to this step's velocity."""
+    """Pure function from a chunk's last ``keep`` computed steps (oldest first) to this step's velocity.
+
+    The steps may be kept on another device than the run's; the engine moves the velocity to where it is needed.
+    """
 
     name: ClassVar[str]
     keep: ClassVar[int] = 1

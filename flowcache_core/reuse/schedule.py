@@ -24,11 +24,23 @@ class StaticSchedule(ReusePolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         whole = all(isinstance(step, int) and step >= 0 for step in self.computed)
-        require(whole and 0 in self.computed, "computed steps", self.computed, "own steps >= 0, step 0 among them")
+        require(whole and 0 in self.computed, "computed_steps", self.computed, "own steps >= 0, step 0 among them")
+
+    def note(self, steps: int) -> str | None:
+        self.require_within(steps)
+        known = super().note(steps)
+        free = set(range(self.warmup_steps, steps - int(self.always_last))) - set(self.computed)
+        if known is not None or free:
+            return known
+        return f"computed_steps names all {steps} steps: every step is computed"
+
+    def require_within(self, steps: int) -> None:
+        """SettingError when the table names a step that a run of ``steps`` steps does not have."""
+        accepted = f"own steps 0..{steps - 1} of this run"
+        require(max(self.computed) < steps, "computed_steps", max(self.computed), accepted)
 
     def begin(self, schedule: Schedule, denoiser: Denoiser) -> StaticScheduleState:
-        limit = schedule.steps - 1
-        require(max(self.computed) <= limit, "computed steps", max(self.computed), f"own steps 0..{limit} of this run")
+        self.require_within(schedule.steps)
         return StaticScheduleState(schedule, self, frozenset(self.computed))
 
 
@@ -49,7 +61,7 @@ class StaticScheduleState(PolicyState):
 
 def spread(count: int, steps: int, warmup_steps: int) -> tuple[int, ...]:
     """``count`` computed steps of ``steps``: the warm-up, the last one, and the rest evenly between."""
-    require(warmup_steps < count <= steps, "computed steps", count, f"a number from {warmup_steps + 1} to {steps}")
+    require(warmup_steps < count <= steps, "computed_steps", count, f"a number from {warmup_steps + 1} to {steps}")
     tail = count - warmup_steps
     span = steps - warmup_steps
     return tuple(range(warmup_steps)) + tuple(warmup_steps + (i + 1) * span // tail - 1 for i in range(tail))

@@ -49,6 +49,10 @@ class TeaCacheState(PolicyState):
         super().finish(chunk)
         self.distance.finish(chunk)
 
+    def overridden(self, chunk: int) -> None:
+        super().overridden(chunk)
+        self.accumulated = 0.0
+
     def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
         steps = self.schedule.steps
         changes = self.distance.measure(items)

@@ -419,7 +419,7 @@ def test_what_the_host_sampler_cannot_do(model):
         (with_reuse(model, skipping(0), reuse.QUANTITIES["residual"]()), "Chunkwise Reuse, reused quantity"),
         (with_kv(model, 1.0, dtype=torch.float8_e4m3fn), "KV Cache Compressor, dtype"),
         (with_kv(load(causal=False), 1.0), "model: got 'WanModel'"),
-        (with_reuse(model, skipping(0, 9)), "Chunkwise Reuse, computed steps"),
+        (with_reuse(model, skipping(0, 9)), "Chunkwise Reuse, computed_steps"),
         (with_kv(model, (1.0, 1.0, 1.0)), "KV Cache Compressor, budget"),
     )
     for patched, message in cases:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import weakref
+from copy import copy
+from dataclasses import dataclass
 
 import pytest
 import torch
 from dummy import DummyDenoiser
 
+from flowcache_core.denoiser import ChunkInput
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
 from flowcache_core.kv.settings import KVSettings
@@ -19,6 +22,8 @@ from flowcache_core.plan.base import Plan
 from flowcache_core.report.events import CacheCompressed, CachePass, ChunkFinished, RunFinished, RunStarted, StepTaken
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import LatentDistance, PatchDistance, TimeDistance
+from flowcache_core.reuse.interval import Interval
+from flowcache_core.reuse.magcache import MagCache
 from flowcache_core.reuse.quantity import Increment, Residual, Velocity
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.reuse.teacache import TeaCache
@@ -341,3 +346,85 @@ def test_prefix_of_another_length_is_refused():
         generate(
             DummyDenoiser(), EngineSettings(plan, shifted(4, 3.0)), noise(plan), prefix=torch.zeros(1, 16, 2, 4, 4)
         )
+
+
+# -- what the policy is told, what is kept, and in which order -------------------------------------------------------
+
+
+def test_a_reuse_undone_by_a_window_pass_starts_the_count_again():
+    """Chunk 1 still warms up when chunk 0 would reuse: its steps are computed along and no reuse is counted."""
+    plan = PLANS["staggered"](6, 3, 8, 2)
+    policy = Chunkwise(threshold=100.0, warmup_steps=3, max_reuses=2, distance=TimeDistance((1.0, 0.0)))
+    _, events = run(DummyDenoiser(), plan, attention="bidirectional", policy=policy)
+    first = [(step.action[0], step.reason) for step in steps_of(events) if step.chunk == 0]
+    # Ticks 3 and 4 are window passes for chunk 1's warm-up; two real reuses follow, then the cap is due.
+    assert first[3:5] == [("c", "window pass")] * 2
+    assert first[5:7] == [("r", "within threshold")] * 2 and first[7] == ("c", "last step")
+    undone = [step for step in steps_of(events) if step.reason == "window pass"]
+    assert all(step.distance is not None and step.accumulated == step.distance for step in undone if step.chunk == 0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "count"),
+    [(TeaCache(threshold=100.0, distance=TimeDistance((1.0, 0.0)), max_reuses=2), "accumulated"),
+     (MagCache(threshold=100.0, curve=(1.0,) + (0.9,) * 7), "product")],
+)  # fmt: skip
+def test_policies_with_a_count_of_their_own_start_it_again_too(policy, count):
+    denoiser, schedule = DummyDenoiser(), shifted(8, 3.0)
+    state = policy.begin(schedule, denoiser)
+    chunk, latents = PLANS["blockwise"](3, 3, 8).chunks[0], torch.zeros(1, 1, 3, 2, 2)
+    for step in range(7):
+        state.decide([ChunkInput(chunk, step, schedule.sigmas[step], schedule.timesteps[step], latents)])
+    untouched = copy(getattr(state, count))
+    state.overridden(0)
+    assert untouched not in (0.0, {0: 1.0})
+    assert getattr(state, count) in (0.0, {0: 1.0})
+    assert state.progress(0).consecutive == 0 and state.progress(0).accumulated == 0.0
+
+
+def test_everything_reused_is_kept_on_the_reuse_device():
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watching(Velocity):
+        keep = 2
+        needs_residual = True
+
+        def velocity(self, history, item, sigma_next, denoiser):
+            last = history[-1]
+            seen.append({t.device.type for t in (last.velocity, last.increment, last.residual, last.item.latents)})
+            return torch.zeros(1, *item.latents.shape)
+
+    plan = PLANS["blockwise"](3, 3, 4)
+    settings = {"policy": StaticSchedule(computed=(0, 1)), "quantity": Watching()}
+    run(DummyDenoiser(), plan, reuse_device="meta", **settings)
+    run(DummyDenoiser(), plan, **settings)
+    assert seen == [{"meta"}, {"cpu"}]
+
+
+def test_a_run_that_the_policy_refuses_allocates_no_cache(monkeypatch):
+    made = []
+    monkeypatch.setattr("flowcache_core.engine.KVCache", lambda *arguments: made.append(arguments))
+    with pytest.raises(SettingError, match="curve"):
+        run(DummyDenoiser(), PLAN_ROWS["blockwise"](), policy=MagCache(curve=(1.0,)))
+    assert made == []
+
+
+@pytest.mark.parametrize(
+    ("policy", "note"),
+    [
+        (MagCache(threshold=0.0, curve=(1.0,) * 8), "threshold 0: every step is computed"),
+        (Interval(interval=1), "interval 1: every step is computed"),
+        (StaticSchedule(computed=tuple(range(7))), "computed_steps names all 8 steps: every step is computed"),
+        (StaticSchedule(computed=(0, 4, 5, 6), warmup_steps=4), "computed_steps names all 8 steps"),
+    ],
+)
+def test_policies_that_compute_everything_say_so(policy, note):
+    _, events = run(DummyDenoiser(), PLAN_ROWS["blockwise"](), policy=policy)
+    assert all(step.action == "compute" for step in steps_of(events))
+    assert len(events[0].notes) == 1 and events[0].notes[0].startswith(note)
+
+
+def test_policies_that_reuse_something_say_nothing():
+    for policy in (StaticSchedule(computed=tuple(range(6))), Interval(interval=2), MagCache(curve=(1.0,) * 8)):
+        assert EngineSettings(PLAN_ROWS["blockwise"](), shifted(8, 3.0), policy=policy).notes() == ()
