@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import folder_paths
@@ -12,6 +13,7 @@ from ..flowcache_core.errors import SettingError
 from .adapters.checkpoints import FAMILIES, WEIGHT_DTYPES, load_ar_model
 from .adapters.naming import CATEGORY, naming
 from .adapters.settings import with_slot
+from .adapters.weight_files import whole_models
 
 NAME = "Load AR Video Model"
 FOLDER = "diffusion_models"
@@ -37,10 +39,10 @@ class LoadARModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=folder_paths.get_filename_list(FOLDER),
+                    options=whole_models(folder_paths.get_filename_list(FOLDER)),
                     tooltip=(
-                        "A file of models/diffusion_models. A .pt file is read as plain weights only, never as a"
-                        " program."
+                        "A file of models/diffusion_models, or the index of a folder of shards. A .pt file is read as"
+                        " plain weights only, never as a program."
                     ),
                 ),
                 io.Combo.Input(
@@ -52,7 +54,10 @@ class LoadARModel(io.ComfyNode):
                 io.DynamicCombo.Input(
                     "family",
                     options=[io.DynamicCombo.Option(name, fields[name]) for name in FAMILIES],
-                    tooltip="auto: SkyReels-V2 by its frame-rate embedding, everything else as a causal Wan model.",
+                    tooltip=(
+                        "auto: SkyReels-V2 1.3B by its frame-rate embedding, everything else as a causal Wan model. "
+                        "SkyReels-V2 14B has none and looks like any Wan 2.1 14B: choose skyreels-v2-df for it."
+                    ),
                 ),
             ],
             outputs=[io.Model.Output(tooltip="Ready for AR Video Sampler (FlowCache) or ComfyUI's Sampler AR Video.")],
@@ -67,9 +72,12 @@ class LoadARModel(io.ComfyNode):
 
 
 def file_path(name: str) -> str:
-    """The full path of a listed file; SettingError for anything else, a path that leaves the folder included."""
-    listed = folder_paths.get_filename_list(FOLDER)
-    path = folder_paths.get_full_path(FOLDER, name) if name in listed else None
+    """The full path of a listed choice; SettingError for anything else, a path that leaves the folder included."""
+    files = folder_paths.get_filename_list(FOLDER)
+    path = None
+    if name in whole_models(files):
+        beside = next(file for file in files if whole_models([file]) == [name])
+        path = folder_paths.get_full_path(FOLDER, beside)
     if path is None:
         raise SettingError("model_name", name, f"a file of models/{FOLDER}")
-    return path
+    return str(Path(path).with_name(Path(name).name))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import SettingError, require
+from ..errors import SettingError
 from .checkpoint import read_state_dict
 from .scaled_fp8 import FP8, dequantised
 from .sharded import read_weights
@@ -19,6 +19,7 @@ from .wan import WanConfig, WanTransformer, wan_from_tensors, without_prefix
 
 # dim -> name and whether the model has a frame-rate embedding
 SIZES: Mapping[int, tuple[str, bool]] = {1536: ("1.3B", True), 5120: ("14B", False)}
+FRAME_RATE = ("fps_embedding.", "fps_projection.")
 CONFIG = "config.json"
 # What of the official config.json says something about the architecture, and our name for it.
 KNOWN = {**{field.name: field.name for field in fields(WanConfig)}, "patch_size": "patch", "model_type": "model_type"}
@@ -40,7 +41,8 @@ def load_skyreels(path: str | Path, dtype: torch.dtype | None = None) -> WanTran
     if any(tensor.dtype in FP8 for tensor in tensors.values()):
         dtype = dtype or torch.bfloat16
         tensors = dequantised(tensors, dtype)
-    require_family(tensors, path)
+    if misfit := family_misfit(tensors):
+        raise SettingError(f"checkpoint {path.name}", misfit.found, misfit.accepted)
     return wan_from_tensors(tensors, metadata, path, dtype)
 
 
@@ -57,13 +59,22 @@ def official_config(folder: Path) -> dict[str, str]:
     return {"config": json.dumps({"transformer": known})}
 
 
-def require_family(tensors: Mapping[str, Tensor], path: Path) -> None:
+@dataclass(frozen=True)
+class Misfit:
+    """What a file is, and what would have been accepted."""
+
+    found: str
+    accepted: str
+
+
+def family_misfit(tensors: Mapping[str, Tensor]) -> Misfit | None:
     """The 1.3B has a frame-rate embedding and the 14B has none: what differs is another model's file."""
-    dim = tensors["patch_embedding.weight"].shape[0]
+    dim = tensors["head.modulation"].shape[-1]
     if dim not in SIZES:
-        return
+        return None
     size, expected = SIZES[dim]
-    found = sorted(key for key in tensors if key.startswith(("fps_embedding.", "fps_projection.")))
-    value = f"a {size} model with {found[0]}" if found else f"a {size} model without fps_embedding.weight"
-    accepted = f"SkyReels-V2-DF {size}, which has {'a' if expected else 'no'} frame-rate embedding"
-    require(bool(found) == expected, f"checkpoint {path.name}", value, accepted)
+    found = sorted(key for key in tensors if key.startswith(FRAME_RATE))
+    if bool(found) == expected:
+        return None
+    what = f"a {size} model with {found[0]}" if found else f"a {size} model without fps_embedding.weight"
+    return Misfit(what, f"SkyReels-V2-DF {size}, which has {'a' if expected else 'no'} frame-rate embedding")

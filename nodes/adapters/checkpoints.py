@@ -10,32 +10,22 @@ from typing import Any
 
 import comfy.model_management
 import comfy.sd
-import comfy.utils
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from ...flowcache_core.errors import SettingError, require
+from ...flowcache_core.models.scaled_fp8 import MARKER, dequantised
+from ...flowcache_core.models.skyreels_checkpoint import FRAME_RATE, family_misfit
+from .weight_files import ARCHITECTURE, FIELD, READABLE, folder_sizes, quantisation, read, wan_weights
 
-FIELD = "model_name"
-FAMILIES = ("auto", "causal wan", "skyreels-v2-df")
+FAMILIES = (AUTO, CAUSAL, SKYREELS) = ("auto", "causal wan", "skyreels-v2-df")
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
     "default": {},
     "fp8_e4m3fn": {"dtype": torch.float8_e4m3fn},
     "fp8_e4m3fn_fast": {"dtype": torch.float8_e4m3fn, "fp8_optimizations": True},
     "fp8_e5m2": {"dtype": torch.float8_e5m2},
 }
-READABLE = "a complete .safetensors file, or a .pt / .pth file that holds nothing but weights"
-ARCHITECTURE = (
-    "weights of a Wan 2.1 text-to-video model (Self-Forcing, Causal-Forcing, Krea, LongLive, SkyReels-V2 DF ...)"
-)
-
-# Where trainers put the weights, best first: averaged weights before raw ones.
-NESTED = ("generator_ema", "generator", "model_ema", "ema", "state_dict", "model", "module")
-# What FSDP, activation checkpointing and torch.compile put between the names of modules.
-WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
-LANDMARK = "head.modulation"
-"""A key that every Wan model has; what stands before it is a prefix of all its keys."""
 
 
 def load_ar_model(path: str, weight_dtype: str, family: str, fps: int) -> Any:
@@ -46,14 +36,15 @@ def load_ar_model(path: str, weight_dtype: str, family: str, fps: int) -> Any:
     state_dict, metadata = read(path)
     weights = wan_weights(state_dict, name)
     has_fps = "fps_embedding.weight" in weights
-    if family == "skyreels-v2-df":
-        require(
-            has_fps, FIELD, name, "a SkyReels-V2 DF checkpoint, with fps_embedding.weight, for family skyreels-v2-df"
-        )
-    if family == "causal wan":
-        require(not has_fps, FIELD, name, "a checkpoint without frame-rate embedding for family causal wan")
+    if family == CAUSAL:
+        require(not has_fps, FIELD, name, f"a checkpoint without frame-rate embedding for family {CAUSAL}")
+    skyreels = has_fps or family == SKYREELS
+    if skyreels and (misfit := family_misfit(weights)):
+        raise SettingError(FIELD, f"{name}: {misfit.found}", misfit.accepted)
+    sizes = folder_sizes(path, weights)
     offset = FrameRate.taken_from(weights, fps) if has_fps else None
-    model = build(weights, tagged(metadata, causal=not has_fps), WEIGHT_DTYPES[weight_dtype], name)
+    metadata = tagged(quantisation(metadata, weights), causal=not skyreels, sizes=sizes)
+    model = build(weights, metadata, WEIGHT_DTYPES[weight_dtype], name)
     if offset is not None:
         target = "diffusion_model.time_projection.forward"
         model.add_object_patch(target, AddFrameRate(model.get_model_object(target), offset))
@@ -61,48 +52,13 @@ def load_ar_model(path: str, weight_dtype: str, family: str, fps: int) -> Any:
     return model
 
 
-def read(path: str) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """What the file holds, on the CPU, and its text metadata. A pickle is read as weights only."""
-    try:
-        content, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-    except Exception as error:  # a damaged file fails in whatever way its bytes say
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise SettingError(FIELD, f"{Path(path).name}: {reason}", READABLE) from error
-    if not isinstance(content, Mapping):
-        raise SettingError(FIELD, f"{Path(path).name}: a {type(content).__name__}", READABLE)
-    return content, dict(metadata or {})
-
-
-def wan_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
-    """The transformer's tensors under their official names, out of whatever a trainer wrapped them in."""
-    while (inner := next((content[key] for key in NESTED if isinstance(content.get(key), Mapping)), None)) is not None:
-        content = inner
-    weights = {unwrapped(key): tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
-    prefixes = [key.removesuffix(LANDMARK) for key in weights if key.endswith(LANDMARK)]
-    if not prefixes:
-        raise SettingError(FIELD, f"{name}: no key {LANDMARK}", ARCHITECTURE)
-    prefix = min(prefixes, key=lambda found: (preference(found), len(found)))
-    return {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
-
-
-def unwrapped(key: str) -> str:
-    for wrapper in WRAPPERS:
-        key = key.replace(wrapper, "")
-    return key
-
-
-def preference(prefix: str) -> int:
-    first = prefix.split(".", 1)[0]
-    return NESTED.index(first) if first in NESTED else len(NESTED)
-
-
-def tagged(metadata: Mapping[str, str], causal: bool) -> dict[str, str]:
-    """The file's metadata with the one mark by which the host knows a causal model."""
+def tagged(metadata: Mapping[str, str], causal: bool, sizes: Mapping[str, int]) -> dict[str, str]:
+    """The file's metadata with the one mark by which the host knows a causal model, and with ``sizes``."""
     try:
         config = json.loads(metadata.get("config", "{}"))
     except json.JSONDecodeError:
         config = {}
-    transformer = {**config.get("transformer", {})}
+    transformer = {**config.get("transformer", {}), **sizes}
     if causal:
         transformer["causal_ar"] = True
     return {**metadata, "config": json.dumps({**config, "transformer": transformer})}
@@ -135,10 +91,13 @@ class FrameRate:
     @classmethod
     def taken_from(cls, weights: dict[str, Tensor], fps: int) -> FrameRate:
         """Compute it and take its five tensors out of ``weights``, where the host would report them as unknown."""
+        own = {key: weights.pop(key) for key in list(weights) if key.startswith(FRAME_RATE)}
+        marker = {MARKER: weights[MARKER]} if MARKER in weights else {}
+        plain = dequantised({**own, **marker}, torch.float32)
         names = ("fps_embedding.weight", *(f"fps_projection.{i}.{kind}" for i in (0, 2) for kind in ("weight", "bias")))
-        missing = [key for key in names if key not in weights]
+        missing = [key for key in names if key not in plain]
         require(not missing, FIELD, f"{missing[:1]} missing", "all of SkyReels-V2's frame-rate weights")
-        table, first, first_bias, second, second_bias = (weights.pop(key).float() for key in names)
+        table, first, first_bias, second, second_bias = (plain[key].float() for key in names)
         hidden = functional.linear(table[0 if fps == 16 else 1], first, first_bias)
         return cls(functional.linear(functional.silu(hidden), second, second_bias))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import folder_paths
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 SettingError = module("flowcache_core.errors").SettingError
 AUTO = {"family": "auto"}
+SKYREELS = {"family": "skyreels-v2-df", "fps": "24"}
 
 
 @pytest.fixture
@@ -31,8 +33,8 @@ def tiny_shape(monkeypatch):
     checkpoints = module("nodes.adapters.checkpoints")
     tagged = checkpoints.tagged
 
-    def with_shape(given, causal):
-        return tagged({**given, **({} if "config" in given else metadata(causal=False))}, causal)
+    def with_shape(given, causal, sizes):
+        return tagged({**given, **({} if "config" in given else metadata(causal=False))}, causal, sizes)
 
     monkeypatch.setattr(checkpoints, "tagged", with_shape)
 
@@ -135,16 +137,138 @@ class TestSkyReels:
         # nothing of it stays in the weights that other models share
         assert "forward" not in vars(load(causal=False).model.diffusion_model.time_projection)
 
+    def test_14b_has_no_frame_rate_and_is_taken_for_one_only_when_asked(self, folder):
+        safetensors.torch.save_file(state_dict(), folder / "14b.safetensors", metadata=metadata(causal=False))
+        chosen = load_file("14b.safetensors", {"family": "skyreels-v2-df", "fps": "24"})
+        assert type(chosen.model).__name__ == "WAN21"
+        assert not chosen.object_patches.keys() & {"diffusion_model.time_projection.forward"}
+        close(sample(chosen)[0], sample(load(causal=False))[0])
+        assert type(load_file("14b.safetensors").model).__name__ == "WAN21_CausalAR"
+
+    @pytest.mark.parametrize(
+        ("dim", "fps", "family", "message"),
+        [
+            (5120, True, AUTO, "a 14B model with fps_embedding.weight', accepted: SkyReels-V2-DF 14B, which has no"),
+            (5120, True, SKYREELS, "a 14B model with fps_embedding.weight', accepted: SkyReels-V2-DF 14B, which has"),
+            (1536, False, SKYREELS, "a 1.3B model without fps_embedding.weight', accepted: SkyReels-V2-DF 1.3B, which"),
+        ],
+    )
+    def test_sizes_that_do_not_fit(self, folder, dim, fps, family, message):
+        """Seen by one size and the names alone, before anything is built."""
+        weights = {"head.modulation": torch.zeros(1, 2, dim)}
+        if fps:
+            weights["fps_embedding.weight"] = torch.zeros(2, dim)
+        safetensors.torch.save_file(weights, folder / "m.safetensors")
+        refused(["model_name", message], model_name="m.safetensors", family=family)
+
     def test_families_that_do_not_fit(self, folder):
-        safetensors.torch.save_file(state_dict(), folder / "m.safetensors", metadata=metadata())
-        refused(
-            ["model_name", "SkyReels"], model_name="m.safetensors", family={"family": "skyreels-v2-df", "fps": "24"}
-        )
         safetensors.torch.save_file({**state_dict(), **self.weights()}, folder / "sky.safetensors", metadata=metadata())
         refused(["model_name", "frame-rate"], model_name="sky.safetensors", family={"family": "causal wan"})
         short = {key: value for key, value in self.weights().items() if "2.bias" not in key}
         safetensors.torch.save_file({**state_dict(), **short}, folder / "short.safetensors", metadata=metadata())
         refused(["model_name", "fps_projection.2.bias"], model_name="short.safetensors")
+
+
+def official_folder(folder, weights, shards=3, **changes):
+    """config.json and shards with their index, as SkyReels-V2 14B is published. Returns the name to choose."""
+    place = folder / "SkyReels-V2-DF-14B-540P"
+    place.mkdir()
+    keys, places = list(weights), {}
+    for number in range(shards):
+        name = f"model-{number + 1:05}-of-{shards:05}.safetensors"
+        safetensors.torch.save_file({key: weights[key] for key in keys[number::shards]}, place / name)
+        places |= dict.fromkeys(keys[number::shards], name)
+    (place / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    config = {"_class_name": "WanModel", "model_type": "t2v", "num_heads": 2, "num_layers": 2, "dim": 24, **changes}
+    (place / "config.json").write_text(json.dumps(config))
+    return f"{place.name}/model.safetensors.index.json"
+
+
+class TestOfficialFolders:
+    def test_shards_are_one_model(self, folder):
+        name = official_folder(folder, state_dict())
+        assert NODES["FlowCacheLoadARModel"].define_schema().inputs[0].options == [name]
+        close(sample(load_file(name, SKYREELS))[0], sample(load(causal=False))[0])
+
+    def test_one_file_and_its_config(self, folder):
+        name = official_folder(folder, state_dict(), shards=1)
+        place = (folder / name).parent
+        (place / "model-00001-of-00001.safetensors").rename(place / "model.safetensors")
+        folder_paths.filename_list_cache.clear()
+        close(sample(load_file(f"{place.name}/model.safetensors", SKYREELS))[0], sample(load(causal=False))[0])
+
+    def test_the_config_says_how_many_heads(self, folder):
+        one = load_file(official_folder(folder, state_dict(), num_heads=1), SKYREELS)
+        assert one.model.diffusion_model.num_heads == 1
+
+    def test_missing_shards(self, folder):
+        name = official_folder(folder, state_dict())
+        (folder / name).with_name("model-00002-of-00003.safetensors").unlink()
+        message = "1 of 3 shards missing: model-00002-of-00003.safetensors"
+        refused(["model_name", message, "download the missing ones"], model_name=name)
+
+    def test_half_a_shard(self, folder):
+        name = official_folder(folder, state_dict())
+        cut = (folder / name).with_name("model-00002-of-00003.safetensors")
+        cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+        refused(["model_name", "model-00002-of-00003.safetensors", "unreadable"], model_name=name)
+
+    def test_missing_index(self, folder):
+        name = official_folder(folder, state_dict())
+        (folder / name).unlink()
+        refused(["model_name", "shards without model.safetensors.index.json"], model_name=name)
+
+    def test_config_of_another_model(self, folder):
+        name = official_folder(folder, state_dict(), num_layers=3)
+        refused(["model_name", "num_layers: 3", "2, as in the weights"], model_name=name)
+
+    def test_unreadable_config(self, folder):
+        name = official_folder(folder, state_dict())
+        (folder / name).with_name("config.json").write_text("{")
+        refused(["model_name", "config.json", "unreadable"], model_name=name)
+
+
+def scaled_fp8(weights):
+    """The host's form, and what its weights stand for."""
+    stored, meant = {}, dict(weights)
+    for key, tensor in weights.items():
+        if not key.startswith(("blocks.", "fps_projection.")) or tensor.ndim != 2:
+            stored[key] = tensor
+            continue
+        scale, layer = tensor.abs().max() / 448, key.removesuffix(".weight")
+        stored |= {key: (tensor / scale).to(torch.float8_e4m3fn), f"{layer}.scale_weight": scale}
+        meant[key] = stored[key].float() * scale
+    return stored, meant
+
+
+class TestScaledFp8:
+    """Weights that are nothing without their scales, as a 14B on a consumer card comes."""
+
+    @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+    def test_marker_and_scales(self, folder, prefix):
+        stored, meant = scaled_fp8({**state_dict(), **TestSkyReels().weights()})
+        stored["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+        named = {prefix + key: value for key, value in stored.items()}
+        safetensors.torch.save_file(named, folder / "fp8.safetensors", metadata=metadata(causal=False))
+        self.same(folder, meant)
+
+    @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+    def test_layers_listed_in_the_metadata(self, folder, prefix):
+        stored, meant = scaled_fp8({**state_dict(), **TestSkyReels().weights()})
+        named = {prefix + key.replace("scale_weight", "weight_scale"): value for key, value in stored.items()}
+        how = {"format": "float8_e4m3fn", "full_precision_matrix_mult": True}
+        layers = {key.removesuffix(".weight_scale"): how for key in named if key.endswith("weight_scale")}
+        listed = {**metadata(causal=False), "_quantization_metadata": json.dumps({"layers": layers})}
+        safetensors.torch.save_file(named, folder / "fp8.safetensors", metadata=listed)
+        self.same(folder, meant)
+
+    def same(self, folder, meant):
+        safetensors.torch.save_file(meant, folder / "plain.safetensors", metadata=metadata(causal=False))
+        with torch.inference_mode():  # as the host runs nodes; its quantised tensors cannot be moved otherwise
+            low = load_file("fp8.safetensors")
+            held = low.model.diffusion_model.state_dict()["blocks.0.ffn.0.weight"]
+            assert held.dtype == torch.float8_e4m3fn
+            close(sample(low)[0], sample(load_file("plain.safetensors"))[0], 1e-4)
 
 
 class Evil:
