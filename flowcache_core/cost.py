@@ -130,7 +130,7 @@ class CountedCache:
         self.capacity_tokens = capacity_tokens(settings.plan, tokens_per_frame, settings.kv.layer_budgets(1)[0])
         self.layout = KVLayout(self.capacity_tokens)
         self.tokens_per_frame = tokens_per_frame
-        self.bytes = self.capacity_tokens * bytes_per_token
+        self.peak_bytes = self.capacity_tokens * bytes_per_token
 
     @property
     def tokens(self) -> int:
@@ -214,7 +214,7 @@ def count(
             kv_tokens = max(kv_tokens, cache.capacity_tokens)
         plan = settings.plan
         noise = torch.zeros(1, 1, plan.frames, 1, 1)
-        prefix = noise[:, :, : plan.chunks[plan.prefix_chunks].first_frame] if plan.prefix_chunks else None
+        prefix = noise[:, :, : plan.prefix_frames] if plan.prefix_frames else None
         denoiser = CountingDenoiser(tokens_per_frame, branches)
         generate(denoiser, settings, noise, prefix=prefix, observe=events.append, cache=cache)  # type: ignore[arg-type]
     steps = [event for event in events if isinstance(event, StepTaken)]

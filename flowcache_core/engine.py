@@ -251,6 +251,9 @@ class Run:
             velocity, residual = output.velocity, output.residual
             self.denoiser_seconds += time.perf_counter() - begun
         active.latents = active.solver.step(item.latents, self.denoiser.guide(velocity, item), item.step)
+        if self.plan.held_frames and item.chunk.index == self.plan.prefix_chunks:
+            held = self.plan.held_frames
+            active.latents[:, :, :held] = self.frames(item.chunk)[:, :, :held]
         if not decision.reuses:
             self.remember(active, item, velocity, residual)
         if self.settings.attention == "bidirectional":
@@ -308,7 +311,7 @@ class Run:
                 prefix_chunks=self.plan.prefix_chunks,
                 steps=self.plan.steps,
                 total_steps=self.plan.total_steps,
-                kv_bytes=0 if cache is None else cache.bytes,
+                kv_bytes=0 if cache is None else cache.peak_bytes,
                 kv_tokens=0 if cache is None else cache.capacity_tokens,
                 budget_tokens=None if cache is None or kv.budget is None else cache.budget_tokens,
                 notes=settings.notes(),
@@ -360,7 +363,7 @@ def generate(
     plan = settings.plan
     require(noise.ndim == 5, "noise", tuple(noise.shape), "a tensor [B, C, F, H, W]")
     require(noise.shape[2] == plan.frames, "latent frames", noise.shape[2], f"the plan's {plan.frames}")
-    prefix_frames = plan.chunks[plan.prefix_chunks].first_frame
+    prefix_frames = plan.prefix_frames
     given = 0 if prefix is None else prefix.shape[2]
     require(given == prefix_frames, "prefix frames", given, f"the plan's {prefix_frames}")
     latents = noise.clone()

@@ -29,6 +29,8 @@ from .magi_layers import CaptionEmbedder, MagiBlock, Memory, Rope, TimeEmbedder,
 from .operations import CastingOperations, LayerNorm1p, Operations
 from .sharded import read_weights
 
+CaptionRows = list[Tensor]
+
 
 class Blocks(nn.Module):
     """The block stack and the norm behind it."""
@@ -87,8 +89,8 @@ class MagiTransformer(nn.Module):
         self,
         x: Tensor,
         t: Tensor,
-        caption: Tensor,
-        caption_mask: Tensor,
+        caption: Tensor | CaptionRows,
+        caption_mask: Tensor | None = None,
         *,
         first_frame: int,
         memory: Memory,
@@ -100,7 +102,8 @@ class MagiTransformer(nn.Module):
         video.
 
         t: ``[B]``. caption: ``[B, n, text_dim]`` from T5, or batch 1 for all; rows where ``caption_mask [B, n]`` is 0
-        are not seen, and a caption without rows is allowed. dropped: condition on the null caption (guidance branches
+        are not seen, and a caption without rows is allowed; or what :meth:`caption_rows` made of them, once for many
+        calls. dropped: condition on the null caption (guidance branches
         without text). step_time: what distilled weights are told about their steps
         (:func:`.magi_guidance.distilled_step_time`).
 
@@ -115,14 +118,16 @@ class MagiTransformer(nn.Module):
             self.rope.bands.to(x.device), first_frame, x.shape[2], x.shape[3] // rows, x.shape[4] // columns
         )
         condition = self.condition(t, dropped=dropped, step_time=step_time).to(self.dtype)
-        captions = self._caption_rows(caption, caption_mask, x.shape[0])
+        if isinstance(caption, Tensor):
+            mask = caption.new_ones(caption.shape[:2]) if caption_mask is None else caption_mask
+            caption = self.caption_rows(caption, mask, x.shape[0])
         stream = tokens
         for index, layer in enumerate(self._layers()):
 
             def own(q: Tensor, k: Tensor, v: Tensor, index: int = index) -> tuple[Tensor, Tensor]:
                 return memory(index, q, k, v)
 
-            stream = layer(stream, condition, table, own, captions)
+            stream = layer(stream, condition, table, own, caption)
         velocity = self._head(stream, x)
         return (velocity, stream - tokens) if return_residual else velocity
 
@@ -157,8 +162,11 @@ class MagiTransformer(nn.Module):
     def _layers(self) -> list[MagiBlock]:
         return cast("list[MagiBlock]", list(self.videodit_blocks.layers))
 
-    def _caption_rows(self, caption: Tensor, mask: Tensor, batch: int) -> list[Tensor]:
-        """Unmasked cross-attention states ``[n_i, dim]`` of each batch item, or one list entry for all of them."""
+    def caption_rows(self, caption: Tensor, mask: Tensor, batch: int) -> CaptionRows:
+        """Unmasked cross-attention states ``[n_i, dim]`` of each batch item, or one list entry for all of them.
+
+        caption: ``[batch or 1, n, text_dim]``. mask: ``[batch or 1, n]``. SettingError when they do not fit the model.
+        """
         ok = caption.dim() == 3 and caption.shape[-1] == self.config.text_dim and caption.shape[0] in (1, batch)
         require(ok, "caption", tuple(caption.shape), f"[{batch} or 1, n, {self.config.text_dim}]")
         require(mask.shape == caption.shape[:2], "caption mask", tuple(mask.shape), f"{tuple(caption.shape[:2])}")

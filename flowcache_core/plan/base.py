@@ -42,7 +42,8 @@ class Tick:
 class Plan:
     """The whole run of one window.
 
-    ``prefix_chunks`` leading chunks are given clean: they never appear in a tick.
+    ``prefix_chunks`` leading chunks are given clean: they never appear in a tick. ``held_frames``: leading latent
+    frames of the first chunk after them that are given clean too; they are put back after each of its steps.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Plan:
     steps: int
     ticks: tuple[Tick, ...]
     prefix_chunks: int = 0
+    held_frames: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a plan that skips, repeats or reorders a chunk's steps (SettingError naming the tick)."""
@@ -61,6 +63,8 @@ class Plan:
             fits = chunk.index == expected and chunk.first_frame == position and chunk.frames > 0
             require(fits, f"plan.chunks[{expected}]", chunk, f"chunk {expected} of 1 frame or more from {position} on")
             position = chunk.end_frame
+        room = self.chunks[self.prefix_chunks].frames - 1
+        require_count("plan.held_frames", self.held_frames, minimum=0, maximum=room)
         done = {chunk.index: 0 for chunk in self.chunks[self.prefix_chunks :]}
         for expected, tick in enumerate(self.ticks):
             require(tick.index == expected, f"plan.ticks[{expected}]", tick.index, f"index {expected}")
@@ -77,6 +81,11 @@ class Plan:
     def frames(self) -> int:
         """Latent frames of the window, prefix included."""
         return self.chunks[-1].end_frame
+
+    @property
+    def prefix_frames(self) -> int:
+        """Latent frames that are given clean: those of the prefix chunks and the held ones."""
+        return self.chunks[self.prefix_chunks].first_frame + self.held_frames
 
     @property
     def total_steps(self) -> int:

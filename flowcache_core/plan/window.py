@@ -36,15 +36,29 @@ def stages(chunks: int, window_chunks: int = 4, prefix_chunks: int = 0) -> tuple
     return tuple(table)
 
 
-def window(frames: int, chunk_frames: int, steps: int, window_chunks: int = 4, prefix_frames: int = 0) -> Plan:
+def window(
+    frames: int,
+    chunk_frames: int,
+    steps: int,
+    window_chunks: int = 4,
+    prefix_frames: int = 0,
+    *,
+    hold_prefix: bool = False,
+) -> Plan:
     """At most ``window_chunks`` chunks at once, one entering every ``steps // window_chunks`` ticks.
 
-    frames: latent frames, the prefix included. Raises SettingError when the window does not divide the steps, or naming
-    the count that cannot work.
+    frames: latent frames, the prefix included. hold_prefix: what MAGI-1 does with a prefix of no whole chunks: chunks
+    begin at multiples of ``chunk_frames`` all the same, and the rest of the prefix is held in the first one denoised.
+    Raises SettingError when the window does not divide the steps, or naming the count that cannot work.
     """
     require_count("steps", steps, minimum=1)
     require_count("window_chunks", window_chunks, minimum=1)
     require(steps % window_chunks == 0, "steps", steps, f"a multiple of window_chunks ({window_chunks})")
-    chunks, prefix_chunks = split_frames(frames, chunk_frames, prefix_frames)
+    held = 0
+    if hold_prefix:
+        require_count("chunk_frames", chunk_frames, minimum=1)
+        require_count("prefix_frames", prefix_frames, minimum=0, maximum=frames - 1)
+        held = prefix_frames % chunk_frames
+    chunks, prefix_chunks = split_frames(frames, chunk_frames, prefix_frames - held)
     ticks = offset_ticks(chunks, prefix_chunks, steps, steps // window_chunks)
-    return Plan("window", chunks, steps, ticks, prefix_chunks)
+    return Plan("window", chunks, steps, ticks, prefix_chunks, held)
