@@ -69,10 +69,10 @@ class Misfit:
 
 def family_misfit(tensors: Mapping[str, Tensor]) -> Misfit | None:
     """The 1.3B has a frame-rate embedding and the 14B has none: what differs is another model's file."""
-    dim = tensors["head.modulation"].shape[-1]
-    if dim not in SIZES:
+    embedding = tensors.get("patch_embedding.weight")
+    if embedding is None or embedding.shape[0] not in SIZES:
         return None
-    size, expected = SIZES[dim]
+    size, expected = SIZES[embedding.shape[0]]
     found = sorted(key for key in tensors if key.startswith(FRAME_RATE))
     if bool(found) == expected:
         return None

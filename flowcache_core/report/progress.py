@@ -22,20 +22,23 @@ class Progress:
     _done: int = field(default=0, init=False)
     _reused: int = field(default=0, init=False)
     _drawn: float = field(default=0.0, init=False)
+    _started: float = field(default=0.0, init=False)
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):
-            self._total = event.total_steps
+            self._total, self._done, self._reused = event.total_steps, 0, 0
+            self._started = time.monotonic()
         elif isinstance(event, StepTaken):
             self._done += 1
             self._reused += event.action == "reuse"
             if self.stream.isatty() and time.monotonic() - self._drawn >= _PAUSE:
                 self._drawn = time.monotonic()
-                self.stream.write("\r" + self.line())
+                left = time_left(self._done, self._total, self._drawn - self._started)
+                self.stream.write(f"\r{self.line()}, {left} left ")
                 self.stream.flush()
         elif isinstance(event, RunFinished):
-            start = "\r" if self.stream.isatty() else ""
-            self.stream.write(f"{start}{self.line()}, {event.seconds:.1f} s\n")
+            start, end = ("\r", "\033[K") if self.stream.isatty() else ("", "")  # erases what the longer line left
+            self.stream.write(f"{start}{self.line()}, {event.seconds:.1f} s{end}\n")
             self.stream.flush()
 
     def line(self) -> str:
@@ -43,3 +46,15 @@ class Progress:
         filled = _WIDTH * self._done // max(1, self._total)
         bar = "#" * filled + "." * (_WIDTH - filled)
         return f"{self.label:<9} [{bar}] {self._done}/{self._total} steps, {self._reused} reused"
+
+
+def time_left(done: int, total: int, seconds: float) -> str:
+    """Such as "1:05" or "2:01:40", if the steps to come take as long as those done in ``seconds`` took on average.
+
+    Reused steps cost next to nothing, so warm-up steps make this too long at first. "?" before the first step is done.
+    """
+    if done == 0:
+        return "?"
+    minutes, rest = divmod(round(seconds / done * (total - done)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

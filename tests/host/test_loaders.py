@@ -155,7 +155,7 @@ class TestSkyReels:
     )
     def test_sizes_that_do_not_fit(self, folder, dim, fps, family, message):
         """Seen by one size and the names alone, before anything is built."""
-        weights = {"head.modulation": torch.zeros(1, 2, dim)}
+        weights = {"head.modulation": torch.zeros(1, 2, dim), "patch_embedding.weight": torch.zeros(dim, 16, 1, 2, 2)}
         if fps:
             weights["fps_embedding.weight"] = torch.zeros(2, dim)
         safetensors.torch.save_file(weights, folder / "m.safetensors")

@@ -21,7 +21,7 @@ from flowcache_core.mini.text import TEXT_DIM, VOCABULARY, encode_prompt
 from flowcache_core.models.wan import WanConfig, WanTransformer
 from flowcache_core.models.wan_vae import WanVAE, WanVAEConfig
 from flowcache_core.report.events import RunFinished, RunStarted, StepTaken
-from flowcache_core.report.progress import Progress
+from flowcache_core.report.progress import Progress, time_left
 from flowcache_core.report.video import read_video
 
 ROOT = Path(__file__).parents[2]
@@ -180,9 +180,21 @@ def test_progress_redraws_only_in_a_terminal(stream: io.StringIO, redrawn: bool)
         action = "reuse" if step == 2 else "compute"
         progress(StepTaken(step, 0, step, 0.5, action, "", None, None, 1, 1, 1, 1, 0.0))
     progress(RunFinished(1.25, 0.0))
-    last = f"run       [{'#' * 30}] 4/4 steps, 1 reused, 1.2 s\n"
+    last = f"run       [{'#' * 30}] 4/4 steps, 1 reused, 1.2 s"
     written = stream.getvalue()
-    assert written == last if not redrawn else written.endswith("\r" + last) and written.count("\r") >= 2
+    if not redrawn:
+        assert written == last + "\n"
+        return
+    assert written.endswith(f"\r{last}\033[K\n") and written.count("\r") >= 2
+    assert written.startswith(f"\rrun       [{'#' * 7}{'.' * 23}] 1/4 steps, 0 reused, 0:00 left ")
+
+
+@pytest.mark.parametrize(
+    ("done", "total", "seconds", "text"),
+    [(0, 10, 0.0, "?"), (1, 10, 2.0, "0:18"), (5, 70, 25.0, "5:25"), (10, 250, 300.0, "2:00:00"), (4, 4, 9.0, "0:00")],
+)
+def test_time_left(done: int, total: int, seconds: float, text: str) -> None:
+    assert time_left(done, total, seconds) == text
 
 
 def test_quick_demo_on_the_bundled_model(tmp_path: Path) -> None:
