@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import SettingError, require, require_count
 from .checkpoint import load_strict
 from .magi_config import BLOCKS, LATENT_CHANNELS, MagiConfig
 from .magi_fp8 import dequantize
-from .magi_layers import CaptionEmbedder, MagiBlock, Memory, Rope, TimeEmbedder, rope_table
+from .magi_layers import AttentionKernel, CaptionEmbedder, MagiBlock, Memory, Rope, TimeEmbedder, rope_table
 from .operations import CastingOperations, LayerNorm1p, Operations
 from .sharded import read_weights
 
@@ -97,6 +98,7 @@ class MagiTransformer(nn.Module):
         dropped: bool = False,
         step_time: float | None = None,
         return_residual: bool = False,
+        kernel: AttentionKernel = F.scaled_dot_product_attention,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Velocity ``[B, 16, f, H, W]`` (fp32) of a chunk whose first latent frame is frame ``first_frame`` of the
         video.
@@ -109,7 +111,8 @@ class MagiTransformer(nn.Module):
 
         In every layer ``memory(layer, q, k, v)`` gets the chunk's own ``[B, heads, tokens, head_dim]`` (fewer heads
         for k and v; q and k normalised and rotated) and returns the K and V to attend to: earlier chunks, then its own.
-        With ``return_residual`` also what the blocks added to the tokens ``[B, tokens, dim]``.
+        With ``return_residual`` also what the blocks added to the tokens ``[B, tokens, dim]``. kernel: computes all
+        attention.
         """
         require_count("first_frame", first_frame, minimum=0)
         tokens = self.patch_tokens(x)
@@ -185,12 +188,11 @@ class MagiTransformer(nn.Module):
         return velocity[:, :LATENT_CHANNELS] / self.config.x_rescale
 
 
-def load_magi(path: str | Path, dtype: torch.dtype | None = None) -> MagiTransformer:
-    """Transformer with official weights, frozen and in eval mode, on the CPU.
+def read_magi(path: str | Path) -> tuple[MagiConfig, dict[str, Tensor]]:
+    """Sizes and weights under official names, on the CPU, fp8 multiplied out.
 
-    path: a weight file, a folder with ``model.safetensors`` or its shards and index, or a folder that holds one
-    ``inference_weight*`` folder. fp8 files become ``dtype``, which defaults to that of the attention weights (bf16 for
-    fp8); the parts computed in fp32 are kept in it. SettingError for missing shards, damage, or another architecture.
+    path: a weight file, an index, a folder with ``model.safetensors`` or its shards and index, or a folder that holds
+    one ``inference_weight*`` folder. SettingError for missing shards, damage, or another architecture.
     """
     tensors = read_weights(path)
     name = f"checkpoint {Path(path).name}"
@@ -201,12 +203,31 @@ def load_magi(path: str | Path, dtype: torch.dtype | None = None) -> MagiTransfo
     prefix = min(prefixes, key=len)
     state_dict = dequantize({key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)})
     try:
-        config = MagiConfig.from_state_dict(state_dict)
+        return MagiConfig.from_state_dict(state_dict), state_dict
     except SettingError as error:
         raise SettingError(f"{name}: {error.field}", error.value, error.accepted) from error
-    dtype = dtype or state_dict[BLOCKS + "0.self_attention.linear_qkv.q.weight"].dtype
-    with torch.device("meta"):
-        model = MagiTransformer(config, dtype=dtype)
+
+
+def fill_magi(model: MagiTransformer, state_dict: dict[str, Tensor], path: str | Path) -> None:
+    """Make these weights the model's, each in the dtype that the model has there; it may be on the meta device."""
     wanted = {key: parameter.dtype for key, parameter in model.named_parameters()}
     load_strict(model, {key: tensor.to(wanted.get(key)) for key, tensor in state_dict.items()}, path)
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+
+
+def load_magi(path: str | Path, dtype: torch.dtype | None = None) -> MagiTransformer:
+    """Transformer with official weights, frozen and in eval mode, on the CPU.
+
+    path: as in :func:`read_magi`. fp8 files become ``dtype``, which defaults to that of the attention weights (bf16 for
+    fp8); the parts computed in fp32 are kept in it.
+    """
+    config, state_dict = read_magi(path)
+    with torch.device("meta"):
+        model = MagiTransformer(config, dtype=dtype or attention_dtype(state_dict))
+    fill_magi(model, state_dict, path)
+    return model
+
+
+def attention_dtype(state_dict: dict[str, Tensor]) -> torch.dtype:
+    """What most weights of a state dict are in."""
+    return state_dict[BLOCKS + "0.self_attention.linear_qkv.q.weight"].dtype

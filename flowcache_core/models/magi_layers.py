@@ -18,6 +18,8 @@ from .magi_config import MagiConfig
 from .operations import LayerNorm1p, Operations
 
 Memory = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention without a mask, q and k and v ``[B, heads, tokens, head_dim]``: torch's, or that of a host."""
 
 
 def rope_table(bands: Tensor, first_frame: int, frames: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -50,7 +52,7 @@ def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((first * cos - second * sin, first * sin + second * cos, rest), -1)
 
 
-def attend_grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend_grouped(q: Tensor, k: Tensor, v: Tensor, kernel: AttentionKernel = F.scaled_dot_product_attention) -> Tensor:
     """Grouped-query attention without a mask: ``[B, kv_heads, heads / kv_heads, tokens, head_dim]``.
 
     Query head i uses K/V head ``i // group``. The heads of a group are laid end to end as one head's queries, so
@@ -63,7 +65,7 @@ def attend_grouped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if k.shape[2] == 0:
         return q.new_zeros(q.shape).unflatten(2, (-1, tokens))
     k, v = k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)
-    return F.scaled_dot_product_attention(q, k, v).unflatten(2, (-1, tokens))
+    return kernel(q, k, v).unflatten(2, (-1, tokens))
 
 
 def sinusoid(t: Tensor, size: int) -> Tensor:
@@ -162,17 +164,21 @@ class MagiAttention(nn.Module):
         table: tuple[Tensor, Tensor],
         memory: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
         captions: Sequence[Tensor],
+        kernel: AttentionKernel = F.scaled_dot_product_attention,
     ) -> Tensor:
         """``x [B, tokens, dim]``; ``captions``: unmasked states ``[n_i, dim]`` of each batch item, or of all."""
         project, dtype = self.linear_qkv, x.dtype
         h = project.layer_norm(x)
         q = apply_rope(self.q_layernorm(self.split(project.q(h)).float()), table).to(dtype)
         k = apply_rope(self.k_layernorm(self.split(project.k(h)).float()), table).to(dtype)
-        own = attend_grouped(q, *memory(q, k, self.split(project.v(h))))
+        own = attend_grouped(q, *memory(q, k, self.split(project.v(h))), kernel)
         queries = self.q_layernorm_xattn(self.split(project.qx(h)))
         parts = queries.split(1) if len(captions) > 1 else (queries,)
         cross = torch.cat(
-            [attend_grouped(part, *self.caption_states(rows)) for part, rows in zip(parts, captions, strict=True)]
+            [
+                attend_grouped(part, *self.caption_states(rows), kernel)
+                for part, rows in zip(parts, captions, strict=True)
+            ]
         )
         # Of each group: its heads' self-attention, then its heads' cross-attention.
         grouped = torch.cat((own, cross), 2).permute(0, 3, 1, 2, 4)
@@ -218,10 +224,11 @@ class MagiBlock(nn.Module):
         table: tuple[Tensor, Tensor],
         memory: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
         captions: Sequence[Tensor],
+        kernel: AttentionKernel = F.scaled_dot_product_attention,
     ) -> Tensor:
         """``x [B, tokens, dim]`` and ``condition [B, cond_dim]`` in the dtype of the stream."""
         gate_attention, gate_mlp = self.ada_modulate_layer(condition)
-        h = self.self_attention(x, table, memory, captions).float()
+        h = self.self_attention(x, table, memory, captions, kernel).float()
         x = (x.float() + self.self_attn_post_norm(gate_attention * h)).to(x.dtype)
         h = self.mlp(x).float()
         return (x.float() + self.mlp_post_norm(gate_mlp * h)).to(x.dtype)
