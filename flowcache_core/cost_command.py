@@ -11,7 +11,7 @@ from typing import Any
 from .cost import Cost, MagiShape, ModelShape, WanShape, count
 from .cost_waterfall import Stage, waterfall
 from .engine import EngineSettings
-from .errors import SettingError, require
+from .errors import SettingError, require, require_finite
 from .kv.settings import KVSettings
 from .plan import PLANS
 from .plan.base import Plan
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--computed", type=int, help="computed steps per chunk, for presets whose reuse depends on the video"
     )
+    p.add_argument("--rescale", action="store_true", help="stretch a table made for another number of steps")
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--kv-budget", type=float, help="chunks of finished history kept (B_budget)")
     budget.add_argument("--budget-total", type=float, help="chunks of K/V in all, active ones included (B_total)")
@@ -84,9 +85,12 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         require(arguments.chunks >= 1, "chunks", arguments.chunks, "a whole number >= 1")
         run["frames"] = arguments.chunks * run["chunk_frames"]
     plans = run_plans(run)
-    steps = run["steps"]
+    steps, warning = run["steps"], None
+    if arguments.computed is None:
+        preset, warning = preset.fit(steps, run.get("shift"), rescale=arguments.rescale)
     budget = arguments.kv_budget
     if arguments.budget_total is not None:
+        require_finite("budget_total", arguments.budget_total, minimum=0.0)
         budget = arguments.budget_total - max(plan.max_active for plan in plans)
         require(budget >= 1, "budget_total", arguments.budget_total, f">= {arguments.budget_total - budget + 1:g}")
     schedule = Schedule(tuple(1 - i / steps for i in range(steps + 1)), tuple(float(steps - i) for i in range(steps)))
@@ -103,6 +107,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     shape = shape_of(arguments.model, budget is not None, preset.name, steps)
     result = count(shape, settings, run["tokens_per_frame"], run["branches"])
     output = as_json(arguments.model, preset, run, budget, result)
+    output["notes"] += [] if warning is None else [f"warning: {warning}"]
     output["notes"] += sorted({note for window in settings if (note := window.kv.note(window.plan))})
     if preset.attention == "bidirectional":
         causal = count(shape, settings, run["tokens_per_frame"], run["branches"], window_attention="block-causal")

@@ -51,6 +51,24 @@ def shifted(steps: int, shift: float, start: float = 1.0) -> Schedule:
     return Schedule(tuple(sigmas), tuple(1000 * sigma for sigma in sigmas[:-1]))
 
 
+def shift_of(schedule: Schedule) -> float | None:
+    """The shift of an evenly spaced schedule that ends clean (:func:`shifted`, :func:`skyreels`); None for others.
+
+    ``1 / sigma - 1`` of the k-th of N steps is linear in ``N / (N - k)``, with the offset ``-1 / shift`` whatever level
+    the schedule starts from. Exact to 1 %: hosts take their sigmas from a table of 1000, which is coarse at the end.
+    """
+    steps, sigmas = schedule.steps, schedule.sigmas
+    if steps < 3 or sigmas[-1] > 0:
+        return None
+    x = [steps / (steps - k) for k in range(steps)]
+    y = [1 / sigma - 1 for sigma in sigmas[:-1]]
+    middle = steps // 2
+    slope = (y[middle] - y[0]) / (x[middle] - x[0])
+    offset = slope * x[0] - y[0]
+    even = all(abs(slope * at - offset - value) <= 0.06 * value + 1e-3 for at, value in zip(x, y, strict=True))
+    return 1 / offset if even and offset > 0 else None
+
+
 def skyreels(steps: int, shift: float) -> Schedule:
     """SkyReels-V2: evenly from 0.999, shifted; timesteps are whole numbers, cut off rather than rounded."""
     require_count("steps", steps, minimum=1)

@@ -34,6 +34,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--weights", type=Path, help="the model's file or folder: what the time distance is measured on")
     p.add_argument("--steps", type=int, help="denoising steps of a chunk (default: the model's published number)")
     p.add_argument("--shift", type=float, help="timestep shift (default: the published one)")
+    p.add_argument("--rescale", action="store_true", help="stretch a table made for another number of steps or shift")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     return p
 
@@ -86,9 +87,16 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], StepTable | N
     require(options.model in family(), "model", options.model, ", ".join(family()))
     preset, run = load_preset(options.model, options.preset), model_file(options.model)["run"]
     steps = run["steps"] if options.steps is None else options.steps
-    schedule = skyreels(steps, run["shift"] if options.shift is None else options.shift)
+    shift = run["shift"] if options.shift is None else options.shift
+    schedule = skyreels(steps, shift)
+    preset, warning = preset.fit(steps, shift, rescale=options.rescale)
     measured = needs_weights(preset)
-    result: dict[str, Any] = {"model": options.model, "preset": preset.name, "steps": schedule.steps}
+    result: dict[str, Any] = {
+        "model": options.model,
+        "preset": preset.name,
+        "steps": schedule.steps,
+        "warning": warning,
+    }
     if measured and options.weights is None:
         as_published = (options.steps or run["steps"], options.shift or run["shift"]) == (run["steps"], run["shift"])
         published = preset.computed_steps if as_published else None
@@ -109,7 +117,8 @@ def as_text(result: dict[str, Any], table: StepTable | None) -> str:
     head = f"{result['model']}, preset {result['preset']}, {result['steps']} steps"
     if table is not None:
         source = "measured on the weights given" if result["measured"] else "fixed by the preset, weights play no part"
-        return f"{head} ({source})\n{table}"
+        warning = "" if result["warning"] is None else f"warning: {result['warning']}\n"
+        return f"{head} ({source})\n{warning}{table}"
     count = result["computed_steps"]
     needs = "Which steps those are depends on the model's time modulation: give its weights with --weights FILE."
     if count is None:

@@ -98,7 +98,10 @@ def custom_inputs() -> list[io.Input]:
         io.Combo.Input(
             "cache_device",
             options=list(DEVICES),
-            tooltip="Where the residuals of computed steps are kept until they are reused.",
+            tooltip=(
+                "Where what computed steps leave for reuse is kept: velocities, changes of the latents, and residuals,"
+                " which are the largest. cpu saves graphics memory and costs the transfer."
+            ),
             advanced=True,
         ),
         io.String.Input(

@@ -219,6 +219,9 @@ def check(options: argparse.Namespace) -> None:
         importlib.util.find_spec("torchmetrics") is not None, "calibrate", "no torchmetrics", "pip install torchmetrics"
     )
     require_folder(options.out.parent)
+    require(not options.out.is_dir(), "out", str(options.out), "a file, not a folder")
+    if options.out.exists():
+        read_presets(options.out)  # its rows stay beside the new one
 
 
 SHIPPED = {"slow": 0.5, "balanced": 0.3, "fast": 0.2}

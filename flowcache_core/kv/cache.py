@@ -15,6 +15,7 @@ from ..plan.base import Chunk, Plan
 from .compressor import Region
 from .layout import CompressionNeed, KVLayout, capacity_tokens, largest_chunk_frames
 from .settings import KVSettings
+from .size import peak_bytes
 from .spec import KVSpec
 
 
@@ -179,6 +180,11 @@ class KVCache:
     def bytes(self) -> int:
         """Bytes held now: K/V buffers, token positions and sampled queries."""
         return sum(layer.bytes for layer in self._layers)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Bytes held once every layer has seen the queries it samples; more is never held."""
+        return peak_bytes(self.spec, self.settings, self.plan)
 
     @property
     def tokens(self) -> int:

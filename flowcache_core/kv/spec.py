@@ -11,7 +11,8 @@ import torch
 class KVSpec:
     """Shape of a model's K/V: enough to allocate a cache and to count its bytes.
 
-    ``dtype`` and ``device`` are the model's; a cache may store in others (``KVSettings``).
+    ``dtype`` and ``device`` are the model's; a cache may store in others (``KVSettings``). ``query_heads``: where
+    several of them share a K/V head; None for as many as ``kv_heads``.
     """
 
     layers: int
@@ -22,3 +23,9 @@ class KVSpec:
     batch: int
     dtype: torch.dtype = torch.float32
     device: str | torch.device = "cpu"
+    query_heads: int | None = None
+
+    @property
+    def heads(self) -> int:
+        """Query heads."""
+        return self.kv_heads if self.query_heads is None else self.query_heads

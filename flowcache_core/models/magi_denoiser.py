@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..denoiser import ChunkInput, ChunkOutput, KVSpec
@@ -22,7 +23,7 @@ from ..errors import SettingError, require, require_count, require_finite
 from ..kv.cache import KVCache
 from .magi import CaptionRows, MagiTransformer
 from .magi_guidance import GuidanceScales, guide, is_nearly_clean, mix_nearly_clean, needs_alone, visible_chunks
-from .magi_layers import Memory
+from .magi_layers import AttentionKernel, Memory
 from .magi_text import clean_chunk_caption, null_caption
 
 Caption = tuple[Tensor, Tensor]
@@ -41,7 +42,7 @@ class MagiDenoiser:
     nearly_clean: distilled weights run the oldest chunk of the window once more, alone, when it is past t = 0.3, and
     mix. ranges: how many chunks a chunk may attend to, itself included, per equal part of its steps, noise first; the
     last one holds for clean chunks; empty for all. Of a compressed history it is the newest tokens that many chunks
-    have.
+    have. kernel: computes all attention.
     """
 
     transformer: MagiTransformer
@@ -50,6 +51,7 @@ class MagiDenoiser:
     step_times: tuple[float, ...] = ()
     nearly_clean: bool = True
     ranges: tuple[int, ...] = ()
+    kernel: AttentionKernel = F.scaled_dot_product_attention
     rows: dict[tuple[int, int], CaptionRows] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -74,6 +76,7 @@ class MagiDenoiser:
             batch=latents.shape[0],
             dtype=self.transformer.dtype,
             device=latents.device,
+            query_heads=config.num_heads,
         )
 
     def compute(self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
@@ -146,6 +149,7 @@ class MagiDenoiser:
             dropped=dropped,
             step_time=self.step_times[step] if self.step_times else None,
             return_residual=keep_residual,
+            kernel=self.kernel,
         )
         velocity, residual = result if isinstance(result, tuple) else (result, result.new_zeros(()))
         return -velocity, residual

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingError, require
+from ..errors import SettingError, require, require_count
 from ..reuse.base import ReusePolicy
 from ..reuse.build import build_policy, build_quantity
 from ..reuse.quantity import Quantity
@@ -47,10 +49,10 @@ class Preset:
         if self.requires is None or not isinstance(self.policy, StaticSchedule):
             return self, None
         made_for, made_shift = int(self.requires["steps"]), self.requires["shift"]
-        same_shift = shift is None or abs(shift - made_shift) < 1e-6
+        same_shift = shift is None or math.isclose(shift, made_shift, rel_tol=0.01)
         if steps == made_for and same_shift:
             return self, None
-        given = f"{steps} steps" + ("" if same_shift else f" at shift {shift:g}")
+        given = f"{steps} steps" + ("" if same_shift else f" at shift {shift:.3g}")
         accepted = f"{made_for} steps at shift {made_shift:g} (where there is a rescale option, with it)"
         require(rescale, f"preset {self.name}", given, accepted)
         table = stretch(self.policy.computed, made_for, steps)
@@ -106,25 +108,52 @@ def preset_names(model: str) -> tuple[str, ...]:
 def load_preset(model: str, name: str) -> Preset:
     """SettingError naming the presets there are when ``name`` is none of them.
 
-    ``name`` may also be the path of a file that ``calibrate`` wrote for this model; its first preset is meant.
+    ``name`` may also be ``FILE.json``, a file that ``calibrate`` wrote for this model, whose first preset is meant, or
+    ``FILE.json:NAME`` for another one in it.
     """
-    if name.endswith(".json"):
-        rows = read_presets(Path(name))["presets"]
-        name = next(iter(rows), "")
-    else:
-        rows = model_file(model)["presets"]
+    rows, where = model_file(model)["presets"], f"model {model}"
+    if file := re.fullmatch(r"(.*\.json)(?::([^/\\]+))?", name):
+        rows, where = read_presets(Path(file[1]))["presets"], file[1]
+        name = file[2] or next(iter(rows), "")
     if name not in rows:
-        raise SettingError("preset", name, f"{', '.join(rows)} (model {model})")
-    row = rows[name]
-    curve = row.get("evidence", {}).get("curve", ())
+        raise SettingError("preset", name, f"{', '.join(rows)} ({where})")
+    return parse_row(model, name, rows[name])
+
+
+def parse_row(model: str, name: str, row: object) -> Preset:
+    """One row of a file's ``presets``; SettingError naming what is missing in it or of another form."""
+    where = f"presets.{name}"
+    if not isinstance(row, dict):
+        raise SettingError(where, row, "an object with text and policy")
+    for key in ("text", "policy"):
+        require(key in row, f"{where}.{key}", "nothing", "a sentence" if key == "text" else '{"name": ..., <fields>}')
+    evidence = row.get("evidence") or {}
+    curve = evidence.get("curve", ()) if isinstance(evidence, dict) else evidence
+    points = isinstance(curve, list | tuple) and all(_numbers(point, "share", "psnr") for point in curve)
+    require(points, f"{where}.evidence.curve", curve, 'a list of {"share": number, "psnr": number}')
+    requires, count = row.get("requires"), row.get("computed_steps")
+    fits = requires is None or _numbers(requires, "steps", "shift")
+    require(fits, f"{where}.requires", requires, '{"steps": number, "shift": number}')
+    if count is not None:
+        require_count(f"{where}.computed_steps", count, minimum=1)
+    attention = row.get("attention", "block-causal")
+    require(
+        attention in ("block-causal", "bidirectional"), f"{where}.attention", attention, "block-causal, bidirectional"
+    )
     return Preset(
         model=model,
         name=name,
-        text=row["text"],
+        text=str(row["text"]),
         policy=build_policy(row["policy"]),
         quantity=build_quantity(row.get("quantity", "velocity")),
-        attention=row.get("attention", "block-causal"),
-        computed_steps=row.get("computed_steps"),
-        requires=row.get("requires"),
+        attention=attention,
+        computed_steps=count,
+        requires=requires,
         curve=tuple((point["share"], point["psnr"]) for point in curve),
     )
+
+
+def _numbers(value: object, *keys: str) -> bool:
+    """Whether ``value`` is an object with finite numbers under these keys."""
+    found = [value.get(key) for key in keys] if isinstance(value, dict) else [None]
+    return all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in found)

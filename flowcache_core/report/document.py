@@ -31,6 +31,7 @@ def to_json(record: RunRecord) -> dict[str, Any]:
             "attention": started.attention,
             "chunks": started.chunks,
             "prefix_chunks": started.prefix_chunks,
+            "windows": [asdict(window) for window in record.windows],
             "steps": started.steps,
             "total_steps": record.total_steps,
             "computed_steps": record.computed_steps,

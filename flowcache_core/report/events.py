@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """The run is valid and its memory is allocated: ``kv_bytes`` for K/V of ``kv_tokens`` tokens per layer.
+    """The run is valid and its memory is allocated: ``kv_bytes`` for ``kv_tokens`` tokens per layer, with the positions
+    and the sampled queries that compression needs.
 
     attention: "block-causal" (chunk by chunk on K/V) or "bidirectional" (whole window, no K/V).
     """

@@ -98,6 +98,8 @@ def _map(axes: Axes, record: RunRecord) -> None:
     x, y = np.arange(steps + 1) - 0.5, np.arange(chunks + 1) - 0.5
     limits: dict[str, Any] = {"vmin": -0.5, "vmax": len(KINDS) - 0.5}
     axes.pcolormesh(x, y, codes, cmap=colours, edgecolors="white", linewidth=line, **limits)
+    for window in record.windows[1:]:
+        axes.axhline(window.first_chunk - 0.5, color=_INK, linewidth=1.2)
     axes.invert_yaxis()
     axes.set(ylabel="chunk", xlabel="own step of the chunk")
     for axis in (axes.xaxis, axes.yaxis):

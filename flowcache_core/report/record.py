@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from .events import CacheCompressed, CachePass, ChunkFinished, Event, RunFinished, RunStarted, StepTaken, WindowPass
@@ -22,17 +22,32 @@ def kind(step: StepTaken) -> Kind:
 
 
 @dataclass(frozen=True)
-class RunRecord:
-    """One run of one window, finished or not.
+class WindowSpan:
+    """Where one window of a long video lies in the record: ``chunks`` of them from ``first_chunk`` on, the first
+    ``prefix_chunks`` given clean (in later windows: the end of the window before).
+    """
 
+    first_chunk: int
+    chunks: int
+    prefix_chunks: int
+    total_steps: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run, finished or not: of one window, or of all windows of a long video, one after the other.
+
+    Chunks and ticks count on from window to window; a chunk that overlaps two windows counts in both, as it costs in
+    both. started: of the whole run: chunks and steps added up, bytes and tokens of the largest window.
     threshold: of the reuse policy, None when it has none. kv_bytes: allocated for K/V, the peak by construction.
-    kv_capacity, budget_tokens: tokens per layer. flops: None when no cost function was given. seconds: None until the
-    run has finished.
+    kv_capacity, budget_tokens: tokens per layer. flops: None when no cost function was given. seconds: None until all
+    windows have finished.
     """
 
     tag: str
     threshold: float | None
     started: RunStarted
+    windows: tuple[WindowSpan, ...]
     steps_taken: tuple[StepTaken, ...]
     compressions: tuple[CacheCompressed, ...]
     cache_passes: tuple[CachePass, ...]
@@ -80,7 +95,9 @@ class RunRecord:
         """The chunk x step map; "given" for prefix chunks, "pending" for steps not taken yet."""
         started = self.started
         rows: list[list[Kind]] = [
-            ["given" if chunk < started.prefix_chunks else "pending"] * started.steps for chunk in range(started.chunks)
+            ["given" if chunk < window.prefix_chunks else "pending"] * started.steps
+            for window in self.windows
+            for chunk in range(window.chunks)
         ]
         for step in self.steps_taken:
             rows[step.chunk][step.step] = kind(step)
@@ -124,7 +141,8 @@ class RunRecord:
 class Recorder:
     """Observer of one run: call it with every event, then (or at any moment in between) take ``record()``.
 
-    flops: cost of one event in floating-point operations, summed over the run.
+    The windows of a long video go into one recorder, one after the other. flops: cost of one event in floating-point
+    operations, summed over the run.
     """
 
     tag: str = ""
@@ -148,24 +166,65 @@ class Recorder:
             self._events.append(event)
 
     def record(self) -> RunRecord:
-        """What has happened so far. Raises ValueError before the run has started, or when it saw two runs."""
+        """What has happened so far. Raises ValueError before the run has started, or for windows of different steps."""
         started = [e for e in self._events if isinstance(e, RunStarted)]
-        if len(started) != 1:
+        if len({e.steps for e in started}) != 1:
             raise ValueError(f"a record is of one run, this recorder saw {len(started)} start")
-        finished = next((e for e in self._events if isinstance(e, RunFinished)), None)
+        spans = window_spans(started)
+        events = list(in_one_row(self._events, spans))
+        finished = [e for e in events if isinstance(e, RunFinished)]
+        complete = len(finished) == len(started)
         return RunRecord(
             tag=self.tag,
             threshold=self.threshold,
-            started=started[0],
-            steps_taken=tuple(e for e in self._events if isinstance(e, StepTaken)),
-            compressions=tuple(e for e in self._events if isinstance(e, CacheCompressed)),
-            cache_passes=tuple(e for e in self._events if isinstance(e, CachePass)),
-            window_passes=tuple(e for e in self._events if isinstance(e, WindowPass)),
+            started=whole(started),
+            windows=spans,
+            steps_taken=tuple(e for e in events if isinstance(e, StepTaken)),
+            compressions=tuple(e for e in events if isinstance(e, CacheCompressed)),
+            cache_passes=tuple(e for e in events if isinstance(e, CachePass)),
+            window_passes=tuple(e for e in events if isinstance(e, WindowPass)),
             chunks_finished=self._chunks_finished,
-            seconds=None if finished is None else finished.seconds,
-            engine_seconds=None if finished is None else finished.engine_seconds,
+            seconds=sum(e.seconds for e in finished) if complete else None,
+            engine_seconds=sum(e.engine_seconds for e in finished) if complete else None,
             flops=None if self.flops is None else self._flops,
         )
+
+
+def window_spans(started: Iterable[RunStarted]) -> tuple[WindowSpan, ...]:
+    """Every window's chunks behind those of the windows before it."""
+    spans: list[WindowSpan] = []
+    for e in started:
+        first = spans[-1].first_chunk + spans[-1].chunks if spans else 0
+        spans.append(WindowSpan(first, e.chunks, e.prefix_chunks, e.total_steps))
+    return tuple(spans)
+
+
+def whole(started: Sequence[RunStarted]) -> RunStarted:
+    """One start for all windows: counts added up, sizes of the largest, every note once."""
+    budgets = [e.budget_tokens for e in started if e.budget_tokens is not None]
+    return replace(
+        started[0],
+        chunks=sum(e.chunks for e in started),
+        total_steps=sum(e.total_steps for e in started),
+        kv_bytes=max(e.kv_bytes for e in started),
+        kv_tokens=max(e.kv_tokens for e in started),
+        budget_tokens=max(budgets, default=None),
+        notes=tuple(dict.fromkeys(note for e in started for note in e.notes)),
+    )
+
+
+def in_one_row(events: Iterable[Event], spans: Sequence[WindowSpan]) -> Iterator[Event]:
+    """The events with chunks and ticks counted on from window to window."""
+    window, first_tick, next_tick = -1, 0, 0
+    for event in events:
+        if isinstance(event, RunStarted):
+            window, first_tick = window + 1, next_tick
+        if isinstance(event, StepTaken | CacheCompressed | WindowPass):
+            event = replace(event, tick=first_tick + event.tick)
+            next_tick = max(next_tick, event.tick + 1)
+        if isinstance(event, StepTaken | CacheCompressed | CachePass):
+            event = replace(event, chunk=spans[window].first_chunk + event.chunk)
+        yield event
 
 
 def record(

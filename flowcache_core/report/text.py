@@ -57,13 +57,19 @@ def table(runs: Mapping[str, RunRecord], quality: Mapping[str, Quality] | None =
 
 
 def step_map(record: RunRecord) -> str:
-    """Chunks from top to bottom, each chunk's own steps from left to right, one character a step; then the legend."""
+    """Chunks from top to bottom, each chunk's own steps from left to right, one character a step; then the legend.
+
+    A line stands between two windows of a long video.
+    """
     rows = record.kinds
     width = len(str(len(rows) - 1))
     lines = [f"chunk {index:>{width}} |{''.join(CHARACTERS[k] for k in row)}|" for index, row in enumerate(rows)]
+    for number, window in reversed(list(enumerate(record.windows))[1:]):
+        lines.insert(window.first_chunk, f"-- window {number + 1} of {len(record.windows)}")
     if len(lines) > _MAP_ROWS:
         half = _MAP_ROWS // 2
-        lines[half:-half] = [f"... {len(lines) - 2 * half} more chunks ..."]
+        hidden = sum(line.startswith("chunk") for line in lines[half:-half])
+        lines[half:-half] = [f"... {hidden} more chunks ..."]
     present = {k for row in rows for k in row} - {"pending"}
     legend = ", ".join(f"{CHARACTERS[k]} {_MEANING[k]}" for k in CHARACTERS if k in present)
     return "\n".join([*lines, *([legend] if legend else [])])

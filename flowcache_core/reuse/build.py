@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
 
-from ..errors import SettingError
+from ..errors import SettingError, require
 from . import DISTANCES, POLICIES, QUANTITIES
 from .base import ReusePolicy
 from .distance import Distance
@@ -20,27 +20,46 @@ def build_policy(settings: Mapping[str, Any]) -> ReusePolicy:
 
     SettingError for an unknown name, an unknown field, or a value the policy refuses.
     """
-    values = dict(settings)
-    distance = values.get("distance")
-    if distance is not None and not isinstance(distance, Distance):
-        given = {"name": distance} if isinstance(distance, str) else distance
-        values["distance"] = _build("distance", DISTANCES, given)
+    values = _mapping("policy", settings)
+    if "distance" in values and not isinstance(values["distance"], Distance):
+        values["distance"] = _build("distance", DISTANCES, values["distance"])
     return _build("policy", POLICIES, values)
 
 
 def build_quantity(settings: str | Mapping[str, Any]) -> Quantity:
     """A reused quantity from its name, or from ``{"name": ..., <its fields>}``."""
-    return _build("reused quantity", QUANTITIES, {"name": settings} if isinstance(settings, str) else settings)
+    return _build("reused quantity", QUANTITIES, settings)
 
 
-def _build(what: str, registry: Mapping[str, type[Part]], settings: Mapping[str, Any]) -> Part:
-    values = dict(settings)
+def _mapping(what: str, settings: object) -> dict[str, Any]:
+    """The settings as a dict of their own; a name alone is a part with its default fields."""
+    if isinstance(settings, str):
+        return {"name": settings}
+    if not isinstance(settings, Mapping) or not all(isinstance(key, str) for key in settings):
+        raise SettingError(what, settings, 'a name, or {"name": ..., <its fields>}')
+    return dict(settings)
+
+
+def _build(what: str, registry: Mapping[str, type[Part]], settings: object) -> Part:
+    values = _mapping(what, settings)
     name = values.pop("name", None)
-    if name not in registry:
+    if not isinstance(name, str) or name not in registry:
         raise SettingError(what, name, ", ".join(sorted(registry)))
     kind = registry[name]
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
     if unknown:
         raise SettingError(f"{what} {name}", unknown[0], ", ".join(sorted(known)) or "no fields")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    for key, value in values.items():
+        if isinstance(known[key].default, bool):
+            require(isinstance(value, bool), key, value, "true or false")
+        elif isinstance(known[key].default, tuple):
+            require(_is_numbers(value), key, value, "a list of numbers")
+            values[key] = tuple(value)
+    return kind(**values)
+
+
+def _is_numbers(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(one, int | float) and not isinstance(one, bool) for one in value
+    )

@@ -13,9 +13,9 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
 from ...flowcache_core.errors import require
+from ...flowcache_core.kv.size import peak_bytes
 from ...flowcache_core.plan.base import Chunk, Plan, offset_ticks
 from .host_ar_run import HOST_SAMPLER, INSTEAD, KEY, OUR_SAMPLER, HostRun, spec_of
-from .kv_size import allocated_bytes
 from .memory import announce
 from .naming import naming
 from .settings import FlowCacheSettings, refuse_other_caches, settings_of
@@ -50,7 +50,7 @@ def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> None:
         check(guider, settings)
         plan = plan_of(latents.shape[2], block, len(sigmas) - 1, given)
         with naming("KV Cache Compressor"):
-            kv_bytes = allocated_bytes(spec_of(model, latents, settings), settings.kv_settings, plan)
+            kv_bytes = peak_bytes(spec_of(model, latents, settings), settings.kv_settings, plan)
         announce(guider, max(chunk.frames for chunk in plan.chunks), kv_bytes)
 
     def sampling(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...flowcache_core.denoiser import ChunkInput
 from ...flowcache_core.engine import EngineSettings
+from ...flowcache_core.plan.base import Chunk
 from ...flowcache_core.reuse.base import Decision, PolicyState
 from ...flowcache_core.reuse.quantity import Computed
 from .embeddings import patch_embedding, time_modulation
@@ -55,7 +56,7 @@ class StepReuse:
             comfy.model_management.throw_exception_if_processing_interrupted()
             sigma_next = self.settings.schedule.sigmas[item.step + 1]
             velocity = self.settings.quantity.velocity(self.history, item, sigma_next, self.denoiser)[0]
-            return item.latents - item.sigma * velocity, decision
+            return item.latents - item.sigma * velocity.to(item.latents.device), decision
         clean = compute()
         self.newest = (item, ((item.latents - clean) / item.sigma).unsqueeze(0))
         self.policy.observe(*self.newest)
@@ -65,8 +66,14 @@ class StepReuse:
         """The increment of a computed step is known when the sampler comes back with what it made of it."""
         if self.newest is not None:
             item, velocity = self.newest
-            self.history.append(Computed(item, velocity, now.latents - item.latents))
+            computed = Computed(item, velocity, now.latents - item.latents)
+            self.history.append(computed.to(self.settings.reuse_device))
             self.newest = None
+
+    def finish(self, chunk: Chunk) -> None:
+        """``chunk`` is done: nothing of it is kept, in the policy neither."""
+        self.policy.finish(chunk.index)
+        self.forget()
 
     def forget(self) -> None:
         self.history.clear()

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...flowcache_core.denoiser import ChunkInput
 from ...flowcache_core.engine import EngineSettings
 from ...flowcache_core.errors import SettingError, require
+from ...flowcache_core.kv.size import peak_bytes
 from ...flowcache_core.kv.spec import KVSpec
 from ...flowcache_core.plan.base import Chunk, Plan
 from ...flowcache_core.report.events import (
@@ -36,7 +37,6 @@ from ...flowcache_core.solvers import SOLVERS
 from .denoiser import kv_spec
 from .host_ar_kv import HostKV, LayerCache
 from .host_ar_reuse import Embeddings, StepReuse
-from .kv_size import allocated_bytes
 from .naming import naming
 from .settings import FlowCacheSettings
 
@@ -68,14 +68,14 @@ class HostRun:
         last = schedule.sigmas[-1]
         require(last == 0, "sigmas", f"an end at {last:g}", f"an end at 0, or {INSTEAD}")
         chosen = settings.reuse
-        picked: dict[str, Any] = {} if chosen is None else {"policy": chosen.policy, "quantity": chosen.quantity}
+        picked: dict[str, Any] = {} if chosen is None else chosen.engine_fields
         kv = settings.kv_settings
         solver = SOLVERS["renoise"]()
         engine = EngineSettings(plan, schedule, solver, kv=kv, clean_pass=True, **picked)
         embeddings = Embeddings(model, noise.device)
         with naming("FlowCache Chunkwise Reuse"):
             if chosen is not None:
-                chosen.check(plan.steps)
+                chosen.check(schedule)
             reuse = StepReuse(engine, engine.policy.begin(schedule, embeddings), embeddings)
         with naming("KV Cache Compressor"):
             cache = HostKV(spec_of(model, noise, settings, noise.device), kv, plan)
@@ -118,7 +118,7 @@ class HostRun:
                 prefix_chunks=self.plan.prefix_chunks,
                 steps=self.plan.steps,
                 total_steps=self.plan.total_steps,
-                kv_bytes=allocated_bytes(self.kv.spec, self.settings.kv, self.plan),
+                kv_bytes=peak_bytes(self.kv.spec, self.settings.kv, self.plan),
                 kv_tokens=self.kv.capacity_tokens,
                 budget_tokens=self.kv.budget_tokens,
                 notes=notes,
@@ -217,6 +217,7 @@ class HostRun:
         self.recorder(CachePass(kind, chunk.index, 1, tokens, context, time.perf_counter() - begun))
         self.kv.commit(chunk)
         if not given:
+            self.reuse.finish(chunk)
             self.recorder(ChunkFinished(self.plan.last_tick[chunk.index], chunk.index, chunk.first_frame, x))
         return output
 

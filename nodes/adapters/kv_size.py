@@ -1,4 +1,4 @@
-"""Bytes of K/V: for the host's memory management and in words for the user."""
+"""The K/V budget in words for the user."""
 
 from __future__ import annotations
 
@@ -6,20 +6,10 @@ from typing import Any
 
 import torch
 
-from ...flowcache_core.kv.layout import capacity_tokens
 from ...flowcache_core.kv.settings import KVSettings
-from ...flowcache_core.kv.spec import KVSpec
-from ...flowcache_core.plan.base import Plan
 
 EXAMPLE = (832, 480, 3)
 """Width, height and latent frames of a chunk in the node's text: what Self-Forcing models are made for."""
-
-
-def allocated_bytes(spec: KVSpec, kv: KVSettings, plan: Plan) -> int:
-    """What a run's K/V buffers take."""
-    tokens = sum(capacity_tokens(plan, spec.tokens_per_frame, budget) for budget in kv.layer_budgets(spec.layers))
-    itemsize = (kv.dtype or spec.dtype).itemsize
-    return 2 * tokens * spec.kv_heads * spec.head_dim * spec.branches * spec.batch * itemsize
 
 
 def describe_budget(model: Any, kv: KVSettings) -> str:

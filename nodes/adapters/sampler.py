@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ...flowcache_core.engine import EngineSettings, generate
 from ...flowcache_core.errors import require
+from ...flowcache_core.kv.size import peak_bytes
 from ...flowcache_core.plan.staggered import Window
 from ...flowcache_core.report.record import Recorder
 from ...flowcache_core.schedule import Schedule, from_sigmas
 from ...flowcache_core.solvers.renoise import host_noise
 from .branches import Branches, names_that_run
 from .denoiser import HostDenoiser, Inpaint, kv_spec
-from .kv_size import allocated_bytes
 from .memory import announce, make_room
 from .naming import naming
 from .plan_choice import PlanChoice
@@ -53,7 +53,7 @@ class ChunkSampler(comfy.samplers.KSAMPLER):
         needed = 0
         if self.choice.attention == "block-causal" and settings.kv_settings.device != "cpu":
             spec = kv_spec(model, latent_image.shape, branch_bound(guider), latent_image.device)
-            needed = max(allocated_bytes(spec, settings.kv_settings, plan) for plan in plans)
+            needed = max(peak_bytes(spec, settings.kv_settings, plan) for plan in plans)
         at_once = self.choice.chunk_frames if self.choice.attention == "block-causal" else max(p.frames for p in plans)
         announce(guider, at_once, needed)
 
@@ -97,6 +97,7 @@ class Sampling:
         common = (self.schedule, self.settings, self.guider.conds)
         self.engines = [engine_settings(choice, part, *common) for part in self.windows]
         levels = (*self.schedule.sigmas[:-1], 0.0)
+        self.recorder = Recorder.of(self.engines[0])
         names = names_that_run(self.guider, x[:, :, : choice.chunk_frames], levels, self.options)
         self.branches = Branches(self.guider.conds, names, levels, self.model.model_sampling)
         self.progress = Progress(
@@ -139,8 +140,7 @@ class Sampling:
             leftover=self.schedule.sigmas[-1] > 0,
             inpaint=self.inpaint and self.inpaint.of(frames),
         )
-        recorder = Recorder.of(engine)
-        self.progress.begin(part.first_frame, recorder)
+        self.progress.begin(part.first_frame, self.recorder)
         # The host's own seed rule; later windows draw far from earlier ones.
         noise = host_noise((self.seed + 1_000_003 * number) % 2**64, engine.plan.prefix_chunks)
         prefix = clean[:, :, : part.prefix_frames].clone() if part.prefix_frames else None
@@ -149,12 +149,12 @@ class Sampling:
                 denoiser, engine, self.x[:, :, frames], prefix=prefix, noise_source=noise, observe=self.progress
             )
         finally:
-            self.settings.slot.keep(recorder)
+            self.settings.slot.keep(self.recorder)
 
     def make_room(self) -> None:
         if self.choice.attention == "block-causal" and self.settings.kv_settings.device != "cpu":
             spec = kv_spec(self.model, self.x.shape, self.branches.count, self.x.device)
-            needed = max(allocated_bytes(spec, engine.kv, engine.plan) for engine in self.engines)
+            needed = max(peak_bytes(spec, engine.kv, engine.plan) for engine in self.engines)
             make_room(self.guider.model_patcher, self.x.device, needed)
 
 
@@ -170,8 +170,8 @@ def engine_settings(
     if settings.reuse is not None:
         chosen = settings.reuse
         with naming("FlowCache Chunkwise Reuse"):
-            chosen.check(schedule.steps)
-        reuse = {"policy": chosen.policy, "quantity": chosen.quantity, "reuse_device": chosen.device}
+            chosen.check(schedule)
+        reuse = chosen.engine_fields
     if choice.attention == "bidirectional":
         with naming("KV Cache Compressor"):
             accepted = "no KV Cache Compressor with attention bidirectional, which keeps no K/V"

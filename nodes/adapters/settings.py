@@ -13,6 +13,7 @@ from ...flowcache_core.presets import Preset
 from ...flowcache_core.report.record import Recorder, RunRecord
 from ...flowcache_core.reuse.base import ReusePolicy
 from ...flowcache_core.reuse.quantity import Quantity
+from ...flowcache_core.schedule import Schedule, shift_of
 from .outer import install_outer
 
 KEY = "flowcache"
@@ -28,11 +29,16 @@ class ReuseSettings:
     device: str | None = None
     source: Preset | None = None
 
-    def check(self, steps: int) -> None:
-        """SettingError when these settings are not for a run of ``steps`` steps."""
-        self.policy.note(steps)
+    @property
+    def engine_fields(self) -> dict[str, Any]:
+        """What these settings are to the core's EngineSettings."""
+        return {"policy": self.policy, "quantity": self.quantity, "reuse_device": self.device}
+
+    def check(self, schedule: Schedule) -> None:
+        """SettingError when these settings are not for a run over ``schedule``."""
+        self.policy.note(schedule.steps)
         if self.source is not None:
-            self.source.fit(steps)
+            self.source.fit(schedule.steps, shift_of(schedule))
 
 
 @dataclass

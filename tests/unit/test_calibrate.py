@@ -9,9 +9,11 @@ import pytest
 import torch
 from dummy import DummyDenoiser
 
+from flowcache_core.calibrate import command
 from flowcache_core.calibrate.gram import Watch, mean_gram
 from flowcache_core.calibrate.search import best_schedules, gap_error
 from flowcache_core.engine import EngineSettings, generate
+from flowcache_core.errors import SettingError
 from flowcache_core.plan import PLANS
 from flowcache_core.reuse.forecast import Forecast
 from flowcache_core.reuse.never import Never
@@ -91,3 +93,21 @@ def test_predicted_error_is_the_error_of_a_real_run(order):
             single_gap += 1
             assert error == pytest.approx(best.error, rel=1e-6, abs=1e-18)
     assert single_gap >= 2
+
+
+@pytest.mark.parametrize("taken", ["a folder", "no presets"])
+def test_an_out_that_cannot_be_written_is_refused_before_the_work(monkeypatch, tmp_path, taken):
+    out = tmp_path / "mine.json"
+    out.mkdir() if taken == "a folder" else out.write_text("[1, 2]")
+    monkeypatch.setattr(command, "load_mini", lambda: pytest.fail("the work has begun"))
+    with pytest.raises(SettingError, match="out: got" if taken == "a folder" else "preset file: got"):
+        command.main(["--model", "mini", "--target", "0.5", "--out", str(out)])
+    assert out.is_dir() or out.read_text() == "[1, 2]"
+
+
+def test_an_out_with_presets_of_other_names_is_no_obstacle(monkeypatch, tmp_path):
+    out = tmp_path / "mine.json"
+    out.write_text('{"schema": 1, "presets": {}}')
+    monkeypatch.setattr(command, "load_mini", lambda: (_ for _ in ()).throw(InterruptedError))
+    with pytest.raises(InterruptedError):
+        command.main(["--model", "mini", "--target", "0.5", "--out", str(out)])

@@ -100,6 +100,11 @@ def test_magi_forward_is_the_sum_of_its_parts():
         ([*MAGI, "--steps", "30"], "steps: got 30"),
         ([*MAGI, "--budget-total", "4"], "budget_total: got 4.0, accepted: >= 5"),
         ([*MAGI, "--kv-budget", "nan"], "budget: got nan"),
+        ([*MAGI, "--budget-total", "nan"], "budget_total: got nan, accepted: a number >= 0"),
+        (
+            [*SKYREELS, "--preset", "fast", "--steps", "30"],
+            "preset fast: got '30 steps', accepted: 50 steps at shift 8",
+        ),
         ([*MAGI, "--chunks", "0"], "chunks: got 0"),
     ],
 )
@@ -108,3 +113,12 @@ def test_bad_arguments_are_one_plain_line(capsys, arguments, message):
         main(arguments)
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and message in error and "Traceback" not in error
+
+
+def test_a_stretched_table_is_said_to_be_one(capsys):
+    result = cost(capsys, *SKYREELS, "--preset", "fast", "--steps", "25", "--rescale")
+    (warning,) = [note for note in result["notes"] if note.startswith("warning: ")]
+    assert "calibrated for 50 steps at shift 8; stretched to 25 steps" in warning
+    assert result["total_steps"] == 9 * 25 and result["computed_steps"] < 18 * 9
+    asked = cost(capsys, *SKYREELS, "--preset", "fast", "--steps", "25", "--computed", "9")
+    assert asked["computed_steps"] == 9 * 9 and not any("warning" in note for note in asked["notes"])

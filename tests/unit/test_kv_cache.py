@@ -20,7 +20,7 @@ from benchmarks.redundancy import PeakBytes
 from flowcache_core.errors import SettingError
 from flowcache_core.kv import COMPRESSORS, ImportanceRedundancy, Recent
 from flowcache_core.kv.cache import KVCache, move_left
-from flowcache_core.kv.compressor import Compressor, Region
+from flowcache_core.kv.compressor import Compressor, Granularity, Region
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.kv.spec import KVSpec
 from flowcache_core.plan.base import Chunk, ChunkStep, Plan, Tick
@@ -263,6 +263,29 @@ def test_equals_a_naive_cache(case: tuple[KVSpec, Plan, tuple[float | None, ...]
     assert torch.allclose(kept, torch.bincount(torch.tensor(own), minlength=plan.frames) / whole)
     sampled = sum(t.numel() * t.element_size() for layer in cache._layers for t in layer.queries.values())
     assert cache.bytes == held + sampled
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn])
+@pytest.mark.parametrize("query_granularity", ["token", "frame", "chunk"])
+def test_peak_bytes_are_all_that_is_held_in_the_end(query_granularity: Granularity, dtype: torch.dtype) -> None:
+    """K/V, positions and sampled queries of grouped-query attention; one layer is long enough to need none of these."""
+    spec, plan = replace(SPEC, query_heads=6), blockwise(10, 2, 1)
+    compressor = ImportanceRedundancy(query_granularity=query_granularity)
+    cache = KVCache(spec, KVSettings((1.0, 9.0), compressor, dtype), plan)
+    expected = cache.peak_bytes
+    assert cache.bytes < expected
+    g = torch.Generator().manual_seed(0)
+    for chunk in plan.chunks:
+        cache.begin(chunk)
+        for layer in range(spec.layers):
+            k, v, q = blocks(spec, chunk, g, group=3)
+            cache.write(layer, range(2), chunk, k, v)
+            cache.observe(layer, range(2), chunk, q)
+        cache.commit(chunk)
+    rows = {"token": 6, "frame": 3, "chunk": 6}[query_granularity]
+    streams, small, long = 2, 4 * 3, 10 * 3  # tokens of each layer's buffer
+    kv = streams * (small + long) * 2 * 2 * 4 * dtype.itemsize
+    assert cache.bytes == expected == kv + streams * small * 2 * 4 + streams * 6 * rows * 4 * 4
 
 
 def contexts(cache: KVCache) -> list[Tensor]:

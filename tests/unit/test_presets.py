@@ -42,10 +42,10 @@ def test_a_calibrated_file_is_a_preset(tmp_path):
     assert preset.name == "mine" and preset.quantity == Forecast(order=2)
     assert preset.expected_psnr(0.3) == pytest.approx(25.0)
     assert preset.expected_psnr(0.9) is None
-    assert preset.fit(10, 3.0) == (preset, None)
+    assert preset.fit(10, 3.0) == preset.fit(10, 3.001) == preset.fit(10) == (preset, None)
 
 
-@pytest.mark.parametrize(("steps", "shift"), [(20, 3.0), (10, 5.0)])
+@pytest.mark.parametrize(("steps", "shift"), [(20, 3.0), (10, 5.0), (10, 3.1)])
 def test_another_run_is_refused_or_stretched_with_a_warning(tmp_path, steps, shift):
     preset = load_preset("mini", calibrated(tmp_path))
     with pytest.raises(SettingError, match=r"preset mine: got .*accepted: 10 steps at shift 3"):
@@ -61,6 +61,58 @@ def test_other_files_are_no_presets(tmp_path, text):
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(SettingError, match="preset file"):
+        load_preset("mini", str(path))
+
+
+def test_every_row_of_a_file_can_be_reached(tmp_path):
+    path = tmp_path / "mine.json"
+    content = json.loads(open(calibrated(tmp_path)).read())
+    content["presets"]["other"] = {**content["presets"]["mine"], "computed_steps": 4}
+    path.write_text(json.dumps(content))
+    assert load_preset("mini", str(path)).name == "mine"
+    other = load_preset("mini", f"{path}:other")
+    assert (other.name, other.computed_steps) == ("other", 4)
+    with pytest.raises(SettingError, match=r"preset: got 'third', accepted: mine, other \(.*mine.json\)"):
+        load_preset("mini", f"{path}:third")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"text": None, "policy": None}, "presets.mine.text"),
+        ({"policy": None}, "presets.mine.policy"),
+        ({"policy": 5}, "policy"),
+        ({"policy": {"name": ["schedule"]}}, "policy"),
+        ({"policy": {"name": "schedule", "computed": 4}}, "computed"),
+        ({"policy": {"name": "schedule", "computed": [0, "4"]}}, "computed"),
+        ({"policy": {"name": "schedule", "always_last": "no"}}, "always_last"),
+        ({"policy": {"name": "chunkwise", "distance": 7}}, "distance"),
+        ({"policy": {"name": "chunkwise", "distance": {"name": "time", "polynomial": "x"}}}, "polynomial"),
+        ({"quantity": 3}, "reused quantity"),
+        ({"quantity": {"name": "forecast", "order": "2"}}, "order"),
+        ({"quantity": {"name": "velocity", "order": 2}}, "reused quantity velocity"),
+        ({"requires": {"steps": 10}}, "presets.mine.requires"),
+        ({"requires": [10, 3.0]}, "presets.mine.requires"),
+        ({"evidence": {"curve": [{"share": 0.5}]}}, "presets.mine.evidence.curve"),
+        ({"computed_steps": "many"}, "presets.mine.computed_steps"),
+        ({"attention": "sparse"}, "presets.mine.attention"),
+    ],
+)
+def test_a_malformed_row_names_its_field(tmp_path, changes, field):
+    path = tmp_path / "mine.json"
+    content = json.loads(open(calibrated(tmp_path)).read())
+    row = content["presets"]["mine"] | changes
+    content["presets"]["mine"] = {key: value for key, value in row.items() if value is not None}
+    path.write_text(json.dumps(content))
+    with pytest.raises(SettingError) as caught:
+        load_preset("mini", str(path))
+    assert caught.value.field == field
+
+
+def test_a_row_that_is_no_object_is_refused(tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"schema": 1, "presets": {"mine": "fast"}}))
+    with pytest.raises(SettingError, match="presets.mine: got 'fast'"):
         load_preset("mini", str(path))
 
 

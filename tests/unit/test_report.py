@@ -6,10 +6,12 @@ import errno
 import gc
 import json
 import math
+import re
 import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from flowcache_core.plan.blockwise import blockwise
 from flowcache_core.report import document, figure, text
 from flowcache_core.report.events import (
     CacheCompressed,
+    CacheKind,
     CachePass,
     ChunkFinished,
     Event,
@@ -35,6 +38,7 @@ from flowcache_core.report.files import require_folder, whole_file
 from flowcache_core.report.quality import Quality, compare
 from flowcache_core.report.record import Recorder, RunRecord, kind, record, settings_tag
 from flowcache_core.report.video import enlarge, even, read_video, side_by_side, write_video
+from flowcache_core.reuse.base import Reason
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.never import Never
 from flowcache_core.reuse.teacache import TeaCache
@@ -140,10 +144,73 @@ def test_recorder_keeps_no_latents() -> None:
     assert gone() is None
 
 
-@pytest.mark.parametrize("runs", [0, 2])
-def test_a_record_is_of_one_run(runs: int) -> None:
-    with pytest.raises(ValueError, match=f"saw {runs} start"):
-        record([events_of([])[0]] * runs)
+def test_a_record_is_of_one_run() -> None:
+    started = events_of([])[0]
+    assert isinstance(started, RunStarted)
+    for events in ([], [started, replace(started, steps=7)]):
+        with pytest.raises(ValueError, match=f"saw {len(events)} start"):
+            record(events)
+
+
+# -- windows of a long video ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def long() -> RunRecord:
+    """Two windows: two chunks, then the last of them given clean and one more."""
+    second = [replace(step, tick=step.tick - 5) for step in steps_of({1: ROWS[1]})]
+    events = events_of(second, prefix=1, notes=("again",))
+    events[0] = replace(events[0], kv_bytes=3_000_000, kv_tokens=24)  # type: ignore[type-var]
+    first = events_of(steps_of(ROWS), notes=("again", "known"))
+    return record([*first, *events], "tag", 0.1, lambda event: 1e15)
+
+
+def test_windows_add_up(long: RunRecord) -> None:
+    assert (long.total_steps, long.computed_steps, long.reused_steps) == (15, 7 + 3, 3 + 2)
+    assert long.computed_share == pytest.approx(10 / 15)
+    assert (long.seconds, long.engine_seconds, long.pflops) == (4.0, 0.2, 15.0 + 10.0)
+    assert (long.kv_bytes, long.started.kv_tokens, long.started.chunks) == (4_000_000, 24, 4)
+    assert long.notes == ("again", "known") and long.chunks_finished == 2
+    assert [(w.first_chunk, w.chunks, w.prefix_chunks, w.total_steps) for w in long.windows] == [
+        (0, 2, 0, 10),
+        (2, 2, 1, 5),
+    ]
+    assert [c.chunk for c in long.compressions] == [1, 3] and [c.chunk for c in long.cache_passes] == [0, 2]
+    assert [step.chunk for step in long.steps_taken[10:]] == [3] * 5
+    assert [step.tick for step in long.steps_taken] == list(range(15))
+    assert long.kv_tokens[-1] == (14, 12) and len(long.kv_tokens) == 15
+    assert long.kinds[2] == ["given"] * 5 and long.kinds[3] == long.kinds[1]
+
+
+def test_a_window_that_is_not_done_leaves_the_seconds_open(half: RunRecord) -> None:
+    events = events_of(steps_of(ROWS))
+    unfinished = record([*events, *events[:4]], threshold=0.1)
+    assert unfinished.seconds is None and unfinished.total_steps == 20
+    assert unfinished.kinds[2:] == [["warm-up", "warm-up", "reused", "pending", "pending"], ["pending"] * 5]
+    assert half.windows[0].chunks == half.started.chunks == 2 and len(half.windows) == 1
+
+
+def test_windows_are_told_apart_in_text_json_and_figure(long: RunRecord) -> None:
+    assert text.summary(long).splitlines()[:6] == [
+        "tag: computed 10 of 15 (67 %)",
+        "chunk 0 |ww.#!|",
+        "chunk 1 |ww..!|",
+        "-- window 2 of 2",
+        "chunk 2 |=====|",
+        "chunk 3 |ww..!|",
+    ]
+    assert document.to_json(long)["windows"][1] == {
+        "first_chunk": 2, "chunks": 2, "prefix_chunks": 1, "total_steps": 5,
+    }  # fmt: skip
+    drawn = figure.draw(long).axes[0]
+    assert [line.get_ydata() for line in drawn.lines] == [[1.5, 1.5]]
+    assert figure.map_codes(long).shape == (4, 5)
+
+
+def test_long_maps_of_several_windows_count_only_chunks_as_hidden() -> None:
+    started = RunStarted("staggered", 40, 0, 3, 120, 0, 0, None, ())
+    lines = text.step_map(record([started] * 3)).splitlines()
+    assert lines[24] == f"... {120 - 24 - 24} more chunks ..." and lines[-1].startswith("chunk 119")
 
 
 # -- notes --------------------------------------------------------------------------------------------------------
@@ -296,6 +363,14 @@ def test_every_key_of_a_run_is_documented(half: RunRecord) -> None:
     keys = {*content, *content["machine"], *content["quality"], *content["runs"]["vanilla"]}
     keys |= {key for row in content["runs"]["vanilla"]["steps_taken"] for key in row}
     assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
+
+
+def test_every_reason_and_kind_is_documented_and_nothing_else() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "report-schema.md").read_text(encoding="utf-8")
+    reasons = next(line for line in page.splitlines() if line.startswith("| `reason` |"))
+    assert sorted(re.findall(r"`([^`]+)`", reasons)[1:]) == sorted(get_args(Reason))
+    kinds = next(line for line in page.splitlines() if line.startswith("| `cache_passes` |"))
+    assert set(re.findall(r"\(([^)]*)\)", kinds)[0].split("`")[1::2]) == set(get_args(CacheKind))
 
 
 # -- figure -------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowcache_core.errors import SettingError
-from flowcache_core.schedule import Schedule, from_sigmas, magi, magi_distill_times, shifted, skyreels
+from flowcache_core.schedule import Schedule, from_sigmas, magi, magi_distill_times, shift_of, shifted, skyreels
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -130,3 +130,23 @@ def test_a_setting_that_cannot_work_is_named(call, field):
 def test_a_repeated_host_sigma_is_quoted():
     with pytest.raises(SettingError, match=r"sigmas\[2\]: got 0.5, accepted: less than sigmas\[1\] = 0.5"):
         from_sigmas([1.0, 0.5, 0.5])
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0, 8.0])
+@pytest.mark.parametrize("steps", [4, 30, 50])
+def test_the_shift_is_read_off_the_sigmas(steps, shift):
+    assert shift_of(shifted(steps, shift)) == pytest.approx(shift, rel=1e-9)
+    assert shift_of(shifted(steps, shift, start=0.6)) == pytest.approx(shift, rel=1e-9)
+    assert shift_of(skyreels(steps, shift)) == pytest.approx(shift, rel=1e-9)
+    # as hosts make them: from a table of 1000 levels, in float32
+    table = torch.arange(1, 1001) / 1000
+    table = shift * table / (1 + (shift - 1) * table)
+    simple = [float(table[-(1 + int(k * 1000 / steps))]) for k in range(steps)]
+    assert shift_of(from_sigmas([*simple, 0.0])) == pytest.approx(shift, rel=0.01)
+
+
+def test_other_schedules_have_no_shift():
+    assert shift_of(magi(16)) is None
+    assert shift_of(from_sigmas(shifted(10, 3.0).sigmas[:-2])) is None  # a run split in two
+    assert shift_of(from_sigmas([1.0, 0.9, 0.5, 0.45, 0.1, 0.0])) is None
+    assert shift_of(shifted(2, 3.0)) is None

@@ -50,6 +50,18 @@ def test_no_count_is_made_up(capsys, arguments):
     assert "no number of computed steps is published" in text and "--weights" in text
 
 
+@pytest.mark.parametrize("other", [["--steps", "30"], ["--shift", "5"]])
+def test_a_table_made_for_another_run_is_refused_or_stretched_with_a_warning(capsys, other):
+    with pytest.raises(SettingError, match="preset fast: got .*accepted: 50 steps at shift 8"):
+        main([*MODEL, "--preset", "fast", *other])
+    result = json.loads(out(capsys, *MODEL, "--preset", "fast", *other, "--rescale", "--json"))
+    steps = int(other[1]) if other[0] == "--steps" else 50
+    assert result["warning"].startswith("preset fast was calibrated for 50 steps at shift 8; stretched to")
+    assert len(result["computed"]) == result["computed_steps"] <= 18 and result["computed"][-1] == steps - 1
+    lines = out(capsys, *MODEL, "--preset", "fast", *other, "--rescale").splitlines()
+    assert lines[1] == f"warning: {result['warning']}"
+
+
 def test_with_weights_the_table_follows_the_time_modulation(capsys, tmp_path: Path):
     config = WanConfig(dim=1536, ffn_dim=4, num_layers=1, num_heads=12, text_dim=4, freq_dim=32, fps_embedding=True)
     torch.manual_seed(0)
