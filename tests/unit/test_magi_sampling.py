@@ -1,8 +1,8 @@
-"""MAGI-1 through the engine: against plain loops that recompute everything from the definition, and its event tables."""
+"""MAGI-1 through the engine: against a plain loop written from the definition, and its event tables."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -19,11 +19,11 @@ from flowcache_core.models.magi_denoiser import MagiDenoiser
 from flowcache_core.models.magi_guidance import GuidanceScales
 from flowcache_core.plan import PLANS
 from flowcache_core.plan.window import window
-from flowcache_core.report.events import CacheCompressed, CachePass, ChunkFinished, StepTaken
+from flowcache_core.report.events import CacheCompressed, CachePass, StepTaken
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import PatchDistance
 from flowcache_core.reuse.forecast import Forecast
-from flowcache_core.reuse.quantity import Increment, Quantity, Residual, Velocity
+from flowcache_core.reuse.quantity import Increment, Residual, Velocity
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.schedule import magi, magi_distill_times, shifted
 
@@ -63,7 +63,8 @@ def distilled(model: MagiTransformer, steps: int = STEPS, **changes) -> MagiDeno
 
 def engine(chunks: int = CHUNKS, prefix_frames: int = 0, steps: int = STEPS, **changes) -> EngineSettings:
     plan = window(FRAMES * chunks, FRAMES, steps, 4, prefix_frames, hold_prefix=True)
-    return EngineSettings(**({"plan": plan, "schedule": magi(steps), "clean_pass": True, "clean_timestep": 0.9999} | changes))
+    values = {"plan": plan, "schedule": magi(steps), "clean_pass": True, "clean_timestep": 0.9999}
+    return EngineSettings(**(values | changes))
 
 
 # -- the definition, written down without cache, plan, engine or denoiser ---------------------------------------------
@@ -83,10 +84,15 @@ class Plain:
 
     def times(self) -> list[float]:
         u = torch.linspace(0, 1, self.steps + 1)
+        if self.steps == 12:
+            u = torch.tensor([quarter / 4 + offset for quarter in range(4) for offset in (0, 0.125, 0.1875)] + [1.0])
         t = u * u
         return ((t / 3) / (1 + (1 / 3 - 1) * t)).tolist()
 
-    def forward(self, x, t, caption, kv, chunk, count, *, dropped=False, position=None, own_only=False):
+    def step_time(self, step: int) -> float:
+        return 2 * 4 / (2, 1, 1)[step % 3] if self.steps == 12 else 2 * self.steps / 4
+
+    def forward(self, x, t, caption, kv, chunk, count, *, dropped=False, position=None, own_only=False, step=0):
         """Velocity of a chunk; ``kv[layer][chunk]`` is written and the last ``count`` chunks are seen."""
 
         def memory(layer, q, k, v):
@@ -104,7 +110,7 @@ class Plain:
             first_frame=first,
             memory=memory,
             dropped=dropped,
-            step_time=self.steps / 2 if self.distill else None,
+            step_time=self.step_time(step) if self.distill else None,
         )
 
     def run(self, x: Tensor, prefix: Tensor | None = None) -> Tensor:
@@ -138,7 +144,7 @@ class Plain:
                     step = (newest - chunk) * per + tick
                     count = self.ranges[step // (self.steps // len(self.ranges))] if self.ranges else everything
                     now, own = part(chunk), captions()[chunk]
-                    v = self.forward(now, t[step], own, text, chunk, count)
+                    v = self.forward(now, t[step], own, text, chunk, count, step=step)
                     if self.scales:
                         a, b = self.scales.at(t[step])
                         vp = self.forward(now, t[step], null, previous, chunk, count, dropped=True)
@@ -146,7 +152,8 @@ class Plain:
                         v = (1 - a) * vu + (a - b) * vp + b * v
                     if self.nearly_clean and chunk == oldest and t[step] > 0.3:
                         behind = min(chunks, newest + 1) * FRAMES
-                        v = 0.7 * v + 0.3 * self.forward(now, t[step], own, {}, chunk, 1, position=behind, own_only=True)
+                        alone = self.forward(now, t[step], own, {}, chunk, 1, position=behind, own_only=True, step=step)
+                        v = 0.7 * v + 0.3 * alone
                     x[:, :, chunk * FRAMES : (chunk + 1) * FRAMES] = now + v * (t[step + 1] - t[step])
                     if prefix is not None:
                         x[:, :, :given] = prefix
@@ -157,6 +164,7 @@ SCALES = GuidanceScales(text=(3.0, 3.0, 2.0, 0.0, 0.0))
 VARIANTS = {
     "distilled": ({"distill": True}, {"nearly_clean": False}),
     "distilled-nearly-clean": ({"distill": True, "nearly_clean": True}, {}),
+    "twelve-steps": ({"distill": True, "nearly_clean": True, "steps": 12}, {}),
     "guided": ({"scales": SCALES}, {}),
     "no-clean-pass": ({"distill": True, "clean_pass": False}, {"nearly_clean": False}),
     "ranges": ({"distill": True, "ranges": (4, 3, 2, 2)}, {"nearly_clean": False, "ranges": (4, 3, 2, 2)}),
@@ -181,8 +189,266 @@ def test_the_engine_is_the_plain_loop(model, variant, prefix_frames):
     loop, options = VARIANTS[variant]
     plain = Plain(model, **loop)
     prefix = noise(CHUNKS)[:, :, -prefix_frames:] * 0.5 if prefix_frames else None
-    settings = engine(prefix_frames=prefix_frames, clean_pass=plain.clean_pass)
+    settings = engine(prefix_frames=prefix_frames, steps=plain.steps, clean_pass=plain.clean_pass)
     ours = generate(denoiser_of(model, plain, options), settings, noise(), prefix=prefix)
     assert_close(ours, plain.run(noise(), prefix))
     if prefix is not None:
         assert torch.equal(ours[:, :, :prefix_frames], prefix)
+
+
+def test_the_variants_are_not_the_same(model):
+    results = [Plain(model, **loop).run(noise()) for loop, _ in VARIANTS.values()]
+    for i, one in enumerate(results):
+        for other in results[i + 1 :]:
+            assert (one - other).abs().max() > 1e-2
+
+
+def test_two_videos_at_once_are_two_runs(model):
+    both = noise(batch=2)
+    settings = engine()
+    together = generate(distilled(model), settings, both)
+    for item in range(2):
+        assert_close(together[item : item + 1], generate(distilled(model), settings, both[item : item + 1]))
+
+
+# -- prefix -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prefix", "chunks", "held", "ticks"), [(0, 0, 0, 48), (1, 0, 1, 48), (6, 1, 0, 40), (8, 1, 2, 40)]
+)
+def test_a_prefix_of_no_whole_chunks_is_held_in_the_first_new_chunk(prefix, chunks, held, ticks):
+    plan = window(18, 6, 32, 4, prefix, hold_prefix=True)
+    assert (plan.prefix_chunks, plan.held_frames, plan.prefix_frames) == (chunks, held, prefix)
+    assert [chunk.first_frame for chunk in plan.chunks] == [0, 6, 12]
+    assert len(plan.ticks) == ticks
+
+
+def test_a_plan_without_hold_gives_the_rest_of_the_prefix_a_chunk_of_its_own():
+    plan = window(18, 6, 32, 4, 8)
+    assert (plan.prefix_chunks, plan.held_frames, plan.prefix_frames) == (2, 0, 8)
+
+
+# -- K/V budget: when and what is compressed (C = 10) -----------------------------------------------------------------
+
+
+def ten_chunks(model, budget, *, prefix_frames=0, **changes):
+    """Events and latents of 10 chunks of 4 steps, which is one tick per stage; nearly-clean and clean pass on."""
+    events = []
+    kv = KVSettings(budget=budget, compressor=None if budget is None else ImportanceRedundancy())
+    settings = engine(10, prefix_frames, steps=4, kv=kv, **changes)
+    prefix = 0.5 * noise(10)[:, :, :prefix_frames] if prefix_frames else None
+    latents = generate(distilled(model, 4), settings, noise(10), prefix=prefix, observe=events.append)
+    return events, latents
+
+
+CHUNK_TOKENS = FRAMES * 4
+
+
+def contexts(events) -> list[list[int]]:
+    """Chunks of context of every chunk step, tick by tick."""
+    rows: dict[int, list[int]] = {}
+    for event in events:
+        if isinstance(event, StepTaken):
+            rows.setdefault(event.tick, []).append(event.context_tokens // CHUNK_TOKENS)
+    return [rows[tick] for tick in sorted(rows)]
+
+
+@pytest.mark.parametrize(
+    ("total", "before", "steady", "tail"),
+    [
+        (5, 2, [2, 3, 4, 5], [[3, 4, 5], [4, 5], [5]]),
+        (6, 3, [3, 4, 5, 6], [[4, 5, 6], [5, 6], [6]]),
+    ],
+)
+def test_compression_events_and_contexts(model, total, before, steady, tail):
+    events, latents = ten_chunks(model, total - 4)
+    fired = [(e.tick, e.chunk, e.tokens_before, e.tokens_after) for e in events if isinstance(e, CacheCompressed)]
+    sizes = (before * CHUNK_TOKENS, (before - 1) * CHUNK_TOKENS)
+    assert fired == [(chunk, chunk, *sizes) for chunk in range(total, 10)]
+    rows = contexts(events)
+    assert rows[:4] == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4]]
+    assert rows[total - 1 : 10] == [steady] * (11 - total)
+    assert rows[10:] == tail
+    # Nothing was compressed before the chunk of the first event began: what was finished by then is as without.
+    whole = ten_chunks(model, None)[1]
+    same = FRAMES * (total - 4)
+    assert torch.equal(latents[:, :, :same], whole[:, :, :same])
+    assert latents.isfinite().all() and not torch.allclose(latents, whole, atol=1e-3)
+
+
+def test_compression_counts_given_chunks_as_clean(model):
+    """Chunks 0 to 2 are given; the fork this follows fails at the first event then."""
+    events, latents = ten_chunks(model, 1, prefix_frames=3 * FRAMES)
+    fired = [(e.chunk, e.tokens_before // CHUNK_TOKENS) for e in events if isinstance(e, CacheCompressed)]
+    assert fired == [(5, 3), (6, 2), (7, 2), (8, 2), (9, 2)]
+    assert [e.kind for e in events if isinstance(e, CachePass)] == ["prefix"] * 3 + ["clean"] * 6
+    assert torch.equal(latents[:, :, : 3 * FRAMES], 0.5 * noise(10)[:, :, : 3 * FRAMES])
+
+
+def test_the_nearly_clean_pass_sees_exactly_its_chunk_after_compressions_too(model, monkeypatch):
+    alone = []
+    forward = MagiTransformer.forward_chunk
+
+    def spy(self, x, *args, first_frame, memory, **options):
+        def watched(layer, q, k, v):
+            keys, values = memory(layer, q, k, v)
+            if keys is k and values is v and layer == 0:
+                alone.append((first_frame // FRAMES, keys.shape[2]))
+            return keys, values
+
+        return forward(self, x, *args, first_frame=first_frame, memory=watched, **options)
+
+    monkeypatch.setattr(MagiTransformer, "forward_chunk", spy)
+    ten_chunks(model, 1)
+    # Once per chunk with one step past t = 0.3, at the place behind the window.
+    assert alone == [(min(10, chunk + 4), CHUNK_TOKENS) for chunk in range(10)]
+
+
+def test_a_budget_at_least_as_long_as_the_video_changes_nothing(model):
+    assert torch.equal(ten_chunks(model, 6)[1], ten_chunks(model, None)[1])
+
+
+def test_published_ranges_need_one_chunk_beside_the_window(model):
+    """5, 4, 3, 2 chunks are seen at most: the newest chunk of history is enough, whatever the video's length."""
+    options = {"ranges": (5, 4, 3, 2)}
+    whole = generate(distilled(model, **options), engine(), noise())
+    kv = KVSettings(budget=1, compressor=Recent())
+    assert torch.equal(generate(distilled(model, **options), engine(kv=kv), noise()), whole)
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_a_second_run_and_one_after_an_interrupt_are_as_the_first(model, guided):
+    denoiser = MagiDenoiser(model, captions(), guidance=SCALES) if guided else distilled(model)
+    policy = Chunkwise(warmup_steps=2, threshold=0.5, distance=PatchDistance())
+    settings = engine(prefix_frames=3, policy=policy, kv=KVSettings(budget=1, compressor=ImportanceRedundancy()))
+    prefix = noise()[:, :, -3:]
+    first = generate(denoiser, settings, noise(), prefix=prefix)
+
+    def stop(event):
+        if isinstance(event, StepTaken) and event.tick == 6:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        generate(denoiser, settings, noise(), prefix=prefix, observe=stop)
+    assert torch.equal(generate(denoiser, settings, noise(), prefix=prefix), first)
+
+
+# -- reuse ------------------------------------------------------------------------------------------------------------
+
+
+def computed_steps(denoiser, policy, chunks: int = 5) -> dict[int, list[int]]:
+    events = []
+    generate(denoiser, engine(chunks, policy=policy, quantity=Increment()), noise(chunks), observe=events.append)
+    table: dict[int, list[int]] = {}
+    for event in events:
+        if isinstance(event, StepTaken) and event.action == "compute":
+            table.setdefault(event.chunk, []).append(event.step)
+    return table
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("always_last", [False, True])
+def test_without_a_limit_every_chunk_computes_its_warmup_alone(model, guided, always_last):
+    denoiser = MagiDenoiser(model, captions(), guidance=SCALES) if guided else distilled(model)
+    policy = Chunkwise(threshold=1e9, warmup_steps=5, distance=PatchDistance(), always_last=always_last)
+    expected = [0, 1, 2, 3, 4, 7] if always_last else [0, 1, 2, 3, 4]
+    assert computed_steps(denoiser, policy) == {chunk: expected for chunk in range(5)}
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_threshold_0_is_no_reuse(model, guided):
+    denoiser = MagiDenoiser(model, captions(), guidance=SCALES) if guided else distilled(model)
+    policy = Chunkwise(threshold=0.0, distance=PatchDistance())
+    assert torch.equal(generate(denoiser, engine(policy=policy), noise()), generate(denoiser, engine(), noise()))
+
+
+def test_a_reused_step_runs_no_forward(model, monkeypatch):
+    calls = []
+    forward = MagiTransformer.forward_chunk
+
+    def spy(self, x, t, *args, **options):
+        calls.append(round(t[0].item(), 4))
+        return forward(self, x, t, *args, **options)
+
+    monkeypatch.setattr(MagiTransformer, "forward_chunk", spy)
+    generate(distilled(model), engine(2, policy=StaticSchedule(computed=(0, 5))), noise(2))
+    t = [round(value, 4) for value in magi(STEPS).timesteps]
+    # Steps 0, 5 and 7 of two chunks, the last of them with its nearly-clean pass, and one clean pass.
+    assert sorted(calls) == sorted(2 * [t[0], t[5], t[7], t[7]] + [0.9999])
+
+
+def test_the_distance_is_relative_l1_of_the_patch_embedding(model):
+    events = []
+    policy = Chunkwise(threshold=1e9, warmup_steps=2, distance=PatchDistance())
+    generate(distilled(model), engine(1, policy=policy), noise(1), observe=events.append)
+    plain = Plain(model, distill=True)
+    x, t = noise(1), plain.times()
+    moved = x + plain.forward(x, t[0], captions()[0], {}, 0, 1) * (t[1] - t[0])
+    before, now = model.patch_tokens(x), model.patch_tokens(moved)
+    first = next(event for event in events if isinstance(event, StepTaken) and event.step == 1)
+    assert first.distance == pytest.approx(((now - before).abs().mean() / before.abs().mean()).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("quantity", [Velocity(), Increment(), Forecast(order=1), Residual()])
+def test_reuse_with_guidance(model, quantity):
+    """Steps 0 and 1 are computed; the rest follows from them under the scales and step sizes of now."""
+    policy = StaticSchedule(warmup_steps=2, always_last=False, computed=(0, 1))
+    denoiser = MagiDenoiser(model, captions(), guidance=SCALES)
+    ours = generate(denoiser, engine(1, policy=policy, quantity=quantity), noise(1))
+    plain = Plain(model, scales=SCALES)
+    null = (model.y_embedder.null_caption_embedding[None], (torch.arange(60) < 50).float()[None])
+    x, t, velocities, residuals, step = noise(1), plain.times(), [], [], torch.zeros(())
+    for k in range(STEPS):
+        a, b = SCALES.at(t[k])
+        if k < 2:
+            text = plain.forward(x, t[k], captions()[0], {}, 0, 1)
+            previous, alone = (plain.forward(x, t[k], null, {}, 0, 1, dropped=True) for _ in range(2))
+            velocities.append((alone, previous, text))
+        used = velocities[-1]
+        if k >= 2 and quantity.name == "forecast":
+            share = (t[k] - t[0]) / (t[1] - t[0])
+            used = tuple(old + share * (new - old) for old, new in zip(*velocities, strict=True))
+        if k >= 2 and quantity.name == "residual":
+            used = tuple(model._head(model.patch_tokens(x) + residual, x) for residual in residuals)
+        v = (1 - a) * used[0] + (a - b) * used[1] + b * used[2]
+        if k < 2 or quantity.name != "increment":
+            step = v * (t[k + 1] - t[k])
+        if k == 1:
+            residuals = [
+                stack_residual(model, x, t[k], caption, dropped)
+                for caption, dropped in ((null, True), (null, True), (captions()[0], False))
+            ]
+        x = x + step
+    assert_close(ours, x)
+
+
+def stack_residual(model, x, t, caption, dropped) -> Tensor:
+    options = {"first_frame": 0, "memory": lambda layer, q, k, v: (k, v), "dropped": dropped, "return_residual": True}
+    return model.forward_chunk(x, torch.tensor([t]), *caption, **options)[1]
+
+
+def test_a_residual_past_the_guidance_has_all_branches(model):
+    """From t = 0.3 on the forward alone is not run; a reused residual must not miss it."""
+    policy = StaticSchedule(warmup_steps=7, computed=(0,), always_last=False)
+    denoiser = MagiDenoiser(model, captions(), guidance=SCALES)
+    result = generate(denoiser, engine(2, policy=policy, quantity=Residual()), noise(2))
+    assert result.isfinite().all()
+    assert (result - generate(denoiser, engine(2), noise(2))).abs().max() > 0
+
+
+# -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_denoiser_refuses(model):
+    with pytest.raises(SettingError, match=r"captions: got \[1\], accepted: start chunks, 0 among them"):
+        MagiDenoiser(model, {1: captions()[0]})
+    with pytest.raises(SettingError, match="distilled weights .* take no guidance"):
+        MagiDenoiser(model, captions(), guidance=SCALES, step_times=(4.0,))
+    with pytest.raises(SettingError, match="timestep: got 1000"):
+        generate(distilled(model), engine(schedule=shifted(STEPS, 3.0)), noise())
+    plan = PLANS["window"](4, 2, 8)
+    with pytest.raises(SettingError, match="attention: got 'bidirectional', accepted: block-causal"):
+        generate(distilled(model), EngineSettings(plan, magi(8), attention="bidirectional"), noise(2))
+    with pytest.raises(SettingError, match="K/V ranges"):
+        generate(distilled(model, ranges=(5, 4, 3)), engine(), noise())
