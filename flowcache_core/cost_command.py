@@ -13,6 +13,7 @@ from .cost_waterfall import Stage, waterfall
 from .engine import EngineSettings
 from .errors import SettingError, require, require_finite
 from .kv.settings import KVSettings
+from .magi import passes
 from .plan import PLANS
 from .plan.base import Plan
 from .plan.staggered import overlap_windows
@@ -66,12 +67,20 @@ def counted_policy(preset: Preset, steps: int, computed: int | None) -> ReusePol
     return StaticSchedule(warmup_steps=warmup, computed=spread(int(wanted or 0), steps, warmup))
 
 
-def shape_of(model: str, budgeted: bool, preset: str, steps: int) -> ModelShape:
+def shape_of(model: str, preset: str, steps: int) -> ModelShape:
     fields = dict(model_file(model)["shape"])
     if fields.pop("kind") == "wan":
         return WanShape(**fields)
-    nearly_clean = preset == "vanilla" and not budgeted
+    nearly_clean = passes(model, preset)["nearly_clean"]
     return MagiShape(**fields, nearly_clean_from=3 * steps // 4 if nearly_clean else None)
+
+
+def assumed_total(arguments: argparse.Namespace, preset: Preset) -> float | None:
+    """B_total as given; where no budget is, what a published row is taken to have run with, if anything."""
+    if arguments.budget_total is not None or arguments.kv_budget is not None:
+        return arguments.budget_total
+    assumed = model_file(arguments.model)["presets"].get(preset.name, {}).get("assumes", {})
+    return assumed.get("budget_total")
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -89,10 +98,11 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.computed is None:
         preset, warning = preset.fit(steps, run.get("shift"), rescale=arguments.rescale)
     budget = arguments.kv_budget
-    if arguments.budget_total is not None:
-        require_finite("budget_total", arguments.budget_total, minimum=0.0)
-        budget = arguments.budget_total - max(plan.max_active for plan in plans)
-        require(budget >= 1, "budget_total", arguments.budget_total, f">= {arguments.budget_total - budget + 1:g}")
+    total = assumed_total(arguments, preset)
+    if total is not None:
+        require_finite("budget_total", total, minimum=0.0)
+        budget = total - max(plan.max_active for plan in plans)
+        require(budget >= 1, "budget_total", total, f">= {total - budget + 1:g}")
     schedule = Schedule(tuple(1 - i / steps for i in range(steps + 1)), tuple(float(steps - i) for i in range(steps)))
     settings = [
         EngineSettings(
@@ -104,7 +114,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         for plan in plans
     ]
-    shape = shape_of(arguments.model, budget is not None, preset.name, steps)
+    shape = shape_of(arguments.model, preset.name, steps)
     result = count(shape, settings, run["tokens_per_frame"], run["branches"])
     output = as_json(arguments.model, preset, run, budget, result)
     output["notes"] += [] if warning is None else [f"warning: {warning}"]
@@ -120,13 +130,15 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         stages = waterfall(shape, settings, run["tokens_per_frame"], run["branches"])
         output["waterfall"] = [asdict(stage) for stage in stages]
     if isinstance(shape, MagiShape):
-        clean = replace(shape, nearly_clean_from=None)
-        chunk_tokens = run["chunk_frames"] * run["tokens_per_frame"]
-        share = sum(clean.forward(chunk_tokens, (i + 1) * chunk_tokens) for i in range(len(plans[0].chunks) - 1))
-        output["pflops_clean_pass"] = share / PETA if budget is None else None
-        output["notes"].append(
-            "the clean re-encode of finished chunks (pflops_clean_pass) is not in pflops: the paper leaves it out"
-        )
+        output["pflops_clean_pass"] = 0.0
+        if passes(arguments.model, preset.name)["clean_pass"]:
+            encoding = [replace(window, clean_pass=True) for window in settings]
+            more = count(shape, encoding, run["tokens_per_frame"], run["branches"]).flops - result.flops
+            output["pflops_clean_pass"] = more / PETA
+            output["notes"].append(
+                f"the clean re-encode of finished chunks ({more / PETA:.1f} PFLOPs, pflops_clean_pass) is not in "
+                "pflops: the paper leaves it out"
+            )
         if shape.nearly_clean_from is not None:
             output["notes"].append(
                 f"includes the nearly-clean pass of own steps {shape.nearly_clean_from}..{steps - 1}"

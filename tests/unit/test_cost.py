@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flowcache_core.cost import MagiShape, WanShape
-from flowcache_core.cost_command import main
+from flowcache_core.cost_command import counted_policy, main
+from flowcache_core.errors import SettingError
 from flowcache_core.models.wan import WanConfig, WanTransformer
+from flowcache_core.presets import load_preset
 
 SKYREELS = ["--model", "skyreels-v2-1.3b-540p"]
 MAGI = ["--model", "magi-1-4.5b"]
+NO_REUSE = [*MAGI, "--preset", "reference-no-reuse"]
 
 
 def cost(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
@@ -33,10 +37,13 @@ def cost(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
         ([*SKYREELS, "--preset", "reference-fast"], 28.7),
         ([*MAGI], 306.0),
         ([*MAGI, "--steps", "16"], 76.5),
-        ([*MAGI, "--budget-total", "5"], 191.8),
-        ([*MAGI, "--budget-total", "6"], 217.5),
-        ([*MAGI, "--budget-total", "7"], 239.2),
-        ([*MAGI, "--kv-budget", "4"], 257.0),
+        ([*NO_REUSE, "--budget-total", "5"], 191.8),
+        ([*NO_REUSE, "--budget-total", "6"], 217.5),
+        ([*NO_REUSE, "--budget-total", "7"], 239.2),
+        ([*NO_REUSE, "--kv-budget", "4"], 257.0),
+        ([*NO_REUSE], 280.7),
+        ([*MAGI, "--preset", "reference-slow"], 161.0),
+        ([*MAGI, "--preset", "reference-fast"], 140.0),
     ],
 )
 def test_published_flops_within_one_percent(capsys, arguments, pflops):
@@ -58,6 +65,34 @@ def test_magi_compression_events_and_bytes(capsys, total, events):
     result = cost(capsys, *MAGI, "--budget-total", total)
     assert result["compressions"] == events
     assert result["kv_bytes"] == int(total) * 12150 * 34 * 4096
+
+
+def test_magi_rows_say_what_they_assume(capsys):
+    reference = cost(capsys, *MAGI, "--preset", "reference-fast")
+    assert (reference["kv_budget"], reference["compressions"], reference["pflops_clean_pass"]) == (1, 5, 0)
+    assert reference["computed_steps"] == 10 * 46 and "assumes B_total 5 and 46 of 64" in reference["notes"][0]
+    # A budget of one's own goes before the assumed one: B_total 10 is the whole video.
+    whole = cost(capsys, *MAGI, "--preset", "reference-fast", "--budget-total", "10")
+    assert (whole["kv_budget"], whole["compressions"]) == (6, 0)
+
+
+def test_magi_passes_beside_the_steps(capsys):
+    """The clean re-encode of 9 chunks over 1 to 9 chunks of context; the nearly-clean pass of 16 of 64 steps."""
+    shape = MagiShape(dim=3072, ffn_dim=12288, layers=34, kv_dim=1024)
+    vanilla, plain = cost(capsys, *MAGI), cost(capsys, *NO_REUSE)
+    encoded = sum(shape.forward(12150, 12150 * (i + 1)) for i in range(9))
+    assert vanilla["pflops_clean_pass"] == pytest.approx(encoded / 1e15)
+    nearly_clean = 160 * shape.forward(12150, 12150) / 1e15
+    assert vanilla["pflops"] - plain["pflops"] == pytest.approx(nearly_clean)
+    # With B_total 5: the chunk that is left of history and itself; more once no chunk begins any more.
+    short = sum(shape.forward(12150, 12150 * context) for context in (1, 2, 2, 2, 2, 2, 2, 3, 4))
+    assert cost(capsys, *MAGI, "--budget-total", "5")["pflops_clean_pass"] == pytest.approx(short / 1e15)
+
+
+def test_a_video_dependent_preset_needs_a_number_of_computed_steps():
+    preset = replace(load_preset("magi-1-4.5b", "reference-slow"), computed_steps=None)
+    with pytest.raises(SettingError, match="--computed N: how many of 64 steps"):
+        counted_policy(preset, 64, None)
 
 
 def test_closed_form_equals_the_flop_counter():
@@ -96,7 +131,6 @@ def test_magi_forward_is_the_sum_of_its_parts():
     [
         (["--model", "wan"], "model: got 'wan', accepted: magi-1-4.5b"),
         ([*SKYREELS, "--preset", "turbo"], "preset: got 'turbo', accepted: vanilla, causal"),
-        ([*MAGI, "--preset", "reference-slow"], "--computed N"),
         ([*MAGI, "--steps", "30"], "steps: got 30"),
         ([*MAGI, "--budget-total", "4"], "budget_total: got 4.0, accepted: >= 5"),
         ([*MAGI, "--kv-budget", "nan"], "budget: got nan"),
