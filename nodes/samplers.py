@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..flowcache_core.solvers import SOLVERS
+from .adapters.live_preview import Display
 from .adapters.naming import CATEGORY, naming
 from .adapters.plan_choice import PLANS, PlanChoice
 from .adapters.sampler import ChunkSampler
@@ -171,11 +172,37 @@ class ARSampler(io.ComfyNode):
                     tooltip="How many latent frames from the end of prefix are used; 0 for all of them.",
                     advanced=True,
                 ),
+                io.Vae.Input(
+                    "preview_vae",
+                    optional=True,
+                    tooltip=(
+                        "A Wan 2.1 VAE. With it, finished chunks are decoded and shown as a video on this node while"
+                        " later ones still run. Costs a copy of its decoder beside the model, and the decoding."
+                    ),
+                ),
+                io.Int.Input(
+                    "preview_fps",
+                    default=16,
+                    min=1,
+                    max=240,
+                    optional=True,
+                    tooltip="Frames per second of that video: 16 for Self-Forcing and the like, 24 for SkyReels-V2.",
+                    advanced=True,
+                ),
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustomAdvanced.")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def execute(cls, plan: Mapping[str, Any], prefix: Any = None, prefix_frames: int = 0) -> io.NodeOutput:
+    def execute(
+        cls,
+        plan: Mapping[str, Any],
+        prefix: Any = None,
+        prefix_frames: int = 0,
+        preview_vae: Any = None,
+        preview_fps: int = 16,
+    ) -> io.NodeOutput:
         with naming(NAME):
-            return io.NodeOutput(ChunkSampler(NAME, PlanChoice.of(plan), prefix, prefix_frames))
+            display = Display(getattr(cls.hidden, "unique_id", None), preview_vae, preview_fps)
+            return io.NodeOutput(ChunkSampler(NAME, PlanChoice.of(plan), prefix, prefix_frames, display))

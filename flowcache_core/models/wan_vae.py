@@ -10,7 +10,7 @@ and shapes are those of the official checkpoint, so official files and the bundl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -317,19 +317,37 @@ def load_wan_vae(path: str | Path, *, device: str | torch.device = "cpu", dtype:
     SettingError when the file is absent, cut short, runs code or holds another architecture: it names the file, what is
     wrong with it and what is accepted.
     """
-    name = f"checkpoint {Path(path).name}"
     tensors, _ = read_state_dict(path)
+    vae = _on_meta(tensors, f"checkpoint {Path(path).name}")
+    load_strict(vae, tensors, path)
+    # Not part of the file, so still without values.
+    vae.latent_mean, vae.latent_std = _constants()
+    return vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def wan_decoder(tensors: Mapping[str, Tensor], name: str, *, device: torch.device, dtype: torch.dtype) -> StreamDecoder:
+    """A stream over an autoencoder that someone else has loaded, by its state dict; shares tensors where it can.
+
+    SettingError naming ``name`` when they are of another architecture.
+    """
+    vae = _on_meta(tensors, name)
+    parts = {"decoder.": vae.decoder, "conv2.": vae.conv2}
+    for prefix, module in parts.items():
+        own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        load_strict(module, {key: tensor.to(device, dtype) for key, tensor in own.items()}, name)
+    vae.latent_mean, vae.latent_std = (values.to(device, dtype) for values in _constants())
+    return StreamDecoder(vae.eval().requires_grad_(False))
+
+
+def _on_meta(tensors: Mapping[str, Tensor], name: str) -> WanVAE:
+    """The module for these tensors, without values; SettingError when they are of another architecture."""
     telling = ("decoder.head.0.gamma", "conv2.weight")
     missing = [key for key in telling if key not in tensors]
     require(not missing, name, f"no {' and no '.join(missing)}", ACCEPTED)
     dim, z_dim = (tensors[key].shape[0] for key in telling)
     require(z_dim == len(LATENT_MEAN), name, f"{z_dim} latent channels", ACCEPTED)
     with torch.device("meta"):
-        vae = WanVAE(WanVAEConfig(dim=dim))
-    load_strict(vae, tensors, path)
-    # Not part of the file, so still without values.
-    vae.latent_mean, vae.latent_std = _constants()
-    return vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
+        return WanVAE(WanVAEConfig(dim=dim))
 
 
 def _constants() -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from .events import Event, RunFinished, RunStarted, StepTaken
 
 _WIDTH = 30  # characters of the bar
 _PAUSE = 0.1  # seconds between two redraws
+_ERASE = "\033[K"  # what a longer line left behind
 
 
 @dataclass
@@ -34,10 +35,10 @@ class Progress:
             if self.stream.isatty() and time.monotonic() - self._drawn >= _PAUSE:
                 self._drawn = time.monotonic()
                 left = time_left(self._done, self._total, self._drawn - self._started)
-                self.stream.write(f"\r{self.line()}, {left} left ")
+                self.stream.write(f"\r{self.line()}, {left} left{_ERASE}")
                 self.stream.flush()
         elif isinstance(event, RunFinished):
-            start, end = ("\r", "\033[K") if self.stream.isatty() else ("", "")  # erases what the longer line left
+            start, end = ("\r", _ERASE) if self.stream.isatty() else ("", "")
             self.stream.write(f"{start}{self.line()}, {event.seconds:.1f} s{end}\n")
             self.stream.flush()
 

@@ -21,12 +21,14 @@ from ...flowcache_core.schedule import Schedule, from_sigmas
 from ...flowcache_core.solvers.renoise import host_noise
 from .branches import Branches, names_that_run
 from .denoiser import HostDenoiser, Inpaint, kv_spec
+from .live_preview import Display
+from .magi_sampling import MagiSampling, is_magi, reserve
 from .memory import announce, make_room
 from .naming import naming
 from .plan_choice import PlanChoice
 from .prefix import clean_frames, given_latents
 from .progress import Progress
-from .prompt_schedule import recached
+from .prompt_schedule import recached, starts
 from .rope import exact_positions
 from .settings import FlowCacheSettings, refuse_other_caches, settings_of
 
@@ -37,16 +39,25 @@ WAN = "a Wan 2.1 text-to-video model (Self-Forcing, Causal-Forcing, SkyReels-V2 
 class ChunkSampler(comfy.samplers.KSAMPLER):
     """A host SAMPLER without state of its own: everything a run needs is made in :meth:`run`."""
 
-    def __init__(self, node: str, choice: PlanChoice, latent: Any = None, prefix_frames: int = 0) -> None:
+    def __init__(
+        self,
+        node: str,
+        choice: PlanChoice,
+        latent: Any = None,
+        prefix_frames: int = 0,
+        display: Display | None = None,
+    ) -> None:
         """node: display name for errors. latent: a LATENT whose last ``prefix_frames`` (0: all) begin the video."""
         super().__init__(self.run)
-        self.node, self.choice = node, choice
+        self.node, self.choice, self.display = node, choice, display or Display()
         self.given = None if latent is None else given_latents(latent, prefix_frames)
 
     def reserve(self, guider: Any, latent_image: Tensor, sigmas: Tensor) -> None:
         """Before the model is loaded: refuse what cannot be sampled and tell the host about the K/V."""
         model, settings = guider.model_patcher.model, settings_of(guider.model_options)
         with naming(self.node):
+            if is_magi(model):
+                return reserve(guider, self.choice, latent_image, sigmas)
             check(model, latent_image, guider.model_options)
             steps, frames = max(1, len(sigmas) - 1), latent_image.shape[2]
             plans = [self.choice.plan(part, steps) for part in self.choice.windows(frames, 0)]
@@ -65,8 +76,11 @@ class ChunkSampler(comfy.samplers.KSAMPLER):
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None
     ) -> Tensor:
         """The sampler function. x: ``[B, C, F, H, W]`` at the first noise level; returns it at the last one."""
+        common = (self.choice, self.given, self.display, model, x, sigmas, extra_args, bool(disable))
         with naming(self.node):
-            return Sampling(self.choice, self.given, model, x, sigmas, extra_args, bool(disable)).run()
+            if is_magi(model.inner_model.inner_model):
+                return MagiSampling(*common, callback=extra_args.get(CALLBACK)).run()
+            return Sampling(*common).run()
 
 
 class Sampling:
@@ -76,6 +90,7 @@ class Sampling:
         self,
         choice: PlanChoice,
         given: Tensor | None,
+        display: Display,
         inpainting: Any,
         x: Tensor,
         sigmas: Tensor,
@@ -107,6 +122,8 @@ class Sampling:
             callback=extra_args.get(CALLBACK),
             ends_clean=self.schedule.sigmas[-1] == 0,
             disable=disable,
+            node_id=display.node_id,
+            preview=display.preview(x) if self.schedule.sigmas[-1] == 0 else None,
         )
 
     def run(self) -> Tensor:
@@ -176,6 +193,10 @@ def engine_settings(
         with naming("KV Cache Compressor"):
             accepted = "no KV Cache Compressor with attention bidirectional, which keeps no K/V"
             require(settings.kv is None, "budget", settings.kv and settings.kv.budget, accepted)
+        with naming("AR Prompt Schedule"):
+            accepted = "no AR Prompt Schedule with attention bidirectional, where one prompt holds for the whole window"
+            switches = starts(conds)[1:]
+            require(not switches, "start_2", switches[:1], accepted)
     plan, recache = choice.plan(part, schedule.steps), frozenset[int]()
     if switches := recached(conds):
         with naming("AR Prompt Schedule"):

@@ -12,6 +12,7 @@ import comfy.utils
 from torch import Tensor
 
 from ...flowcache_core.errors import SettingError
+from ...flowcache_core.models.checkpoint import NESTED_NAMES
 from ...flowcache_core.models.sharded import NAMES, read_weights
 from ...flowcache_core.models.skyreels_checkpoint import official_config
 from ...flowcache_core.models.wan import WanConfig
@@ -26,8 +27,6 @@ QUANTISED = "_quantization_metadata"
 INDEX = ".safetensors.index.json"
 SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors$")
 
-# Where trainers put the weights, best first: averaged weights before raw ones.
-NESTED = ("generator_ema", "generator", "model_ema", "ema", "state_dict", "model", "module")
 # What FSDP, activation checkpointing and torch.compile put between the names of modules.
 WRAPPERS = ("_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "_orig_mod.")
 LANDMARK = "head.modulation"
@@ -97,7 +96,7 @@ def quantisation(metadata: Mapping[str, str], weights: Mapping[str, Tensor]) -> 
 
 def wan_weights(content: Mapping[str, Any], name: str) -> dict[str, Tensor]:
     """The transformer's tensors under their official names, out of whatever a trainer wrapped them in."""
-    while (inner := next((content[key] for key in NESTED if isinstance(content.get(key), Mapping)), None)) is not None:
+    while inner := next((content[key] for key in NESTED_NAMES if isinstance(content.get(key), Mapping)), None):
         content = inner
     weights = {unwrapped(key): tensor for key, tensor in content.items() if isinstance(tensor, Tensor)}
     prefixes = [key.removesuffix(LANDMARK) for key in weights if key.endswith(LANDMARK)]
@@ -115,4 +114,4 @@ def unwrapped(key: str) -> str:
 
 def preference(prefix: str) -> int:
     first = prefix.split(".", 1)[0]
-    return NESTED.index(first) if first in NESTED else len(NESTED)
+    return NESTED_NAMES.index(first) if first in NESTED_NAMES else len(NESTED_NAMES)

@@ -186,7 +186,7 @@ def test_progress_redraws_only_in_a_terminal(stream: io.StringIO, redrawn: bool)
         assert written == last + "\n"
         return
     assert written.endswith(f"\r{last}\033[K\n") and written.count("\r") >= 2
-    assert written.startswith(f"\rrun       [{'#' * 7}{'.' * 23}] 1/4 steps, 0 reused, 0:00 left ")
+    assert written.startswith(f"\rrun       [{'#' * 7}{'.' * 23}] 1/4 steps, 0 reused, 0:00 left\033[K")
 
 
 @pytest.mark.parametrize(
