@@ -45,7 +45,7 @@ class Denoiser(Protocol):
 
     @property
     def branches(self) -> int:
-        """Guidance branches: 1, or 2 for cond and uncond."""
+        """Guidance branches: 1, 2 for cond and uncond, 3 for MAGI-1's; the cache may hold fewer (:meth:`kv_spec`)."""
         ...
 
     def kv_spec(self, latents: Tensor) -> KVSpec:
