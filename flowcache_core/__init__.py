@@ -1,6 +1,6 @@
 """FlowCache: chunkwise reuse and KV-cache compression for autoregressive video diffusion (arXiv 2602.10825).
 
-The core needs torch, numpy, einops and safetensors, and knows nothing of ComfyUI.
+The core needs torch, numpy and safetensors, and knows nothing of ComfyUI.
 """
 
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ from .engine import EngineSettings, generate
 from .errors import SettingError, require, require_count, require_finite
 from .kv import COMPRESSORS
 from .kv.settings import KVSettings
-from .mini import MiniModel, load_mini
+from .mini import GUIDANCE, MiniModel, load_mini
 from .models.wan_denoiser import WanDenoiser
 from .plan.base import Plan
 from .plan.blockwise import blockwise
@@ -50,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("demo", description=__doc__)
     p.add_argument("--prompt", default="a red circle moving right", help="what to show (default: %(default)s)")
     presets = ", ".join(preset_names("mini"))
-    p.add_argument("--preset", help=f"{presets}, or a file that calibrate wrote (default: {DEFAULT_PRESET})")
+    file = "a file that calibrate wrote (FILE.json, or FILE.json:NAME where it holds several)"
+    p.add_argument("--preset", help=f"{presets}, or {file} (default: {DEFAULT_PRESET})")
     p.add_argument("--rescale", action="store_true", help="stretch a preset that was made for another number of steps")
     p.add_argument("--policy", help=f"a reuse policy instead of a preset: {', '.join(CHOICES)}")
     p.add_argument("--threshold", type=float, help="epsilon: reuse while the accumulated distance is within it")
@@ -60,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--plan", default="blockwise", help="blockwise or staggered (default: %(default)s)")
     p.add_argument("--chunks", type=int, help=f"length of the video, 12 frames each (default: {LONG[0]})")
     p.add_argument("--steps", type=int, help=f"denoising steps of a chunk (default: {LONG[1]})")
-    p.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance (default: %(default)s)")
+    p.add_argument("--guidance", type=float, default=GUIDANCE, help="classifier-free guidance (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results (default: %(default)s)")
     p.add_argument("--quick", action="store_true", help=f"{QUICK[0]} chunks of {QUICK[1]} steps")
@@ -235,7 +236,9 @@ def remarks(demo: Demo, record: RunRecord) -> list[str]:
     expected = expected_psnr(demo, record)
     found = [demo.reuse.warning] if demo.reuse.warning else []
     if expected is not None:
+        measured = demo.reuse.preset.guidance if demo.reuse.preset else None
         history = "" if demo.flowcache.kv.budget is None else ", with the whole history kept"
+        history += "" if measured in (None, demo.guidance) else f", at guidance {measured:g}"
         found.append(
             f"{record.computed_share:.2f} of the steps computed; expected {expected:.0f} dB on this model{history}"
         )

@@ -14,8 +14,8 @@ from ..errors import SettingError
 
 ACCEPTED = "a complete .safetensors file, or a .pt / .pth file that holds nothing but tensors"
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# Where trainers put the weights inside a .pt file, best first (Self-Forcing: averaged generator, then the raw one).
-NESTED_NAMES = ("generator_ema", "generator", "state_dict", "model")
+# Where trainers put the weights inside a file, best first: averaged weights before raw ones.
+NESTED_NAMES = ("generator_ema", "generator", "model_ema", "ema", "state_dict", "model", "module")
 
 
 def read_state_dict(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -79,8 +79,11 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
         raise SettingError(f"checkpoint {path.name}", "a damaged pickle, or one that runs code", ACCEPTED) from error
     except Exception as error:  # a damaged pickle fails in whatever way its bytes say
         raise SettingError(f"checkpoint {path.name}", f"unreadable: {error}", ACCEPTED) from error
-    if isinstance(content, dict):
-        content = next((content[name] for name in NESTED_NAMES if isinstance(content.get(name), dict)), content)
+    while isinstance(content, dict):
+        inner = next((content[name] for name in NESTED_NAMES if isinstance(content.get(name), dict)), None)
+        if inner is None:
+            break
+        content = inner
     plain = isinstance(content, dict) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
     if not plain:
         raise SettingError(f"checkpoint {path.name}", f"a {type(content).__name__} with other things in it", ACCEPTED)

@@ -76,6 +76,8 @@ class WanDenoiser:
         return self.split(self.transformer.from_residual(x, timesteps, residual, self.fps), branches)
 
     def window(self, latents: Tensor, timesteps: Sequence[float], branches: range) -> Tensor:
+        accepted = "one prompt, of chunk 0, with bidirectional attention: it holds for the whole window"
+        require(len(self.prompts) == 1, "prompts", f"prompts from chunks {sorted(self.prompts)}", accepted)
         x = self.batched(latents, branches)
         times = torch.tensor(timesteps, device=x.device).expand(x.shape[0], -1)
         return self.split(self.transformer(x, times, self.text(0, branches, latents.shape[0]), fps=self.fps), branches)

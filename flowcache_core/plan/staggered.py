@@ -18,7 +18,7 @@ def staggered(
 
     An ``ar_step`` above ``steps`` leaves no gap: a chunk starts at the latest when the one before it is done.
     frames: latent frames, the prefix included. base_frames: the model's window in latent frames; a longer video slides
-    through it (:func:`valid_intervals`), which only fits if chunks finish as fast as new ones start.
+    through it, which only fits if chunks finish as fast as new ones start.
     Raises SettingError, with the smallest ``ar_step`` that fits, or naming the count that cannot work.
     """
     require_count("steps", steps, minimum=1)
@@ -53,23 +53,6 @@ def timestep_rows(plan: Plan, timesteps: Sequence[float]) -> tuple[tuple[float, 
     return tuple(rows)
 
 
-def valid_intervals(plan: Plan, base_frames: int) -> tuple[tuple[int, int], ...]:
-    """Chunks ``[start, end)`` inside the model's window at every tick.
-
-    A video of at most ``base_frames`` latent frames is always inside as a whole. A longer one begins with the first
-    ``base_frames // chunk_frames`` chunks; the window moves on when the chunk after it takes its first step.
-    """
-    chunk_frames = max(chunk.frames for chunk in plan.chunks)
-    require_count("base_frames", base_frames, minimum=chunk_frames)
-    room = len(plan.chunks) if plan.frames <= base_frames else base_frames // chunk_frames
-    end = room
-    intervals: list[tuple[int, int]] = []
-    for tick in plan.ticks:
-        end = max([end, *(item.chunk + 1 for item in tick.steps)])
-        intervals.append((end - room, end))
-    return tuple(intervals)
-
-
 @dataclass(frozen=True)
 class Window:
     """Latent frames ``[first_frame, first_frame + frames)`` of a video; ``prefix_frames`` of them are known."""
@@ -102,10 +85,3 @@ def overlap_windows(frames: int, base_frames: int, overlap_frames: int, chunk_fr
         first = finished - overlap_frames
         windows.append(Window(first, min(frames - first, base_frames), overlap_frames))
     return tuple(windows)
-
-
-def latent_frames(pixel_frames: int, temporal_stride: int = 4) -> int:
-    """Latent frames of a causal video VAE: the first pixel frame stands alone, then ``temporal_stride`` at a time."""
-    require_count("pixel_frames", pixel_frames, minimum=1)
-    require_count("temporal_stride", temporal_stride, minimum=1)
-    return (pixel_frames - 1) // temporal_stride + 1

@@ -27,7 +27,8 @@ class Preset:
 
     attention: the pattern the run uses. computed_steps: how many of a chunk's own steps are computed where that is
     published or calibrated (the cost model counts with it), None where it depends on the video. requires: steps and
-    shift of the runs a calibrated table is for. curve: (share computed, dB) points the calibration measured.
+    shift of the runs a calibrated table is for. curve: (share computed, dB) points the calibration measured, at
+    ``guidance``.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Preset:
     computed_steps: int | None = None
     requires: Mapping[str, float] | None = None
     curve: tuple[tuple[float, float], ...] = ()
+    guidance: float | None = None
 
     def fit(self, steps: int, shift: float | None = None, *, rescale: bool = False) -> tuple[Preset, str | None]:
         """This preset for a run of ``steps`` steps (and ``shift``, where it is known).
@@ -127,8 +129,11 @@ def parse_row(model: str, name: str, row: object) -> Preset:
         raise SettingError(where, row, "an object with text and policy")
     for key in ("text", "policy"):
         require(key in row, f"{where}.{key}", "nothing", "a sentence" if key == "text" else '{"name": ..., <fields>}')
-    evidence = row.get("evidence") or {}
-    curve = evidence.get("curve", ()) if isinstance(evidence, dict) else evidence
+    evidence = row.get("evidence", {})
+    require(isinstance(evidence, dict), f"{where}.evidence", evidence, "an object with the calibration's curve")
+    guidance, curve = evidence.get("guidance"), evidence.get("curve", ())
+    known = guidance is None or _numbers(evidence, "guidance")
+    require(known, f"{where}.evidence.guidance", guidance, "a number")
     points = isinstance(curve, list | tuple) and all(_numbers(point, "share", "psnr") for point in curve)
     require(points, f"{where}.evidence.curve", curve, 'a list of {"share": number, "psnr": number}')
     requires, count = row.get("requires"), row.get("computed_steps")
@@ -150,6 +155,7 @@ def parse_row(model: str, name: str, row: object) -> Preset:
         computed_steps=count,
         requires=requires,
         curve=tuple((point["share"], point["psnr"]) for point in curve),
+        guidance=guidance,
     )
 
 

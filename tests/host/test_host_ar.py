@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import weakref
+from dataclasses import dataclass
 
 import comfy.model_management
 import comfy.samplers
@@ -219,6 +220,57 @@ def test_same_as_our_sampler(model):
         torch.testing.assert_close(theirs, mine, atol=1e-5, rtol=1e-5)
 
 
+def test_finished_chunks_are_dropped_by_the_policy(model, monkeypatch):
+    state, finished, held = module("nodes.adapters.host_ar_reuse").StepReuse, [], []
+    original = state.finish
+
+    def spy(self, chunk):
+        held.append(len(self.policy.chunks))
+        original(self, chunk)
+        finished.append((chunk.index, len(self.policy.chunks), len(self.history)))
+
+    monkeypatch.setattr(state, "finish", spy)
+    sample(with_reuse(model, chunkwise(0.5)), hosts(), start=latent(LONG))
+    assert finished == [(index, 0, 0) for index in range(4)] and held == [1] * 4
+
+
+def test_what_is_reused_waits_on_the_device_that_was_chosen(model):
+    seen = []
+
+    @dataclass(frozen=True)
+    class Watching(reuse.QUANTITIES["velocity"]):
+        def velocity(self, history, item, sigma_next, denoiser):
+            last = history[-1]
+            seen.append({tensor.device.type for tensor in (last.velocity, last.increment, last.item.latents)})
+            return torch.zeros(1, *item.latents.shape)
+
+    for sampler in (hosts(), ours()):
+        for device in ("meta", None):
+            chosen = settings.ReuseSettings(skipping(0, 1), Watching(), device=device)
+            sample(settings.with_reuse(model, chosen), sampler)
+    assert seen == ([{"meta"}] * 4 + [{"cpu"}] * 4) * 2
+
+
+@pytest.mark.parametrize("sampler", [hosts, ours])
+def test_a_preset_of_another_shift_is_refused(sampler):
+    """The shift is read off the sigmas: those of "simple" are even, others do not tell."""
+    preset = module("flowcache_core.presets").Preset
+    policy, velocity = reuse.POLICIES["schedule"](computed=(0, 2, 3)), reuse.QUANTITIES["velocity"]()
+    model = load(shift=5.0)
+    for shift, steps, message in ((5.0, 4, None), (8.0, 4, "4 steps at shift 5"), (5.0, 8, "4 steps")):
+        source = preset("mini", "fast", "Text.", policy, velocity, requires={"steps": steps, "shift": shift})
+        patched = settings.with_reuse(model, settings.ReuseSettings(policy, velocity, "mini: fast", source=source))
+        if message is None:
+            assert sample(patched, sampler())[0].isfinite().all()
+        else:
+            with pytest.raises(errors.SettingError, match=f"Chunkwise Reuse, preset fast: got '{message}"):
+                sample(patched, sampler())
+    beta = torch.tensor([1.0, 0.97, 0.5, 0.31, 0.0])
+    source = preset("mini", "fast", "Text.", policy, velocity, requires={"steps": 4, "shift": 8.0})
+    patched = settings.with_reuse(model, settings.ReuseSettings(policy, velocity, "mini: fast", source=source))
+    assert sample(patched, sampler(), sigmas=beta)[0].isfinite().all()
+
+
 # -- K/V budget --------------------------------------------------------------------------------------------------------
 
 
@@ -233,7 +285,9 @@ def test_allocates_budget_and_one_chunk(model, name):
     assert all(call["allocated"] == [capacity] * 2 for call in watch.calls)
     assert max(max(call["end_after"]) for call in watch.calls) == capacity
     record = settings.last_record(patched)
-    assert record.kv_bytes == 2 * 2 * capacity * 24 * 4
+    rows = kv.COMPRESSORS[name](**fields).query_rows(3 * TOKENS, TOKENS)
+    per_layer = 2 * capacity * 24 * 4 + 2 * capacity * 4 + rows * 24 * 4  # K and V, positions of 2 heads, queries
+    assert record.kv_bytes == 2 * per_layer
     assert record.started.budget_tokens == round(1.5 * 3 * TOKENS)
     assert [(c.tokens_before, c.tokens_after) for c in record.compressions][:2] == [(48, 36), (60, 36)]
     assert len(record.compressions) == 12
@@ -327,7 +381,7 @@ def test_memory_told_to_the_host(model, monkeypatch):
         return max(original(shape) for shape in shapes if shape[0] == 1)
 
     monkeypatch.setattr(base, "memory_required", lambda s, **kw: (shapes.append(list(s)), original(s, **kw))[1])
-    kv_bytes = 2 * 2 * (2 * 3 * TOKENS) * 24 * 4  # K and V, layers, tokens, width, float32
+    kv_bytes = 2 * 2 * (2 * 3 * TOKENS) * (24 * 4 + 4)  # K and V, layers, tokens, width, positions
     wanted = 3 * frame + kv_bytes
     assert wanted <= estimated(with_kv(model, 1.0), LONG) < wanted + frame
     assert wanted <= estimated(with_kv(model, 1.0), 401) < wanted + frame

@@ -30,6 +30,7 @@ from hostkit import (
 )
 
 last_record = module("nodes.adapters.settings").last_record
+SettingError = module("flowcache_core.errors").SettingError
 SLIDING = {"plan": "sliding window", "chunk_frames": 2, "window_chunks": 2, "solver": "euler", "clean_pass": False}
 
 
@@ -336,6 +337,26 @@ class TestBeyondTheHost:
         assert out.shape[2] == 15 and torch.isfinite(out).all()
         assert alone.shape[2] == 6
 
+    def test_the_report_holds_every_window(self, model):
+        """15 latent frames: windows [0, 6), [4, 10), [8, 14), [12, 15) in chunks of 2, 4 steps each."""
+        plan, patched = {**STAGGERED, "window_frames": 6, "overlap_frames": 2}, reuse(model, threshold=50.0)
+        sample(patched, ours(plan), start=latent(57))
+        record = last_record(patched)
+        spans = [(w.first_chunk, w.chunks, w.prefix_chunks) for w in record.windows]
+        assert spans == [(0, 3, 0), (3, 3, 1), (6, 3, 1), (9, 2, 1)]
+        assert record.total_steps == len(record.steps_taken) == 4 * (3 + 2 + 2 + 1)
+        assert record.seconds is not None and record.chunks_finished == 8
+        assert [row[0] for row in record.kinds].count("given") == 3
+        assert 0 < record.reused_steps == sum(row.count("reused") for row in record.kinds)
+        ticks = [step.tick for step in record.steps_taken]
+        assert ticks == sorted(ticks)
+
+    def test_prompts_per_chunk_are_refused_with_bidirectional_attention(self, model):
+        switched = node("PromptSchedule", prompt_1=prompt(), prompt_2=prompt(8), start_2=1, recache=False)
+        plan = {**STAGGERED, "attention": "bidirectional"}
+        with pytest.raises(SettingError, match=r"AR Prompt Schedule, start_2: got \[1\].*whole window"):
+            sample(model, ours(plan), positive=switched)
+
     def test_bidirectional_is_one_forward_per_tick(self, model):
         seen = []
         other = model.clone()
@@ -353,6 +374,10 @@ class TestBeyondTheHost:
 class TestPromptSchedule:
     def schedule(self, start, recache=False):
         return node("PromptSchedule", prompt_1=prompt(), prompt_2=prompt(8), start_2=start, recache=recache)
+
+    def test_a_prompt_without_its_start_is_refused(self):
+        with pytest.raises(SettingError, match="AR Prompt Schedule, start_3: got None"):
+            node("PromptSchedule", prompt_1=prompt(), prompt_2=prompt(8), start_2=1, recache=False, prompt_3=prompt(9))
 
     def test_chunks_before_the_switch_do_not_change(self, model):
         start = latent(45)  # 12 latent frames

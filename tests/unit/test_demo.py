@@ -8,7 +8,9 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,7 @@ import torch
 
 from flowcache_core import __main__ as command_line
 from flowcache_core import demo
-from flowcache_core.mini import MiniModel
+from flowcache_core.mini import GUIDANCE, MiniModel
 from flowcache_core.mini.text import TEXT_DIM, VOCABULARY, encode_prompt
 from flowcache_core.models.wan import WanConfig, WanTransformer
 from flowcache_core.models.wan_vae import WanVAE, WanVAEConfig
@@ -79,6 +81,19 @@ def test_json_is_the_report_and_nothing_else(call: Any, tmp_path: Path) -> None:
     frames = 1 + 4 * (3 * 3 - 1)
     assert read_video(tmp_path / "out" / "vanilla.mp4").shape == (frames, 256, 256, 3)
     assert read_video(tmp_path / "out" / "compare.mp4").shape[0] == frames
+
+
+def test_the_expectation_names_the_guidance_it_was_measured_at() -> None:
+    made = demo.configure(demo.parser().parse_args(["--quick", "--steps", "50"]), random_mini())
+    assert made.guidance == GUIDANCE == 2.0
+    measured = made.reuse.preset and made.reuse.preset.guidance
+    share = len(made.flowcache.policy.computed) / 50  # type: ignore[attr-defined]
+    record = SimpleNamespace(computed_share=share)
+    for guidance, said in ((measured, ""), (1.5, f", at guidance {measured:g}")):
+        assert guidance is not None
+        (remark,) = demo.remarks(replace(made, guidance=guidance), record)  # type: ignore[arg-type]
+        assert remark.startswith(f"{share:.2f} of the steps computed; expected ")
+        assert remark.endswith(f"dB on this model, with the whole history kept{said}")
 
 
 def test_no_reuse_and_no_budget_is_the_same_video(call: Any) -> None:

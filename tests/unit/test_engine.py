@@ -428,3 +428,12 @@ def test_policies_that_compute_everything_say_so(policy, note):
 def test_policies_that_reuse_something_say_nothing():
     for policy in (StaticSchedule(computed=tuple(range(6))), Interval(interval=2), MagCache(curve=(1.0,) * 8)):
         assert EngineSettings(PLAN_ROWS["blockwise"](), shifted(8, 3.0), policy=policy).notes() == ()
+
+
+def test_prompts_per_chunk_are_refused_where_one_window_sees_them_all(transformer):
+    plan = PLAN_ROWS["staggered"]()
+    denoiser = wan(transformer)
+    switched = WanDenoiser(transformer, {0: denoiser.prompts[0], 2: denoiser.prompts[0]}, 3.0)
+    with pytest.raises(SettingError, match=r"prompts: got 'prompts from chunks \[0, 2\]', accepted: one prompt"):
+        run(switched, plan, attention="bidirectional")
+    run(denoiser, plan, attention="bidirectional")

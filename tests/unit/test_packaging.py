@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 from pathlib import Path
 
 import flowcache_core
@@ -30,8 +32,23 @@ def test_development_requirements_are_exact_and_cover_every_supported_python() -
             newer |= {pin[1]} if pin[2] != "<" else set()
             older |= {pin[1]} if pin[2] != ">=" else set()
     assert newer == older
-    assert {"torch", "numpy", "safetensors", "einops", "pytest", "ruff", "mypy"} <= newer
+    assert {"torch", "numpy", "safetensors", "pytest", "ruff", "mypy"} <= newer
     assert re.search(r"^torch==2\.13\.0$", text("requirements-dev.txt"), re.MULTILINE)
+
+
+def test_the_core_needs_what_it_says_and_nothing_else() -> None:
+    """Imports of whole modules; extras are imported inside the functions that use them."""
+    found = set()
+    for path in (ROOT / "flowcache_core").rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Import):
+                found |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                found.add(node.module.partition(".")[0])
+    found -= set(sys.stdlib_module_names)
+    assert found == {"torch", "numpy", "safetensors"}
+    claims = (flowcache_core.__doc__ or "", text("docs/architecture.md"), text("pyproject.toml"))
+    assert all(name in claim for claim in claims for name in found) and not any("einops" in claim for claim in claims)
 
 
 def test_registry_id_and_archive() -> None:

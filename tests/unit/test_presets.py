@@ -94,6 +94,8 @@ def test_every_row_of_a_file_can_be_reached(tmp_path):
         ({"requires": {"steps": 10}}, "presets.mine.requires"),
         ({"requires": [10, 3.0]}, "presets.mine.requires"),
         ({"evidence": {"curve": [{"share": 0.5}]}}, "presets.mine.evidence.curve"),
+        ({"evidence": [0.5, 30.0]}, "presets.mine.evidence"),
+        ({"evidence": {"guidance": "3"}}, "presets.mine.evidence.guidance"),
         ({"computed_steps": "many"}, "presets.mine.computed_steps"),
         ({"attention": "sparse"}, "presets.mine.attention"),
     ],

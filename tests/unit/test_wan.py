@@ -411,14 +411,19 @@ def test_safetensors_round_trip(tmp_path: Path, prefix: str) -> None:
     assert load_wan(path, torch.bfloat16).dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("nested", ["generator_ema", None])
-def test_torch_file_of_a_trainer(tmp_path: Path, nested: str | None) -> None:
+@pytest.mark.parametrize("nesting", [["generator_ema"], ["ema"], ["module"], ["state_dict", "model_ema"], []])
+def test_torch_file_of_a_trainer(tmp_path: Path, nesting: list[str]) -> None:
     """Such a file has no metadata, so heads have 128 dimensions."""
     x, timesteps, context = inputs()
     model = tiny(replace(TINY, dim=128, num_heads=1))
     weights = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
     other = {key: torch.zeros_like(tensor) for key, tensor in weights.items()}
-    torch.save({nested: weights, "generator": other, "step": 3} if nested else weights, tmp_path / "wan.pt")
+    content: dict[str, object] = dict(weights)
+    for name in reversed(nesting):
+        content = {name: content, "optimizer": other, "step": 3}
+    if nesting == ["generator_ema"]:
+        content["generator"] = other
+    torch.save(content, tmp_path / "wan.pt")
     assert torch.equal(load_wan(tmp_path / "wan.pt")(x, timesteps, context), model(x, timesteps, context))
 
 
