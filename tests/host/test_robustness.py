@@ -204,7 +204,7 @@ class TestBadInput:
 
     def test_schedule_beyond_the_run(self, model):
         patched = reuse(model, policy="schedule", computed_steps="0, 7")
-        refused(["computed_steps", "7"], sample, patched)
+        refused(["FlowCache Chunkwise Reuse, computed_steps", "7", "own steps 0..3"], sample, patched)
 
     @pytest.mark.parametrize("text", ["", "0 x", "1, 2", "-1"])
     def test_schedules_that_are_none(self, model, text):
