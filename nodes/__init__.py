@@ -6,6 +6,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .kv import KVCompressor
 from .loaders import LoadARModel
+from .magi import EmptyMagiLatent, LoadMagiModel, LoadMagiVAE, MagiPrompt, MagiSchedule
 from .mini import MiniModel, MiniPrompt
 from .prompts import PromptSchedule
 from .report import Report
@@ -14,6 +15,11 @@ from .samplers import ARSampler
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     LoadARModel,
+    LoadMagiModel,
+    LoadMagiVAE,
+    MagiPrompt,
+    MagiSchedule,
+    EmptyMagiLatent,
     MiniModel,
     MiniPrompt,
     ChunkwiseReuse,

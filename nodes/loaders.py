@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import folder_paths
 from comfy_api.latest import io
 
-from ..flowcache_core.errors import SettingError
 from .adapters.checkpoints import FAMILIES, WEIGHT_DTYPES, load_ar_model
+from .adapters.listed import listed_file
 from .adapters.naming import CATEGORY, naming
 from .adapters.settings import with_slot
 from .adapters.weight_files import whole_models
@@ -66,18 +65,6 @@ class LoadARModel(io.ComfyNode):
     @classmethod
     def execute(cls, model_name: str, weight_dtype: str, family: Mapping[str, Any]) -> io.NodeOutput:
         with naming(NAME):
-            path = file_path(model_name)
+            path = listed_file(FOLDER, model_name, "model_name")
             fps = FPS[family.get("fps", "24")]
             return io.NodeOutput(with_slot(load_ar_model(path, weight_dtype, family["family"], fps)))
-
-
-def file_path(name: str) -> str:
-    """The full path of a listed choice; SettingError for anything else, a path that leaves the folder included."""
-    files = folder_paths.get_filename_list(FOLDER)
-    path = None
-    if name in whole_models(files):
-        beside = next(file for file in files if whole_models([file]) == [name])
-        path = folder_paths.get_full_path(FOLDER, beside)
-    if path is None:
-        raise SettingError("model_name", name, f"a file of models/{FOLDER}")
-    return str(Path(path).with_name(Path(name).name))
