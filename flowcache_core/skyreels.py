@@ -107,13 +107,18 @@ class SkyReelsSettings:
 
     @classmethod
     def of_preset(cls, model: str, preset: str, **changes: Any) -> SkyReelsSettings:
-        """A model's published run with the policy, quantity and attention of one of its presets."""
+        """A model's published run with the policy, quantity and attention of one of its presets.
+
+        SettingError when the preset is not for the ``steps`` and ``shift`` in ``changes``.
+        """
         run, row = model_file(model)["run"], load_preset(model, preset)
         as_given = ("height", "width", "steps", "shift", "chunk_frames", "ar_step")
         values: dict[str, Any] = {key: run[key] for key in as_given}
         values |= {key: pixel_frames(run[key]) for key in ("frames", "base_frames", "overlap_frames")}
-        values |= {"policy": row.policy, "quantity": row.quantity, "attention": row.attention}
-        return cls(**(values | changes))
+        values |= changes
+        fitted, _ = row.fit(values["steps"], values["shift"])
+        chosen = {"policy": fitted.policy, "quantity": fitted.quantity, "attention": fitted.attention}
+        return cls(**(chosen | values))
 
     @cached_property
     def windows(self) -> tuple[Window, ...]:

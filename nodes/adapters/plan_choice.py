@@ -63,6 +63,8 @@ class PlanChoice:
         """The windows of a video; its own clean prefix belongs to the first one."""
         if not self.window_frames:
             return (Window(0, frames, prefix_frames),)
+        room = f"0, or at least the {self.chunk_frames} latent frames of a chunk"
+        require(self.window_frames >= self.chunk_frames, "window_frames", self.window_frames, room)
         first, *others = overlap_windows(frames, self.window_frames, self.overlap_frames, self.chunk_frames)
         most = f"fewer than the {first.frames} latent frames of a window"
         require(prefix_frames < first.frames, "prefix frames", prefix_frames, most)

@@ -36,9 +36,9 @@ class ReuseSettings:
 
     def check(self, schedule: Schedule) -> None:
         """SettingError when these settings are not for a run over ``schedule``."""
-        self.policy.note(schedule.steps)
         if self.source is not None:
             self.source.fit(schedule.steps, shift_of(schedule))
+        self.policy.note(schedule.steps)
 
 
 @dataclass

@@ -291,6 +291,25 @@ def test_settings_that_cannot_work_are_refused(changes, message):
     assert str(refused.value).startswith(message)
 
 
+def test_guidance_of_1_or_less_runs_one_branch(model, vae, prompts):
+    quick = replace(ONE, frames=5, steps=2)
+    videos = []
+    for guidance in (1.0, 0.0):
+        pixels, events = events_of(model, vae, prompts, replace(quick, guidance=guidance))
+        assert {e.branches for _, e in events if isinstance(e, StepTaken)} == {1}
+        videos.append(pixels)
+    assert torch.equal(*videos)
+
+
+def test_refused_runs_leave_nothing_behind(model, vae, prompts):
+    """A prompt of another width is found before anything is computed."""
+    seen: list[object] = []
+    narrow = tuple(prompt[..., :-1] for prompt in prompts)
+    with pytest.raises(SettingError, match="context"):
+        generate_video(model, vae, narrow, ONE, on_frames=seen.append)
+    assert seen == []
+
+
 def test_guidance_needs_its_second_prompt(model, vae, prompts):
     with pytest.raises(SettingError, match="prompt of chunk 0: got 1, accepted: 2 branches"):
         generate_video(model, vae, prompts[:1], ONE)
@@ -317,3 +336,16 @@ def test_14b_presets(model_name, size):
     assert slow.policy.distance.polynomial == (-3.03318725e5, 4.90537029e4, -2.65530556e3, 5.87365115e1, -0.315583525)
     fast = SkyReelsSettings.of_preset(f"skyreels-v2-14b-{model_name}", "fast")
     assert len(fast.policy.computed) == 18 and fast.policy.computed[-1] == 49
+
+
+def test_a_preset_is_for_its_steps_and_shift():
+    def of(preset, **changes):
+        return SkyReelsSettings.of_preset("skyreels-v2-1.3b-540p", preset, **changes)
+
+    made_for = "accepted: 50 steps at shift 8"
+    with pytest.raises(SettingError, match=f"preset fast: got '50 steps at shift 5', {made_for}"):
+        of("fast", shift=5.0)
+    with pytest.raises(SettingError, match=f"preset slow: got '30 steps', {made_for}"):
+        of("slow", steps=30)
+    assert of("reference-fast", steps=30, shift=5.0).steps == 30  # decides while it runs
+    assert of("fast", frames=97, policy=Interval(warmup_steps=1, interval=2)).policy.interval == 2
