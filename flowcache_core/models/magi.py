@@ -130,7 +130,7 @@ class MagiTransformer(nn.Module):
             def own(q: Tensor, k: Tensor, v: Tensor, index: int = index) -> tuple[Tensor, Tensor]:
                 return memory(index, q, k, v)
 
-            stream = layer(stream, condition, table, own, caption)
+            stream = layer(stream, condition, table, own, caption, kernel)
         velocity = self._head(stream, x)
         return (velocity, stream - tokens) if return_residual else velocity
 
