@@ -62,7 +62,8 @@ class Preset:
             f"preset {self.name} was calibrated for {made_for} steps at shift {made_shift:g}; stretched to {given}: "
             f"{len(table)} steps computed, quality not known"
         )
-        return replace(self, policy=replace(self.policy, computed=table), requires=None, curve=()), warning
+        policy = replace(self.policy, computed=table)
+        return replace(self, policy=policy, computed_steps=len(table), requires=None, curve=()), warning
 
     def expected_psnr(self, share: float) -> float | None:
         """dB that the calibration found at this share of computed steps; None outside what it measured."""

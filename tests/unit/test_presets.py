@@ -52,7 +52,7 @@ def test_another_run_is_refused_or_stretched_with_a_warning(tmp_path, steps, shi
         preset.fit(steps, shift)
     fitted, warning = preset.fit(steps, shift, rescale=True)
     assert fitted.policy.computed == stretch((0, 4, 9), 10, steps)
-    assert fitted.policy.computed[-1] == steps - 1
+    assert fitted.policy.computed[-1] == steps - 1 and fitted.computed_steps == len(fitted.policy.computed)
     assert warning and "calibrated for 10 steps at shift 3" in warning and fitted.expected_psnr(0.3) is None
 
 
