@@ -288,23 +288,42 @@ def test_compression_counts_given_chunks_as_clean(model):
     assert torch.equal(latents[:, :, : 3 * FRAMES], 0.5 * noise(10)[:, :, : 3 * FRAMES])
 
 
-def test_the_nearly_clean_pass_sees_exactly_its_chunk_after_compressions_too(model, monkeypatch):
-    alone = []
+@pytest.fixture
+def alone(monkeypatch) -> list[tuple[int, int]]:
+    """Place (in chunks) and tokens of every forward of a chunk that sees itself alone."""
+    found = []
     forward = MagiTransformer.forward_chunk
 
     def spy(self, x, *args, first_frame, memory, **options):
         def watched(layer, q, k, v):
             keys, values = memory(layer, q, k, v)
             if keys is k and values is v and layer == 0:
-                alone.append((first_frame // FRAMES, keys.shape[2]))
+                found.append((first_frame // FRAMES, keys.shape[2]))
             return keys, values
 
         return forward(self, x, *args, first_frame=first_frame, memory=watched, **options)
 
     monkeypatch.setattr(MagiTransformer, "forward_chunk", spy)
+    return found
+
+
+def test_the_nearly_clean_pass_sees_exactly_its_chunk_after_compressions_too(model, alone):
     ten_chunks(model, 1)
     # Once per chunk with one step past t = 0.3, at the place behind the window.
     assert alone == [(min(10, chunk + 4), CHUNK_TOKENS) for chunk in range(10)]
+
+
+def test_only_the_oldest_chunk_of_a_wider_window_has_a_nearly_clean_pass(model, alone):
+    """Two of eight steps are past t = 0.3; in both of them a chunk is the oldest only at the start of the video."""
+    plan = window(6 * FRAMES, FRAMES, 8, 8)
+    generate(distilled(model), engine(plan=plan), noise())
+    assert [place for place, _ in alone] == [6, 6, 6, 6, 6, 6, 6]
+
+
+def test_guidance_runs_a_chunk_alone_only_where_it_counts(model, alone):
+    """Its weight is 0 past t = 0.3, in the last two of eight steps; it stands at the beginning of the video."""
+    generate(MagiDenoiser(model, captions(), guidance=SCALES), engine(2), noise(2))
+    assert alone == [(0, CHUNK_TOKENS)] * (2 * 6)
 
 
 def test_a_budget_at_least_as_long_as_the_video_changes_nothing(model):
