@@ -123,6 +123,7 @@ class MagiDenoiser:
                 # The original puts the copy behind the window, which is where its rotary positions are.
                 behind = cache.plan.chunks[active[-1]].end_frame
                 alone = self.run(item, text, alone_memory, behind, dropped, keep_residual)
+                # A residual of the mix gives the mixed velocity but for the final norm between the two.
                 result = mix_nearly_clean(result[0], alone[0]), mix_nearly_clean(result[1], alone[1])
             return result
         assert self.guidance is not None
