@@ -35,7 +35,9 @@ COMMANDS = {
     "schedule": "the table of computed steps of a preset",
     "calibrate": "a preset for your own target: share of steps, dB or seconds",
     "train-mini": "train the bundled mini model again, on CPU or CUDA; resumes",
+    "train-mini-magi": "train the bundled mini MAGI again, on the mini model's clips; resumes",
     "evaluate-mini": "measure how well the mini model does what its prompts say",
+    "evaluate-mini-magi": "the same of the mini MAGI",
     "test": "run the tests; also those on a real ComfyUI, where there is one (further arguments go to pytest)",
     "lint": "ruff and mypy",
 }

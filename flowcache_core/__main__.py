@@ -15,7 +15,9 @@ COMMANDS = {
     "calibrate": ".calibrate.command",
     "schedule": ".schedule_command",
     "train-mini": ".mini.train",
+    "train-mini-magi": ".mini_magi.train",
     "evaluate-mini": ".mini.evaluate",
+    "evaluate-mini-magi": ".mini_magi.evaluate",
 }
 BAD_INPUT, INTERRUPTED = 2, 130
 

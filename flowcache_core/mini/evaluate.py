@@ -105,24 +105,26 @@ def contact_sheet(videos: Tensor, prompts: list[str], path: Path, columns: int =
     sheet.quantize(128).save(path, optimize=True)
 
 
-def main(argv: list[str]) -> int:
-    """Entry of the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="evaluate-mini", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser, steps: int, guidance: float) -> None:
+    """What the evaluation of every model takes."""
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--chunks", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--steps", type=int, default=steps)
+    parser.add_argument("--guidance", type=float, default=guidance)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the score here too")
     parser.add_argument("--picture", type=Path, help="write a contact sheet of the first clips here")
     parser.add_argument("--rows", type=int, default=8, help="clips on the contact sheet")
-    options = parser.parse_args(argv)
-    mini = load_mini()
-    clips = data.random_clips(options.samples, seed=10_000 + options.seed)
-    prompts = [clip.prompt for clip in clips]
-    videos = sample(
-        mini, prompts, chunks=options.chunks, steps=options.steps, guidance=options.guidance, seed=options.seed
-    )
+
+
+def asked(options: argparse.Namespace) -> list[data.Clip]:
+    """The clips whose prompts are sampled."""
+    return data.random_clips(options.samples, seed=10_000 + options.seed)
+
+
+def report(options: argparse.Namespace, videos: Tensor) -> None:
+    """Print the score of the videos of :func:`asked`, and write what the options ask for."""
+    clips = asked(options)
     result = score(clips, videos, steps=options.steps, guidance=options.guidance)
     print(f"{options.samples} clips of {options.chunks} chunks, {options.steps} steps, guidance {options.guidance:g}")
     print(f"right colour, share of frames            {result.colour:7.1%}")
@@ -135,7 +137,17 @@ def main(argv: list[str]) -> int:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(asdict(result), indent=2) + "\n")
     if options.picture:
-        contact_sheet(videos[: options.rows], prompts[: options.rows], options.picture)
+        contact_sheet(videos[: options.rows], [clip.prompt for clip in clips[: options.rows]], options.picture)
+
+
+def main(argv: list[str]) -> int:
+    """Entry of the command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="evaluate-mini", description=__doc__)
+    add_arguments(parser, steps=50, guidance=GUIDANCE)
+    options = parser.parse_args(argv)
+    prompts = [clip.prompt for clip in asked(options)]
+    chosen = {"chunks": options.chunks, "steps": options.steps, "seed": options.seed}
+    report(options, sample(load_mini(), prompts, guidance=options.guidance, **chosen))
     return 0
 
 

@@ -37,27 +37,10 @@ def main(argv: list[str]) -> int:
     """Entry of `python -m flowcache_core train-mini`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="train-mini", description=__doc__)
     parser.add_argument("--stage", choices=STAGES, default="all", help=STAGES_HELP)
-    parser.add_argument("--minutes", type=float, help="time per stage (default: vae 24, decoder 20, transformer 70)")
-    parser.add_argument("--steps", type=int, help="train for so many steps in all, however long they take")
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="folder for the weights (default: the bundled ones)")
-    parser.add_argument("--work", type=Path, default=Path(".runs"), help="folder for the checkpoints")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--seed", type=int, default=0)
+    add_arguments(parser, WEIGHTS, "per stage (default: vae 24, decoder 20, transformer 70)")
     options = parser.parse_args(argv)
-    if options.steps is not None:
-        require_count("steps", options.steps, minimum=1)
-    if options.minutes is not None:
-        require_finite("minutes", options.minutes, minimum=0.01)
-    name = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    shared: dict[str, Any] = {
-        "steps": options.steps,
-        "seed": options.seed,
-        "device": device,
-        "resume": options.resume,
-        "say": _say,
-    }
+    shared = checked(options)
+    device = shared["device"]
     if options.stage in ("vae", "all"):
         vae, figures = train_vae(minutes=options.minutes or 24, checkpoint=options.work / "vae.pt", **shared)
         save_vae(vae, options.out / VAE_FILE.name, options.seed, figures)
@@ -66,7 +49,7 @@ def main(argv: list[str]) -> int:
         _finish_decoder(vae_file, options, device)
     if options.stage == "encode":
         folder = options.work / "clips"
-        encode_ahead(load_wan_vae(vae_file, device=device), seed=options.seed, folder=folder, say=_say)
+        encode_ahead(load_wan_vae(vae_file, device=device), seed=options.seed, folder=folder, say=say)
     if options.stage in ("transformer", "all"):
         transformer, figures = train_transformer(
             load_wan_vae(vae_file, device=device),
@@ -76,6 +59,28 @@ def main(argv: list[str]) -> int:
         )
         save_transformer(transformer, options.out / TRANSFORMER_FILE.name, options.seed, figures)
     return 0
+
+
+def add_arguments(parser: argparse.ArgumentParser, weights: Path, minutes: str) -> None:
+    """What every training command takes. minutes: whose time ``--minutes`` is, and its default."""
+    parser.add_argument("--minutes", type=float, help=f"time {minutes}")
+    parser.add_argument("--steps", type=int, help="train for so many steps in all, however long they take")
+    parser.add_argument("--out", type=Path, default=weights, help="folder for the weights (default: the bundled ones)")
+    parser.add_argument("--work", type=Path, default=Path(".runs"), help="folder for the checkpoints")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def checked(options: argparse.Namespace) -> dict[str, Any]:
+    """The parsed options that every training function takes."""
+    if options.steps is not None:
+        require_count("steps", options.steps, minimum=1)
+    if options.minutes is not None:
+        require_finite("minutes", options.minutes, minimum=0.01)
+    name = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = {"steps": options.steps, "seed": options.seed, "resume": options.resume}
+    return {**chosen, "device": torch.device(name), "say": say}
 
 
 def _finish_decoder(vae_file: Path, options: argparse.Namespace, device: torch.device) -> None:
@@ -93,40 +98,43 @@ def _finish_decoder(vae_file: Path, options: argparse.Namespace, device: torch.d
         return pool.draw_video(1, generator)
 
     limits: dict[str, Any] = {"minutes": options.minutes or 20, "steps": options.steps}
-    figures = train_decoder(vae, draw, seed=options.seed, say=_say, keep=keep, **limits)
+    figures = train_decoder(vae, draw, seed=options.seed, say=say, keep=keep, **limits)
     save_vae(vae, vae_file, options.seed, {**before, **figures})
 
 
 def save_vae(vae: nn.Module, path: Path, seed: int, figures: Mapping[str, float | str]) -> None:
     """Writes fp32 weights: a host that sees an fp16 autoencoder may take it for another kind."""
-    tensors = {key: value.detach().float().cpu().contiguous() for key, value in vae.state_dict().items()}
-    _write(path, tensors, {"title": "FlowCache mini model: video autoencoder", **_provenance(seed, figures)})
+    title = "FlowCache mini model: video autoencoder"
+    write(path, vae, torch.float32, {"title": title, **provenance(seed, figures)})
 
 
 def save_transformer(transformer: nn.Module, path: Path, seed: int, figures: Mapping[str, float | str]) -> None:
     """Writes fp16 weights with the sizes that a host cannot infer in their metadata."""
-    tensors = {key: value.detach().half().cpu().contiguous() for key, value in transformer.state_dict().items()}
     sizes = {"num_heads": CONFIG.num_heads, "text_dim": CONFIG.text_dim, "freq_dim": CONFIG.freq_dim}
     config = json.dumps({"transformer": {"causal_ar": True, **sizes}})
     title = "FlowCache mini model: text-to-video transformer"
-    _write(path, tensors, {"config": config, "title": title, **_provenance(seed, figures)})
+    write(path, transformer, torch.float16, {"config": config, "title": title, **provenance(seed, figures)})
 
 
-def _provenance(seed: int, figures: Mapping[str, float | str]) -> dict[str, str]:
+def provenance(seed: int, figures: Mapping[str, float | str]) -> dict[str, str]:
+    """Metadata of a weight file: how it came about."""
     facts = {key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in figures.items()}
     today = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
     return {**facts, "seed": str(seed), "data": DATA, "date": today, "license": "same as the project"}
 
 
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write(path: Path, model: nn.Module, dtype: torch.dtype, metadata: dict[str, str]) -> None:
+    """Writes the model's weights with this metadata."""
+    tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata=metadata)
     partial.replace(path)  # never written in place: whoever has the old file open keeps reading it
-    _say(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
+    say(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Prints at once, for whoever follows a log file."""
     print(line, flush=True)
 
 

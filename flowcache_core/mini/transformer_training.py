@@ -1,4 +1,4 @@
-"""Trains the mini model's transformer on latents of generated clips, with a noise level of its own for every chunk.
+"""Trains a mini model's transformer on latents of generated clips, with a noise level of its own for every chunk.
 
 Encoding clips costs more than a training step may, so the data set starts small and grows while it is drawn from.
 Short clips come first, long ones in the last part, when there is motion to continue.
@@ -25,6 +25,26 @@ from .text import TEXT_DIM
 
 CONFIG = WanConfig(dim=128, ffn_dim=512, num_layers=6, num_heads=4, text_dim=TEXT_DIM, freq_dim=256)
 MUON_RATE, ADAM_RATE = 0.015, 2e-3
+
+
+Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """An architecture and how it is trained.
+
+    loss: of (model, clean latents [B, 16, F, 8, 8], text [B, 8, 64], generator). blocks: how the names of the matrices
+    that Muon steps begin; ``apart``: parts of names that AdamW keeps all the same.
+    """
+
+    build: Callable[[], nn.Module]
+    loss: Loss
+    blocks: str
+    apart: tuple[str, ...] = ()
+
+    def for_muon(self, name: str, parameter: nn.Parameter) -> bool:
+        return name.startswith(self.blocks) and parameter.ndim == 2 and not any(part in name for part in self.apart)
 
 
 @dataclass(frozen=True)
@@ -68,13 +88,18 @@ def train_transformer(
     checkpoint: Path,
     resume: bool,
     say: Callable[[str], None],
-) -> tuple[WanTransformer, dict[str, float]]:
-    """Trains for `minutes` of wall-clock time, or `steps`; the schedules follow. Returns averaged weights."""
+    recipe: Recipe | None = None,
+) -> tuple[nn.Module, dict[str, float]]:
+    """Trains for `minutes` of wall-clock time, or `steps`; the schedules follow. Returns averaged weights.
+
+    recipe: what to train, the Wan model unless said otherwise.
+    """
+    recipe = recipe or WAN
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = WanTransformer(CONFIG).to(device)
+    model = recipe.build().to(device)
     average = copy.deepcopy(model).eval().requires_grad_(False)
-    matrices = [p for name, p in model.named_parameters() if name.startswith("blocks.") and p.ndim == 2]
+    matrices = [p for name, p in model.named_parameters() if recipe.for_muon(name, p)]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
     muon = Muon(matrices)
@@ -101,7 +126,7 @@ def train_transformer(
             pool.take_files(min(phase.clips, FIRST_CLIPS + drawn[phase.pool_chunks] // 4))
         clean, context = pool.draw(phase.batch, phase.chunks * CHUNK_FRAMES, generator)
         clean, context = clean.to(device), context.to(device)
-        loss = _loss(model, clean, context, generator)
+        loss = recipe.loss(model, clean, context, generator)
         loss.backward()
         nn.utils.clip_grad_norm_(others, 1.0)
         # Warm-up, a plateau, then down to nothing: the plateau leaves the length of the training open.
@@ -116,7 +141,11 @@ def train_transformer(
         loss_mean += (loss.item() - loss_mean) * max(0.01, 1 / step)
         if step % 50 == 0:
             clips = " and ".join(f"{len(p.clips)} clips of {chunks}" for chunks, p in pools.items())
-            say(f"transformer step {step}  {clock.seconds:.0f} s  {clips} chunks  loss {loss_mean:.4f}")
+            left = clock.seconds * (1 - progress) / max(progress, 1e-6)
+            say(
+                f"transformer step {step}  {clock.seconds:.0f} s, {left:.0f} s left  {clips} chunks  "
+                f"loss {loss_mean:.4f}"
+            )
         if clock.since_mark > 150:
             _save(checkpoint, model, average, muon, adam, step, clock.seconds)
             clock.mark()
@@ -130,7 +159,7 @@ def _phase(progress: float, step: int) -> Phase:
     return PHASES[max(0, index - 1)] if index == len(PHASES) - 1 and step % 2 else PHASES[index]
 
 
-def _loss(model: WanTransformer, clean: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
+def _loss(model: nn.Module, clean: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:
     """Mean squared error of the velocity over all frames that have noise."""
     batch, _, frames, _, _ = clean.shape
     chunks = frames // CHUNK_FRAMES
@@ -141,6 +170,9 @@ def _loss(model: WanTransformer, clean: Tensor, context: Tensor, generator: torc
     counted = (level > 0).float()
     error = (velocity - (noise - clean)).square().mean((1, 3, 4), keepdim=True)
     return (error * counted).sum() / counted.sum()
+
+
+WAN = Recipe(lambda: WanTransformer(CONFIG), _loss, "blocks.")
 
 
 class _Clock:
