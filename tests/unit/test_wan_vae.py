@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from flowcache_core.models.wan_vae import StreamDecoder, WanVAE, WanVAEConfig, load_wan_vae
+from flowcache_core.errors import SettingError
+from flowcache_core.models.wan_vae import StreamDecoder, WanVAE, WanVAEConfig, load_wan_vae, wan_decoder
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +187,23 @@ def test_load_never_runs_code(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="evil.pth"):
         load_wan_vae(path)
     assert not marker.exists()
+
+
+@torch.no_grad()
+def test_decoder_over_tensors_of_someone_else(vae: WanVAE, latents: Tensor) -> None:
+    given = vae.state_dict()
+    decode = wan_decoder(given, "preview_vae", device=torch.device("cpu"), dtype=torch.float32)
+    pieces = [decode(frame) for frame in latents.split(1, 2)]
+    assert torch.allclose(torch.cat(pieces, 2), vae.decode(latents), atol=1e-5)
+    held = decode._vae.decoder.state_dict()
+    assert all(tensor.data_ptr() == given[f"decoder.{key}"].data_ptr() for key, tensor in held.items())
+    assert next(decode._vae.encoder.parameters()).is_meta
+
+
+def test_decoder_refuses_other_architectures(vae: WanVAE) -> None:
+    device, dtype = torch.device("cpu"), torch.float32
+    with pytest.raises(SettingError, match="preview_vae: got 'no decoder.head.0.gamma and no conv2.weight'"):
+        wan_decoder({"decoder.conv_in.weight": torch.zeros(1)}, "preview_vae", device=device, dtype=dtype)
+    half = {key: tensor for key, tensor in vae.state_dict().items() if key != "decoder.conv1.bias"}
+    with pytest.raises(SettingError, match="preview_vae.*missing: conv1.bias"):
+        wan_decoder(half, "preview_vae", device=device, dtype=dtype)
