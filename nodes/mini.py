@@ -1,16 +1,16 @@
-"""The bundled tiny model and its prompt: a video in seconds, without a download."""
+"""The bundled tiny models and their prompt: a video in seconds, without a download."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..flowcache_core.errors import SettingError
+from ..flowcache_core.errors import SettingError, require
 from ..flowcache_core.mini.text import VOCABULARY, encode_prompt
-from .adapters.mini import load_mini
+from .adapters.mini import MODELS, load_mini_vae
 from .adapters.naming import CATEGORY, naming
 from .adapters.settings import with_slot
 
-PROMPT_NAME = "FlowCache Mini Prompt"
+NAME, PROMPT_NAME = "FlowCache Mini Model", "FlowCache Mini Prompt"
 
 
 class MiniModel(io.ComfyNode):
@@ -18,24 +18,36 @@ class MiniModel(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="FlowCacheMiniModel",
-            display_name="FlowCache Mini Model",
+            display_name=NAME,
             category=CATEGORY,
             description=(
-                "A tiny autoregressive video model that comes with the pack: coloured shapes that move. To try "
+                "Tiny autoregressive video models that come with the pack: coloured shapes that move. To try "
                 "FlowCache on any computer."
             ),
             search_aliases=["demo", "example model", "test model", "flowcache"],
-            inputs=[],
+            inputs=[
+                io.Combo.Input(
+                    "model",
+                    options=list(MODELS),
+                    default="wan",
+                    optional=True,
+                    tooltip=(
+                        "wan: chunk after chunk, plan blockwise. magi: MAGI-1's architecture, plan sliding window and "
+                        "Basic Guider."
+                    ),
+                )
+            ],
             outputs=[
-                io.Model.Output(tooltip="Ready for AR Video Sampler (FlowCache) or ComfyUI's Sampler AR Video."),
+                io.Model.Output(tooltip="For AR Video Sampler (FlowCache); wan also for ComfyUI's Sampler AR Video."),
                 io.Vae.Output(tooltip="For VAE Decode."),
             ],
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
-        model, vae = load_mini()
-        return io.NodeOutput(with_slot(model), vae)
+    def execute(cls, model: str = "wan") -> io.NodeOutput:
+        with naming(NAME):
+            require(model in MODELS, "model", model, ", ".join(MODELS))
+            return io.NodeOutput(with_slot(MODELS[model]()), load_mini_vae())
 
 
 class MiniPrompt(io.ComfyNode):

@@ -18,20 +18,17 @@ from .adapters.settings import ReuseSettings, with_reuse
 NAME = "FlowCache Chunkwise Reuse"
 CUSTOM = "custom"
 DEVICES = {"same as the model": None, "cpu": "cpu"}
-_NOT_IN_THE_HOST = ("magi",)
 _NOT_CHOSEN = ("never", "magcache", "interval")  # nothing to set; a curve or a number the node has no field for
 
 
 def preset_rows() -> dict[str, tuple[str, str]]:
-    """Name in the list -> (model, row), for every row that reuses something and whose model the host can run."""
-    rows: dict[str, tuple[str, str]] = {}
-    for model in presets.models():
-        content = presets.model_file(model)
-        if content.get("shape", {}).get("kind") not in _NOT_IN_THE_HOST:
-            for name, row in content["presets"].items():
-                if row["policy"]["name"] != "never":
-                    rows[f"{model}: {name}"] = (model, name)
-    return rows
+    """Name in the list -> (model, row), for every row that reuses something."""
+    return {
+        f"{model}: {name}": (model, name)
+        for model in presets.models()
+        for name, row in presets.model_file(model)["presets"].items()
+        if row["policy"]["name"] != "never"
+    }
 
 
 def custom_inputs() -> list[io.Input]:

@@ -24,7 +24,7 @@ def chunk_frames(default: int) -> io.Input:
         max=1024,
         tooltip=(
             "Latent frames that are denoised together. Must be what the model was trained with: 3 for Self-Forcing, "
-            "1 or 3 for Causal-Forcing, 5 for SkyReels-V2."
+            "1 or 3 for Causal-Forcing, 5 for SkyReels-V2, 6 for MAGI-1."
         ),
     )
 
@@ -35,7 +35,7 @@ def clean_pass(default: bool) -> io.Input:
         default=default,
         tooltip=(
             "Run the model once more on every finished chunk, so that its K/V holds no leftover noise. Self-Forcing and"
-            " Causal-Forcing need it."
+            " Causal-Forcing need it; MAGI-1 was released with it."
         ),
     )
 
@@ -121,7 +121,7 @@ def fields() -> dict[str, list[io.Input]]:
                 tooltip="The most chunks in work at once; must divide the number of steps. 4 for MAGI-1.",
             ),
             solver("euler"),
-            clean_pass(False),
+            clean_pass(True),
         ],
     }
 
@@ -135,14 +135,15 @@ class ARSampler(io.ComfyNode):
             display_name=NAME,
             category=CATEGORY,
             description=(
-                "Samples Wan-family autoregressive video models chunk by chunk: with CFG, LoRA, masks, any length, and "
-                "what FlowCache Chunkwise Reuse and KV Cache Compressor set on the model. For SamplerCustomAdvanced."
+                "Samples MAGI-1 and Wan-family autoregressive video models chunk by chunk: any length, CFG, LoRA, masks, "
+                "and what FlowCache Chunkwise Reuse and KV Cache Compressor set on the model. For SamplerCustomAdvanced."
             ),
             search_aliases=[
                 "self forcing",
                 "causal forcing",
                 "diffusion forcing",
                 "skyreels",
+                "magi",
                 "sampler ar video",
                 "flowcache",
             ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,14 @@ REFERENCE_DIM = 3072
 
 @dataclass(frozen=True)
 class MagiVariant:
-    """How the weights are run: distilled ones take one forward per step, base ones three, combined by ``guidance``.
+    """How the weights are run: distilled ones take one forward per step, others three, combined by ``guidance``.
 
     nearly_clean, ranges: as in the core's MagiDenoiser.
     """
 
     distilled: bool = True
     nearly_clean: bool = True
-    guidance: GuidanceScales = field(default_factory=GuidanceScales)
+    guidance: GuidanceScales = GuidanceScales()
     ranges: tuple[int, ...] = ()
 
 

@@ -14,6 +14,11 @@ from hostkit import NODES, module
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {
     "FlowCacheLoadARModel": "Load AR Video Model",
+    "FlowCacheLoadMagiModel": "Load MAGI-1 Model",
+    "FlowCacheLoadMagiVAE": "Load MAGI-1 VAE",
+    "FlowCacheMagiPrompt": "MAGI-1 Prompt",
+    "FlowCacheMagiSchedule": "MAGI-1 Schedule",
+    "FlowCacheEmptyMagiLatent": "Empty MAGI-1 Latent",
     "FlowCacheMiniModel": "FlowCache Mini Model",
     "FlowCacheMiniPrompt": "FlowCache Mini Prompt",
     "FlowCacheChunkwiseReuse": "FlowCache Chunkwise Reuse",
