@@ -135,8 +135,9 @@ class ARSampler(io.ComfyNode):
             display_name=NAME,
             category=CATEGORY,
             description=(
-                "Samples MAGI-1 and Wan-family autoregressive video models chunk by chunk: any length, CFG, LoRA, masks, "
-                "and what FlowCache Chunkwise Reuse and KV Cache Compressor set on the model. For SamplerCustomAdvanced."
+                "Samples MAGI-1 and Wan-family autoregressive video models chunk by chunk: any length, CFG, LoRA, "
+                "masks, and what FlowCache Chunkwise Reuse and KV Cache Compressor set on the model. For "
+                "SamplerCustomAdvanced."
             ),
             search_aliases=[
                 "self forcing",
