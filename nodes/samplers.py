@@ -178,7 +178,7 @@ class ARSampler(io.ComfyNode):
                     "preview_vae",
                     optional=True,
                     tooltip=(
-                        "A Wan 2.1 VAE. With it, finished chunks are decoded and shown as a video on this node while"
+                        "The model's VAE. With it, finished chunks are decoded and shown as a video on this node while"
                         " later ones still run. Costs a copy of its decoder beside the model, and the decoding."
                     ),
                 ),
@@ -188,7 +188,7 @@ class ARSampler(io.ComfyNode):
                     min=1,
                     max=240,
                     optional=True,
-                    tooltip="Frames per second of that video: 16 for Self-Forcing and the like, 24 for SkyReels-V2.",
+                    tooltip="Frames per second of that video: 16 for Self-Forcing, 24 for SkyReels-V2 and MAGI-1.",
                     advanced=True,
                 ),
             ],

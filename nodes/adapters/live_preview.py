@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...flowcache_core.errors import require_count
-from ...flowcache_core.models.wan_vae import SPATIAL_STRIDE, StreamDecoder, wan_decoder
+from ...flowcache_core.models.wan_vae import SPATIAL_STRIDE, wan_decoder
 from .growing_video import GrowingVideo
 
 KEPT = 2  # files: the newest, and the one before it, which a browser may still be reading
@@ -45,12 +46,16 @@ class Display:
 
 @dataclass
 class LivePreview:
-    """One run's preview. A failure to show it is noted and ends the preview, not the run."""
+    """One run's preview. A failure to show it is noted and ends the preview, not the run.
+
+    decode: latents of ``at_once`` frames to pixels ``[B, 3, n, H, W]`` in -1..1, the next ones with every call.
+    """
 
     display: Display
-    decode: StreamDecoder
+    decode: Callable[[Tensor], Tensor]
     video: GrowingVideo
     dtype: torch.dtype
+    at_once: int = 1
     name: str = field(default_factory=lambda: f"flowcache_{uuid.uuid4().hex[:8]}")
     files: list[Path] = field(default_factory=list)
     stopped: bool = False
@@ -60,9 +65,9 @@ class LivePreview:
         if self.stopped:
             return
         try:
-            # Frame by frame: the same result, with the least memory beside the model's.
-            for frame in latents[:1].to(self.dtype).split(1, 2):
-                pixels = self.decode(frame)[0].permute(1, 2, 3, 0)
+            # As few frames as give the same result: the least memory beside the model's.
+            for frames in latents[:1].to(self.dtype).split(self.at_once, 2):
+                pixels = self.decode(frames)[0].permute(1, 2, 3, 0)
                 self.video.add(((pixels.float() + 1) * 127.5).round().to("cpu", torch.uint8))
             self.write()
         except (comfy.model_management.OOM_EXCEPTION, av.FFmpegError, OSError) as error:

@@ -23,9 +23,10 @@ from ...flowcache_core.plan import window
 from ...flowcache_core.plan.base import Plan
 from ...flowcache_core.report.record import Recorder
 from ...flowcache_core.schedule import SHORTCUTS, Schedule, from_sigmas, magi, magi_distill_times
-from .live_preview import Display
-from .magi_model import MagiVariant
+from .live_preview import Display, LivePreview
+from .magi_model import MagiLatents, MagiVariant
 from .magi_text import ChunkCaptions
+from .magi_vae import magi_preview
 from .memory import announce, make_room
 from .naming import naming
 from .plan_choice import PlanChoice
@@ -92,7 +93,7 @@ class MagiSampling:
             ends_clean=True,
             disable=disable,
             node_id=display.node_id,
-            preview=display.preview(x),
+            preview=self.preview(display),
         )
         config = self.model.diffusion_model.config
         captions = ChunkCaptions(
@@ -107,6 +108,10 @@ class MagiSampling:
             self.model, captions, steps.step_times, kernel=host_kernel(options["transformer_options"])
         )
         self.denoiser.clean = self.progress.clean
+
+    def preview(self, display: Display) -> LivePreview | None:
+        own = isinstance(self.model.latent_format, MagiLatents)
+        return magi_preview(display, self.x) if own else display.preview(self.x)
 
     def run(self) -> Tensor:
         engine = self.engine

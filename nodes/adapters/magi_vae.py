@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from typing import Any
 
@@ -12,7 +13,10 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ...flowcache_core.models.magi_vae import MagiVAE, Tiling, load_magi_vae
+from ...flowcache_core.errors import require
+from ...flowcache_core.models.magi_vae import LATENT_SCALE, MagiVAE, Tiling, load_magi_vae
+from .growing_video import GrowingVideo
+from .live_preview import Display, LivePreview
 
 STRIDE = 8
 FRAMES = 4
@@ -132,6 +136,28 @@ class MagiHostVAE(comfy.sd.VAE):
                 for video in videos.split(1)
             ]
         return torch.cat(latents).to(self.output_device, self.vae_output_dtype())
+
+
+def magi_preview(display: Display, latents: Tensor) -> LivePreview | None:
+    """Preview of a run over MAGI-1's latents ``[B, 16, F, H, W]``; the same frames as VAE Decode gives of whole chunks.
+
+    With a copy of the decoder: loading the VAE as the host does could unload the model that is being sampled.
+    SettingError naming preview_vae when it is another model's.
+    """
+    if display.vae is None:
+        return None
+    require(isinstance(display.vae, MagiHostVAE), "preview_vae", "another model's VAE", "Load MAGI-1 VAE")
+    vae: MagiHostVAE = display.vae
+    with torch.device("meta"):
+        model = MagiVAE(vae.first_stage_model.config)
+    model.to(vae.vae_dtype).decoder = copy.deepcopy(vae.first_stage_model.decoder).to(latents.device)
+
+    def decode(frames: Tensor) -> Tensor:
+        return torch.cat(list(model.decode_parts(frames / LATENT_SCALE, Tiling())), 2)
+
+    height, width = (STRIDE * side for side in latents.shape[3:])
+    video = GrowingVideo(width, height, display.fps)
+    return LivePreview(display, decode, video, vae.vae_dtype, Tiling.frames // FRAMES)
 
 
 def tiling(pixels: int, overlap: int, frames: int) -> Tiling:

@@ -422,6 +422,23 @@ class TestVAE:
         assert frames.shape == (16, PIXELS, PIXELS, 3)
         assert 0 <= frames.min() and frames.max() <= 1 and frames.std() > 0.01
 
+    def test_preview_shows_the_frames_of_vae_decode(self, vae, model):
+        """Chunk by chunk while sampling, in the same tiles and runs."""
+        live_preview, seen = module("nodes.adapters.live_preview"), []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(live_preview.GrowingVideo, "add", lambda video, frames: seen.append(frames))
+            patch.setattr(live_preview.LivePreview, "write", lambda preview: None)
+            start = {"samples": torch.zeros(1, 16, 9, PIXELS // 8, PIXELS // 8)}
+            sampler = ours({**PLAN, "chunk_frames": 3}, preview_vae=vae)
+            out = sample(model, sampler, positive=prompt(), start=start, sigmas=sigmas())[0]
+        frames = host_nodes.VAEDecode().decode(vae, {"samples": out})[0]
+        assert [len(part) for part in seen] == [12, 12, 12]
+        assert (torch.cat(seen) / 255 - frames).abs().max() < 0.01
+
+    def test_preview_with_another_models_vae(self, model):
+        with pytest.raises(SettingError, match='preview_vae: got "another model\'s VAE", accepted: Load MAGI-1 VAE'):
+            sample(model, ours(PLAN, preview_vae=object()), positive=prompt(), start=empty(), sigmas=sigmas())
+
     def test_without_its_config(self, folders):
         save_file(tiny_magi.vae().state_dict(), folders / "vae" / "alone.safetensors")
         folder_paths.filename_list_cache.clear()

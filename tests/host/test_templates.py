@@ -53,6 +53,11 @@ EXPECTED = {
     "flowcache_mini_prompt_schedule": Expected(105, (256, 256), 9 * 30),
     "flowcache_causal_forcing_long_video": Expected(45, (64, 64), 12 * 4, reuses=False, small=smaller(45, 5)),
     "flowcache_self_forcing": Expected(69, (64, 64), 6 * 4, reuses=False, small=smaller(69, 3)),
+    "flowcache_mini_magi_text_to_video": Expected(117, (256, 256), 10 * 32),
+    "flowcache_mini_magi_extend_video": Expected(93, (256, 256), 4 * 32),
+    "flowcache_magi_text_to_video": Expected(
+        192, (64, 64), 8 * 64, small=tuple(("FlowCacheEmptyMagiLatent", side, 64) for side in ("width", "height"))
+    ),
     "flowcache_skyreels_v2_df": Expected(97, (64, 64), 5 * 50, compresses=False, small=smaller(97)),
 }
 
@@ -75,9 +80,9 @@ def prompt_of(name: str) -> dict[str, Any]:
             if node["class_type"] == kind:
                 node["inputs"][field] = value
     for node in prompt.values():
-        if node["class_type"] == "CLIPTextEncode":
+        if node["class_type"] in ("CLIPTextEncode", "FlowCacheMagiPrompt"):
             node["class_type"] = "TinyTextEncode"
-            del node["inputs"]["clip"]
+            node["inputs"] = {"text": node["inputs"]["text"]}
     return {number: node for number, node in prompt.items() if node["class_type"] != "CLIPLoader"}
 
 

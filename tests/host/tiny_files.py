@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import comfy.ops
+import tiny_magi
 import torch
 from comfy.ldm.wan.ar_model import CausalWanModel
 from comfy_server import ROOT
@@ -62,3 +63,6 @@ def write_models(folder: Path) -> None:
     name = "Wan2_1-SkyReels-V2-DF-1_3B-540P_fp32.safetensors"
     save_file({**weights, **frame_rate_weights()}, diffusion / name)
     shutil.copyfile(MINI_VAE, folder / "vae" / "wan_2.1_vae.safetensors")
+    distilled = diffusion / "4.5B_distill" / "inference_weight.distill"
+    tiny_magi.write_sharded(distilled, tiny_magi.weights(text_dim=4096))
+    tiny_magi.write_vae(folder / "vae" / "magi")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ FP8 = torch.float8_e4m3fn
 QUANTISED = ("linear_qkv.q", "linear_qkv.qx", "linear_qkv.k", "linear_qkv.v", "mlp.linear_fc1")
 
 
-def weights(seed: int = 3) -> dict[str, Tensor]:
-    draw = torch.Generator().manual_seed(seed)
-    state = magi.MagiTransformer(CONFIG).state_dict()
+def weights(text_dim: int = TEXT_DIM) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    state = magi.MagiTransformer(replace(CONFIG, text_dim=text_dim)).state_dict()
     return {key: 0.3 * torch.randn(value.shape, generator=draw) for key, value in state.items()}
 
 
