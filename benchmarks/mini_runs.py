@@ -92,6 +92,9 @@ def run(setup: Setup, batch: Sequence[Pair], **changes: object) -> tuple[RunReco
     return recorder.record(), latents
 
 
+Run = Callable[..., tuple[RunRecord, Tensor]]
+
+
 @torch.no_grad()
 def videos(latents: Tensor) -> list[Tensor]:
     """Decoded videos, each ``[T, 64, 64, 3]`` uint8; four at a time, which costs little more than one."""
@@ -142,10 +145,10 @@ def looks_at_content(changes: dict[str, object]) -> bool:
 
 
 class Comparison:
-    """Methods against the uncached run of the same setup and pairs."""
+    """Methods against the uncached run of the same setup and pairs. run: what makes one, as :func:`run` does."""
 
-    def __init__(self, setup: Setup, batch: Sequence[Pair], **base: object) -> None:
-        self.setup, self.batch, self.base = setup, batch, base
+    def __init__(self, setup: Setup, batch: Sequence[Pair], *, run: Run = run, **base: object) -> None:
+        self.setup, self.batch, self.run, self.base = setup, batch, run, base
         self.full, latents = run(setup, batch, **base)
         self.reference = videos(latents)
 
@@ -153,7 +156,7 @@ class Comparison:
         """Figures of one method; ``setup`` when it needs another one (fewer steps)."""
         setup, changes = setup or self.setup, {**self.base, **changes}
         groups = [[pair] for pair in self.batch] if looks_at_content(changes) else [list(self.batch)]
-        runs = [run(setup, group, **changes) for group in groups]
+        runs = [self.run(setup, group, **changes) for group in groups]
         records, outcomes = [record for record, _ in runs], videos(torch.cat([latents for _, latents in runs]))
         scored = [compare(video, reference) for video, reference in zip(outcomes, self.reference, strict=True)]
         return Row.of(name, records, self.full, scored)

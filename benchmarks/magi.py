@@ -1,0 +1,123 @@
+"""The mini MAGI: reuse at an equal share of computed steps, compression to B_total 5 and 6, one forward's FLOPs.
+
+    python dev.py bench magi
+    python -m benchmarks.magi --part compression --pairs 16
+
+The sliding window of four chunks, clean pass on, one forward per step. PSNR against the run that computes
+every step and keeps all K/V. Rows are saved as they are made; a second call goes on where the first stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from torch import Tensor
+
+from flowcache_core.kv import COMPRESSORS
+from flowcache_core.kv.settings import KVSettings
+from flowcache_core.report.record import RunRecord
+
+from .magi_flops import counts
+from .magi_reuse import margins, methods
+from .magi_runs import mini, run, setup
+from .mini_runs import Comparison, Pair, Row, Setup, looks_at_content, pairs
+from .results import FOLDER, save
+
+PARTS = ("reuse", "compression", "flops")
+REUSE_CHUNKS, REUSE_STEPS = 5, 64
+COMPRESSION_CHUNKS, COMPRESSION_STEPS = 10, 32
+BUDGETS_TOTAL = (5, 6)
+
+
+def stored() -> dict[str, Any]:
+    """What has been saved so far, if it belongs to these weights."""
+    path = FOLDER / "magi.json"
+    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else {}
+    return figures if figures.get("weights") == weights() else {"weights": weights()}
+
+
+def weights() -> dict[str, str]:
+    facts = next(iter(mini().provenance.values()))
+    return {key: facts[key] for key in ("steps", "loss", "date")}
+
+
+def reuse(figures: dict[str, Any], count: int) -> None:
+    """Quality over computed share for every method."""
+    known = figures.get("reuse", {})
+    rows: list[dict[str, Any]] = known.get("rows", []) if known.get("pairs") == count else []
+    done = {(row["method"], row["point"]) for row in rows}
+    comparison = Comparison(setup(REUSE_CHUNKS, REUSE_STEPS), pairs(1000, count), run=run)
+    print(f"\nreuse, {REUSE_CHUNKS} chunks, {count} pairs\n{Row.HEADER}")
+    found = methods(comparison.setup, pairs(5000, 4))
+    for method in sorted(found, key=lambda one: looks_at_content(one.changes)):  # the quick ones first
+        if (method.name, method.point) in done:
+            continue
+        row = comparison.row(f"{method.name} {method.point}", setup=method.setup, **method.changes)
+        print(row, flush=True)
+        rows.append({"method": method.name, "point": method.point, **asdict(row)})
+        figures["reuse"] = {"pairs": count, "chunks": REUSE_CHUNKS, "rows": rows, "margin_dB": margins(rows)}
+        save("magi", figures)
+    print("\nours above each method at equal computed share, dB")
+    for name, margin in margins(rows).items():
+        print(f"{name:44} " + "  ".join(f"{share} {decibels:+.2f}" for share, decibels in margin.items()))
+
+
+def compression(figures: dict[str, Any], count: int) -> None:
+    """Quality and peak K/V of every compressor: the window's four chunks and one or two of history."""
+    records: list[RunRecord] = []
+
+    def watched(setup: Setup, batch: Sequence[Pair], **changes: object) -> tuple[RunRecord, Tensor]:
+        record, latents = run(setup, batch, **changes)
+        records.append(record)
+        return record, latents
+
+    comparison = Comparison(setup(COMPRESSION_CHUNKS, COMPRESSION_STEPS), pairs(1000, count), run=watched)
+    everything = records[-1].kv_bytes // count
+    print(
+        f"\ncompression, {COMPRESSION_CHUNKS} chunks, {count} pairs; all K/V: {everything / 1e6:.2f} MB\n{Row.HEADER}"
+    )
+    rows = []
+    for total in BUDGETS_TOTAL:
+        budget = total - mini().window_chunks
+        for name, kind in COMPRESSORS.items():
+            if budget < kind().min_budget:
+                continue  # sink and window need a chunk each
+            row = comparison.row(f"{name}, B_total {total}", kv=KVSettings(budget=budget, compressor=kind()))
+            cost = {"kv_bytes": records[-1].kv_bytes // count, "compressions": len(records[-1].compressions)}
+            print(f"{row}  {cost['kv_bytes'] / 1e6:.2f} MB, {cost['compressions']} times", flush=True)
+            rows.append({"compressor": name, "budget_total": total, **asdict(row), **cost})
+    chosen = {"pairs": count, "chunks": COMPRESSION_CHUNKS, "steps": COMPRESSION_STEPS, "kv_bytes_all": everything}
+    figures["compression"] = {**chosen, "rows": rows}
+    save("magi", figures)
+
+
+def flops(figures: dict[str, Any], count: int) -> None:
+    """One chunk forward against the closed form; ``count`` has no part in it."""
+    found = counts()
+    print("\n" + "\n".join(map(str, found)))
+    figures["flops"] = [one.row() for one in found]
+    save("magi", figures)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the tables and save them."""
+    p = argparse.ArgumentParser("magi", description=__doc__)
+    p.add_argument("--part", choices=PARTS, help="only this one")
+    p.add_argument("--pairs", type=int, default=8)
+    options = p.parse_args(argv)
+    figures = stored()
+    runs = {"reuse": reuse, "compression": compression, "flops": flops}
+    for name in PARTS if options.part is None else (options.part,):
+        runs[name](figures, options.pairs)
+    print(f"\nsaved: {FOLDER / 'magi.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    import sys
+
+    raise SystemExit(main(sys.argv[1:]))
