@@ -117,7 +117,7 @@ class SkyReelsSettings:
         values |= {key: pixel_frames(run[key]) for key in ("frames", "base_frames", "overlap_frames")}
         values |= changes
         fitted, _ = row.fit(values["steps"], values["shift"])
-        chosen = {"policy": fitted.policy, "quantity": fitted.quantity, "attention": fitted.attention}
+        chosen: dict[str, Any] = {"policy": fitted.policy, "quantity": fitted.quantity, "attention": fitted.attention}
         return cls(**(chosen | values))
 
     @cached_property
