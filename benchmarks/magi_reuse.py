@@ -32,8 +32,8 @@ ORDERS = (1, 2)
 LONGEST_GAP = 10  # consecutive reused steps: bounds the search
 PROBES = 10
 # By distance: thresholds that spread over the shares, found by trying; the published ones are 0.01 and 0.015.
-PATCH = (0.01, 0.015, 0.03, 0.05, 0.08, 0.12, 0.2)
-TIME = (0.02, 0.04, 0.07, 0.12, 0.2, 0.4)
+PATCH = (0.01, 0.015, 0.03, 0.06, 0.1, 0.15)
+TIME = (0.05, 0.07, 0.1, 0.2, 0.4)
 
 
 @dataclass(frozen=True)
