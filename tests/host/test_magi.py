@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import comfy.model_management
 import comfy.sd
 import folder_paths
@@ -9,7 +11,7 @@ import pytest
 import tiny_magi
 import torch
 from comfy_extras.nodes_custom_sampler import BasicScheduler
-from hostkit import close, compress, module, node, ours, reuse, sample
+from hostkit import NODES, close, compress, module, node, ours, reuse, sample
 from safetensors.torch import save_file
 from tiny_magi import CONFIG, TEXT_DIM
 
@@ -212,6 +214,21 @@ class TestLaws:
         assert calls[-1] == (3, 5 * STEPS)
         assert torch.equal(run(model)[0], plain)
 
+    def test_nothing_survives_a_run(self, model):
+        """Tensors of a run, its K/V among them, are gone when it is over, also when it was stopped."""
+
+        def held():
+            gc.collect()
+            return sum(item.numel() for item in gc.get_objects() if type(item) is torch.Tensor)
+
+        patched = compress(reuse(model, threshold=0.4, distance="patch", warmup_steps=2), 1)
+        run(patched)
+        before = held()
+        run(patched, prefix={"samples": torch.zeros(1, 16, 2, 4, 4)})
+        with pytest.raises(SettingError):
+            run(patched, positive=prompt(dim=7))
+        assert held() == before
+
     def test_a_batch_is_two_videos(self, model):
         both = run(model, start=empty(batch=2))[0]
         assert both.shape[0] == 2
@@ -270,6 +287,28 @@ class TestHost:
                 with pytest.raises(InterruptedError):
                     run(patched, start=empty(200))
         assert seen[0] > 2 * seen[1] > 0
+
+
+class TestMini:
+    """The bundled model of this architecture, on the mini model's latents."""
+
+    def test_a_video_in_the_host_is_the_cores(self):
+        model, vae = NODES["FlowCacheMiniModel"].execute(model="magi").args
+        text, plan = "a red circle moving right", {**PLAN, "chunk_frames": 3}
+        start = {"samples": torch.zeros(1, 16, 12, 8, 8)}
+        out = sample(model, ours(plan), positive=node("MiniPrompt", text=text), start=start, sigmas=sigmas(16))[0]
+
+        own = module("flowcache_core.mini_magi").load_mini_magi()
+        noise = torch.randn(start["samples"].shape, generator=torch.manual_seed(1))
+        expected = engine.generate(own.denoiser([text]), own.settings(4, 16), noise)
+        close(out, model.model.process_latent_out(expected), 1e-3)
+        with torch.inference_mode():
+            pixels = vae.decode(out)
+        assert pixels.shape == (1, 45, 64, 64, 3) and float(pixels.std()) > 0.02
+
+    def test_another_choice(self):
+        with pytest.raises(SettingError, match="FlowCache Mini Model, model: got 'sora', accepted: wan, magi"):
+            node("MiniModel", model="sora")
 
 
 class TestLoader:

@@ -54,6 +54,7 @@ EXPECTED = {
     "flowcache_causal_forcing_long_video": Expected(45, (64, 64), 12 * 4, reuses=False, small=smaller(45, 5)),
     "flowcache_self_forcing": Expected(69, (64, 64), 6 * 4, reuses=False, small=smaller(69, 3)),
     "flowcache_mini_magi_text_to_video": Expected(117, (256, 256), 10 * 32),
+    "flowcache_mini_magi_image_to_video": Expected(81, (256, 256), 7 * 32),
     "flowcache_mini_magi_extend_video": Expected(93, (256, 256), 4 * 32),
     "flowcache_magi_text_to_video": Expected(
         192, (64, 64), 8 * 64, small=tuple(("FlowCacheEmptyMagiLatent", side, 64) for side in ("width", "height"))
@@ -193,9 +194,10 @@ def test_it_runs(name: str, server: ComfyServer, results: dict[str, Result]) -> 
         assert ("K/V compressions" in text) == (expected.compresses and not plain), text
 
 
-def test_the_mini_video_shows_what_was_asked_for(server: ComfyServer, results: dict[str, Result]) -> None:
+@pytest.mark.parametrize("name", ["flowcache_mini_text_to_video", "flowcache_mini_magi_text_to_video"])
+def test_the_mini_video_shows_what_was_asked_for(name: str, server: ComfyServer, results: dict[str, Result]) -> None:
     """A red shape on a dark ground, further right at the end of the first second."""
-    frames = run("flowcache_mini_text_to_video", server, results).frames.astype(int)
+    frames = run(name, server, results).frames.astype(int)
     red = (frames[..., 0] > 150) & (frames[..., 1] < 110) & (frames[..., 2] < 110)
     share = red.mean((1, 2))
     assert 0.02 < share[0] < 0.25
@@ -203,8 +205,9 @@ def test_the_mini_video_shows_what_was_asked_for(server: ComfyServer, results: d
     assert columns[1] > columns[0] + 10
 
 
-def test_the_video_begins_with_its_start_image(server: ComfyServer, results: dict[str, Result]) -> None:
-    first = run("flowcache_mini_image_to_video", server, results).frames[0].astype(float)
+@pytest.mark.parametrize("name", ["flowcache_mini_image_to_video", "flowcache_mini_magi_image_to_video"])
+def test_the_video_begins_with_its_start_image(name: str, server: ComfyServer, results: dict[str, Result]) -> None:
+    first = run(name, server, results).frames[0].astype(float)
     image = np.full((64, 64, 3), (0x0F, 0x0F, 0x17), float)
     image[22:42, 8:28] = (0xE6, 0x1F, 0x1F)
     wanted = np.asarray(Image.fromarray(image.astype(np.uint8)).resize((256, 256), Image.Resampling.LANCZOS), float)
@@ -212,8 +215,9 @@ def test_the_video_begins_with_its_start_image(server: ComfyServer, results: dic
     assert psnr > 18, psnr
 
 
-def test_given_chunks_are_marked_as_given(server: ComfyServer, results: dict[str, Result]) -> None:
-    (text,) = run("flowcache_mini_extend_video", server, results).texts.values()
+@pytest.mark.parametrize("name", ["flowcache_mini_extend_video", "flowcache_mini_magi_extend_video"])
+def test_given_chunks_are_marked_as_given(name: str, server: ComfyServer, results: dict[str, Result]) -> None:
+    (text,) = run(name, server, results).texts.values()
     rows = re.findall(r"chunk +\d+ \|(.*)\|", text)
     assert [set(row) == {"="} for row in rows] == [True] * 4 + [False] * 4
 
