@@ -144,10 +144,13 @@ class MagiSteps:
         published = {mode: magi(given.steps, mode) for mode in SHORTCUTS}
         for mode, schedule in published.items():
             if all(abs(a - b) < SAME_LEVEL for a, b in zip(given.sigmas, schedule.sigmas, strict=True)):
-                known = given.steps in DISTILLED_STEPS
+                if not variant.distilled:
+                    accepted = "another number with base weights: the 12 steps are of two lengths, for distilled ones"
+                    require(given.steps != 12, "steps", 12, accepted)
+                    return cls(schedule)
                 accepted = f"{', '.join(map(str, DISTILLED_STEPS))} with distilled weights"
-                require(known or not variant.distilled, "steps", given.steps, accepted)
-                return cls(schedule, magi_distill_times(given.steps, mode) if variant.distilled else ())
+                require(given.steps in DISTILLED_STEPS, "steps", given.steps, accepted)
+                return cls(schedule, magi_distill_times(given.steps, mode))
         accepted = "those of MAGI-1 Schedule: distilled weights know only the noise levels they were distilled at"
         require(not variant.distilled, "sigmas", tuple(round(sigma, 4) for sigma in given.sigmas[:4]), accepted)
         return cls(Schedule(given.sigmas, tuple(1 - sigma for sigma in given.sigmas[:-1])))

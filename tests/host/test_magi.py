@@ -374,12 +374,17 @@ class TestRefused:
             run(model, **inputs)
         assert all(part in str(caught.value) for part in message), str(caught.value)
 
-    def test_steps(self, model):
+    def test_steps(self, model, base):
         self.refused(["steps", "8", "a multiple of window_chunks (3)"], model, plan={"window_chunks": 3})
         given = torch.tensor(magi_schedule(24).sigmas)
         self.refused(["steps", "24", "8, 12, 16, 32, 64 with distilled weights"], model, sigmas=given)
+        self.refused(["steps", "12", "another number with base weights"], base, sigmas=sigmas(12))
         self.refused(["sigmas", "MAGI-1 Schedule"], model, sigmas=torch.linspace(1, 0, 9))
         self.refused(["sigmas", "ends at 0"], model, sigmas=sigmas()[:5])
+
+    def test_a_preset_made_for_other_steps(self, model):
+        patched = node("ChunkwiseReuse", model=model, preset={"preset": "magi-1-4.5b: slow"})
+        self.refused(["FlowCache Chunkwise Reuse, preset slow", "8 steps", "64 steps"], patched)
 
     def test_resolution(self, model):
         start = {"samples": torch.zeros(1, 16, 10, 4, 5)}
