@@ -23,6 +23,7 @@ from ...flowcache_core.plan import window
 from ...flowcache_core.plan.base import Plan
 from ...flowcache_core.report.record import Recorder
 from ...flowcache_core.schedule import SHORTCUTS, Schedule, from_sigmas, magi, magi_distill_times
+from ...flowcache_core.solvers.renoise import host_noise
 from .live_preview import Display, LivePreview
 from .magi_model import MagiLatents, MagiVariant
 from .magi_text import ChunkCaptions
@@ -74,7 +75,7 @@ class MagiSampling:
     ) -> None:
         """As in :class:`.sampler.Sampling`. callback: the host's, per step."""
         self.guider, options = inpainting.inner_model, extra_args["model_options"]
-        self.model, self.x = self.guider.inner_model, x
+        self.model, self.x, self.seed = self.guider.inner_model, x, extra_args.get("seed") or 0
         check(self.guider, self.model, choice, x, options)
         self.settings = settings_of(options)
         steps = MagiSteps.of(sigmas.tolist(), self.model.variant)
@@ -123,7 +124,10 @@ class MagiSampling:
         recorder = Recorder.of(engine)
         self.progress.begin(0, recorder)
         try:
-            return generate(self.denoiser, engine, self.x, prefix=self.prefix, observe=self.progress)
+            noise = host_noise(self.seed, engine.plan.prefix_chunks)
+            return generate(
+                self.denoiser, engine, self.x, prefix=self.prefix, noise_source=noise, observe=self.progress
+            )
         finally:
             self.progress.close()
             self.settings.slot.keep(recorder)

@@ -91,6 +91,7 @@ class MagiHostVAE(comfy.sd.VAE):
             for latents in samples.split(1):
                 video = []
                 for part in model.decode_parts(latents.to(self.device), how):
+                    comfy.model_management.throw_exception_if_processing_interrupted()
                     video.append(part.to(self.output_device, self.vae_output_dtype()))
                     bar.update(1)
                 videos.append(torch.cat(video, 2))

@@ -158,6 +158,16 @@ class TestSameAsTheCore:
         assert len(record.steps_taken) == 8 * STEPS and len(reused) > 8
         assert max(step.kv_tokens for step in record.steps_taken) <= 5 * FRAMES * 4
 
+    def test_a_solver_with_noise_of_its_own_follows_the_seed(self, model):
+        first, again, other = (run(model, {"solver": "renoise"}, start=empty(2), seed=seed)[0] for seed in (1, 1, 2))
+        assert torch.equal(first, again) and not torch.equal(first, other)
+        fixed = type(
+            "Fixed", (), {"seed": 2, "generate_noise": lambda self, latent: torch.ones(latent["samples"].shape)}
+        )
+        same = type("Fixed", (), {**vars(fixed), "seed": 1})
+        drawn = [run(model, {"solver": "renoise"}, start=empty(2), noise=kind())[0] for kind in (fixed, same)]
+        assert (drawn[0] - drawn[1]).abs().max() > 0.01
+
     def test_prompts_by_chunk(self, model):
         other = [[states(3) + 1, {}]]
         scheduled = node("PromptSchedule", prompt_1=prompt(), prompt_2=other, start_2=2, recache=False)
@@ -461,6 +471,12 @@ class TestVAE:
         decoded = host_nodes.VAEDecodeTiled().decode(vae, {"samples": latents}, 32, 8, 8, 4)[0]
         expected = mine.decode(latents, Tiling(32, 0.25, 8))
         close(decoded, (expected[0].permute(1, 2, 3, 0) / 2 + 0.5).clamp(0, 1))
+
+    def test_decoding_can_be_stopped(self, vae):
+        comfy.model_management.interrupt_current_processing()
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            vae.decode(torch.zeros(1, 16, 6, 4, 4))
+        assert vae.decode(torch.zeros(1, 16, 6, 4, 4)).shape == (1, 24, PIXELS, PIXELS, 3)
 
     def test_counts_of_frames(self, vae, images):
         encode = host_nodes.VAEEncode().encode
