@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -89,12 +90,18 @@ class EngineSettings:
 
 @dataclass
 class ActiveChunk:
-    """One chunk's state in a run."""
+    """One chunk's state in a run.
+
+    gap: the steps reused since the last computed one. resume: latents and solver behind that one, from where a quantity
+    that corrects goes through the gap again.
+    """
 
     chunk: Chunk
     latents: Tensor
     solver: SolverState
     history: deque[Computed]
+    gap: list[ChunkInput] = field(default_factory=list)
+    resume: tuple[Tensor, SolverState] | None = None
 
 
 @dataclass
@@ -250,20 +257,43 @@ class Run:
             output = self.denoiser.compute(item, self.branches, self.cache, keep_residual=quantity.needs_residual)
             velocity, residual = output.velocity, output.residual
             self.denoiser_seconds += time.perf_counter() - begun
-        active.latents = active.solver.step(item.latents, self.denoiser.guide(velocity, item), item.step)
-        if self.plan.held_frames and item.chunk.index == self.plan.prefix_chunks:
-            held = self.plan.held_frames
-            active.latents[:, :, :held] = self.frames(item.chunk)[:, :, :held]
+        if decision.reuses:
+            active.gap.append(item)
+        elif active.gap:
+            item = self.close_gap(active, item, velocity)
+        self.advance(active, item, velocity)
         if not decision.reuses:
             self.remember(active, item, velocity, residual)
         if self.settings.attention == "bidirectional":
             self.frames(item.chunk).copy_(active.latents)
         self.report(item, decision, tick, window is None, time.perf_counter() - begun)
 
+    def advance(self, active: ActiveChunk, item: ChunkInput, velocity: Tensor) -> None:
+        """One solver step from ``item.latents``; frames of the chunk that are given stay as they are."""
+        active.latents = active.solver.step(item.latents, self.denoiser.guide(velocity, item), item.step)
+        if self.plan.held_frames and item.chunk.index == self.plan.prefix_chunks:
+            held = self.plan.held_frames
+            active.latents[:, :, :held] = self.frames(item.chunk)[:, :, :held]
+
+    def close_gap(self, active: ActiveChunk, item: ChunkInput, velocity: Tensor) -> ChunkInput:
+        """The computed step ``item``, from where its reused predecessors lead when gone through again knowing it."""
+        quantity = self.settings.quantity
+        if active.resume is not None:
+            nodes = [*((one.item.sigma, one.velocity.to(velocity)) for one in active.history), (item.sigma, velocity)]
+            active.latents, active.solver = active.resume
+            for reused in active.gap:
+                here = replace(reused, latents=active.latents)
+                self.advance(active, here, quantity.between(nodes, reused.sigma))
+            item = replace(item, latents=active.latents)
+        active.gap.clear()
+        return item
+
     def remember(self, active: ActiveChunk, item: ChunkInput, velocity: Tensor, residual: Tensor | None) -> None:
         increment = active.latents - item.latents
         computed = Computed(item, velocity, increment, residual)
         active.history.append(computed.to(self.settings.reuse_device))
+        if self.settings.quantity.corrects:
+            active.resume = (active.latents, copy(active.solver))
         self.policy.observe(item, velocity)
 
     def report(self, item: ChunkInput, decision: Decision, tick: Tick, chunkwise: bool, seconds: float) -> None:

@@ -25,36 +25,57 @@ def lagrange(nodes: Sequence[float], at: float) -> list[float]:
     return weights
 
 
+def combine(weights: Sequence[float], velocities: Sequence[Tensor]) -> Tensor:
+    """The weighted sum, newest first."""
+    total = velocities[-1] * weights[-1]
+    for weight, velocity in zip(weights[:-1], velocities[:-1], strict=True):
+        total = total + weight * velocity
+    return total
+
+
 @dataclass(frozen=True)
 class Forecast(Quantity):
     """The polynomial of ``order`` in sigma through the last ``order + 1`` computed velocities, on their true spacing.
 
     Exact for velocities of that order in sigma. With fewer computed steps the order falls accordingly. damping: how
-    much of the extrapolated change is taken, 1 all of it, 0 none (plain velocity reuse).
+    much of the extrapolated change is taken, 1 all of it, 0 none (plain velocity reuse). correction: order of the
+    polynomial through the computed velocities on both sides of a gap, with which the gap is gone through again as soon
+    as the step after it is computed; 0 leaves the forecasts as they are. It costs no forward: the model saw forecast
+    latents, what it answered then improves how they came about (as a multistep corrector does, without evaluating
+    again).
     """
 
     name: ClassVar[str] = "forecast"
 
     order: int = 1
     damping: float = 1.0
+    correction: int = 0
 
     def __post_init__(self) -> None:
         require_count("order", self.order, minimum=1, maximum=3)
         require_finite("damping", self.damping, minimum=0.0, maximum=1.0)
+        require_count("correction", self.correction, minimum=0, maximum=4)
 
     @property
     def keep(self) -> int:  # type: ignore[override]
-        return self.order + 1
+        return max(self.order + 1, self.correction)
+
+    @property
+    def corrects(self) -> bool:
+        return self.correction > 0
+
+    def between(self, nodes: Sequence[tuple[float, Tensor]], sigma: float) -> Tensor:
+        nodes = nodes[-(self.correction + 1) :]
+        weights = lagrange([at for at, _ in nodes], sigma)
+        return combine(weights, [velocity for _, velocity in nodes])
 
     def velocity(self, history: Sequence[Computed], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+        history = history[-(self.order + 1) :]
         weights = lagrange([computed.item.sigma for computed in history], item.sigma)
         if self.damping < 1:
             weights = [self.damping * weight for weight in weights]
             weights[-1] += 1 - self.damping
-        total = history[-1].velocity * weights[-1]
-        for weight, computed in zip(weights[:-1], history[:-1], strict=True):
-            total = total + weight * computed.velocity
-        return total
+        return combine(weights, [computed.velocity for computed in history])
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,15 @@ class Quantity(ABC):
     keep: ClassVar[int] = 1
     needs_residual: ClassVar[bool] = False
 
+    @property
+    def corrects(self) -> bool:
+        """Whether reused steps are gone through again (:meth:`between`) as soon as the step after them is computed."""
+        return False
+
+    def between(self, nodes: Sequence[tuple[float, Tensor]], sigma: float) -> Tensor:
+        """Velocity at ``sigma`` between the last two of the computed ``nodes`` (sigma, velocity), oldest first."""
+        raise NotImplementedError
+
     @abstractmethod
     def velocity(self, history: Sequence[Computed], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
         """Velocities ``[branches, B, ...]`` for a step from ``item.sigma`` to ``sigma_next``."""
