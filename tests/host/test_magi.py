@@ -6,6 +6,7 @@ import gc
 from types import SimpleNamespace
 
 import comfy.model_management
+import comfy.ops
 import comfy.sd
 import folder_paths
 import pytest
@@ -283,6 +284,24 @@ class TestHost:
     def test_denoised_output_and_progress(self, model):
         out, denoised = run(model)
         close(denoised, out)
+
+    def test_16_bits_in_the_hosts_layers(self):
+        """Where the host casts nothing itself, every layer gets its input in the dtype of its weights."""
+        x, caption = torch.randn(1, 16, 2, 4, 4), states()
+
+        def velocity(operations, **dtypes):
+            with torch.device("meta"):
+                inner = tiny_magi.magi.MagiTransformer(CONFIG, operations=operations, **dtypes)
+            tiny_magi.magi.fill_magi(inner, tiny_magi.weights(), "weights")
+            own = {"first_frame": 0, "memory": lambda layer, q, k, v: (k, v), "step_time": 4.0}
+            return inner.forward_chunk(x, torch.tensor([0.4]), caption, **own)
+
+        half = torch.bfloat16
+        ours = velocity(tiny_magi.magi.CastingOperations, dtype=half)
+        hosts = velocity(comfy.ops.disable_weight_init, dtype=half, compute_dtype=half)
+        assert torch.equal(ours, hosts)
+        exact = velocity(tiny_magi.magi.CastingOperations)
+        assert 0 < (ours - exact).abs().max() < 0.02 * exact.abs().max()
 
     def test_budget_in_megabytes(self):
         """A chunk of the 4.5B at 720x720: 12,150 tokens, 4096 bytes per token and layer, 34 layers."""
