@@ -21,6 +21,7 @@ from flowcache_core.kv import COMPRESSORS
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.report.record import RunRecord
 
+from .curve import draw
 from .magi_flops import counts
 from .magi_reuse import margins, methods
 from .magi_runs import mini, run, setup
@@ -61,6 +62,7 @@ def reuse(figures: dict[str, Any], count: int) -> None:
         rows.append({"method": method.name, "point": method.point, **asdict(row)})
         figures["reuse"] = {"pairs": count, "chunks": REUSE_CHUNKS, "rows": rows, "margin_dB": margins(rows)}
         save("magi", figures)
+    draw(rows, f"mini MAGI, window, {REUSE_STEPS} steps", str(FOLDER / "magi.png"))
     print("\nours above each method at equal computed share, dB")
     for name, margin in margins(rows).items():
         print(f"{name:44} " + "  ".join(f"{share} {decibels:+.2f}" for share, decibels in margin.items()))
@@ -113,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
     runs = {"reuse": reuse, "compression": compression, "flops": flops}
     for name in PARTS if options.part is None else (options.part,):
         runs[name](figures, options.pairs)
-    print(f"\nsaved: {FOLDER / 'magi.json'}")
+    print(f"\nsaved: {FOLDER / 'magi'}.json, .png")
     return 0
 
 

@@ -27,7 +27,7 @@ from .mini_runs import Pair, Setup
 
 OURS, PUBLISHED = "ours (calibrated)", "chunkwise (Eq. 8), patch, increment"
 WARMUP = 5  # of 64 steps, as published
-SHARES = (0.15, 0.2, 0.3, 0.4, 0.5, 0.6)
+SHARES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 ORDERS = (1, 2)
 LONGEST_GAP = 10  # consecutive reused steps: bounds the search
 PROBES = 10

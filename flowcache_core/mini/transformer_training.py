@@ -104,19 +104,18 @@ def train_transformer(
     others = [p for p in model.parameters() if id(p) not in chosen]
     muon = Muon(matrices)
     adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    step, spent = 0, 0.0
+    step, spent, loss_mean = 0, 0.0, 1.0
     if resume and checkpoint.is_file():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         model.load_state_dict(saved["model"])
         average.load_state_dict(saved["average"])
         muon.load_state_dict(saved["muon"])
         adam.load_state_dict(saved["adam"])
-        step, spent = saved["step"], saved["spent"]
+        step, spent, loss_mean = saved["step"], saved["spent"], saved.get("loss", 1.0)
         generator.manual_seed(seed + step)
     pools: dict[int, ClipPool] = {}
     drawn: Counter[int] = Counter()
     folder = checkpoint.parent / "clips"
-    loss_mean = 1.0
     clock = _Clock(spent)
     while (progress := step / steps if steps else clock.seconds / (60 * minutes)) < 1:
         phase = _phase(progress, step)
@@ -147,9 +146,9 @@ def train_transformer(
                 f"loss {loss_mean:.4f}"
             )
         if clock.since_mark > 150:
-            _save(checkpoint, model, average, muon, adam, step, clock.seconds)
+            _save(checkpoint, model, average, muon, adam, step, clock.seconds, loss_mean)
             clock.mark()
-    _save(checkpoint, model, average, muon, adam, step, clock.seconds)
+    _save(checkpoint, model, average, muon, adam, step, clock.seconds, loss_mean)
     return average, {"steps": step, "loss": loss_mean}
 
 
@@ -207,6 +206,7 @@ def _save(
     adam: torch.optim.Optimizer,
     step: int,
     seconds: float,
+    loss: float,
 ) -> None:
     content = {
         "model": model.state_dict(),
@@ -215,6 +215,7 @@ def _save(
         "adam": adam.state_dict(),
         "step": step,
         "spent": seconds,
+        "loss": loss,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
