@@ -41,14 +41,19 @@ def stored() -> dict[str, Any]:
     return figures if figures.get("weights") == weights() else {"weights": weights()}
 
 
+def keep(part: str, content: Any) -> None:
+    """Save one part's figures beside what the others have saved by now."""
+    save("magi", {**stored(), part: content})
+
+
 def weights() -> dict[str, str]:
     facts = next(iter(mini().provenance.values()))
     return {key: facts[key] for key in ("steps", "loss", "date")}
 
 
-def reuse(figures: dict[str, Any], count: int) -> None:
+def reuse(count: int) -> None:
     """Quality over computed share for every method."""
-    known = figures.get("reuse", {})
+    known = stored().get("reuse", {})
     rows: list[dict[str, Any]] = known.get("rows", []) if known.get("pairs") == count else []
     done = {(row["method"], row["point"]) for row in rows}
     comparison = Comparison(setup(REUSE_CHUNKS, REUSE_STEPS), pairs(1000, count), run=run)
@@ -60,15 +65,15 @@ def reuse(figures: dict[str, Any], count: int) -> None:
         row = comparison.row(f"{method.name} {method.point}", setup=method.setup, **method.changes)
         print(row, flush=True)
         rows.append({"method": method.name, "point": method.point, **asdict(row)})
-        figures["reuse"] = {"pairs": count, "chunks": REUSE_CHUNKS, "rows": rows, "margin_dB": margins(rows)}
-        save("magi", figures)
+        chosen = {"pairs": count, "chunks": REUSE_CHUNKS, "steps": REUSE_STEPS}
+        keep("reuse", {**chosen, "rows": rows, "margin_dB": margins(rows)})
     draw(rows, f"mini MAGI, window, {REUSE_STEPS} steps", str(FOLDER / "magi.png"))
     print("\nours above each method at equal computed share, dB")
     for name, margin in margins(rows).items():
         print(f"{name:44} " + "  ".join(f"{share} {decibels:+.2f}" for share, decibels in margin.items()))
 
 
-def compression(figures: dict[str, Any], count: int) -> None:
+def compression(count: int) -> None:
     """Quality and peak K/V of every compressor: the window's four chunks and one or two of history."""
     records: list[RunRecord] = []
 
@@ -93,16 +98,14 @@ def compression(figures: dict[str, Any], count: int) -> None:
             print(f"{row}  {cost['kv_bytes'] / 1e6:.2f} MB, {cost['compressions']} times", flush=True)
             rows.append({"compressor": name, "budget_total": total, **asdict(row), **cost})
     chosen = {"pairs": count, "chunks": COMPRESSION_CHUNKS, "steps": COMPRESSION_STEPS, "kv_bytes_all": everything}
-    figures["compression"] = {**chosen, "rows": rows}
-    save("magi", figures)
+    keep("compression", {**chosen, "rows": rows})
 
 
-def flops(figures: dict[str, Any], count: int) -> None:
+def flops(count: int) -> None:
     """One chunk forward against the closed form; ``count`` has no part in it."""
     found = counts()
     print("\n" + "\n".join(map(str, found)))
-    figures["flops"] = [one.row() for one in found]
-    save("magi", figures)
+    keep("flops", [one.row() for one in found])
 
 
 def main(argv: Sequence[str]) -> int:
@@ -111,10 +114,9 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("--part", choices=PARTS, help="only this one")
     p.add_argument("--pairs", type=int, default=8)
     options = p.parse_args(argv)
-    figures = stored()
     runs = {"reuse": reuse, "compression": compression, "flops": flops}
     for name in PARTS if options.part is None else (options.part,):
-        runs[name](figures, options.pairs)
+        runs[name](options.pairs)
     print(f"\nsaved: {FOLDER / 'magi'}.json, .png")
     return 0
 
