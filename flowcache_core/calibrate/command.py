@@ -29,7 +29,7 @@ from ..presets import SCHEMA, read_presets
 from ..report.files import require_folder, whole_file
 from ..report.quality import compare
 from ..reuse.base import ReusePolicy
-from ..reuse.build import build_quantity
+from ..reuse.forecast import Forecast
 from ..reuse.never import Never
 from ..reuse.quantity import Quantity, Velocity
 from ..reuse.schedule import StaticSchedule
@@ -45,7 +45,7 @@ PROMPTS = tuple(f"a {colour} {shape} moving {way}" for colour, shape, way in (
 ))  # fmt: skip
 CALIBRATION_SEED, DECIDING_SEED = 5000, 7000
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
-ORDERS = (1, 2, 3)
+FORECASTS = (Forecast(1), Forecast(1, correction=2), Forecast(2, correction=2))
 CHUNKS = 3
 
 
@@ -68,11 +68,12 @@ def parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Point:
-    """One schedule on the quality curve: medians over the deciding pairs."""
+    """One schedule on the quality curve. psnr: median over the deciding pairs; psnr_mean decides between proposals."""
 
     computed: tuple[int, ...]
-    order: int
+    forecast: Forecast
     psnr: float
+    psnr_mean: float
     psnr_p10: float
     seconds_per_chunk: float
 
@@ -80,7 +81,8 @@ class Point:
         return {
             "share": len(self.computed) / steps,
             "computed": list(self.computed),
-            "order": self.order,
+            "order": self.forecast.order,
+            "correction": self.forecast.correction,
             "psnr": round(self.psnr, 2),
             "psnr_p10": round(self.psnr_p10, 2),
         }
@@ -89,7 +91,7 @@ class Point:
         return {"name": "schedule", "warmup_steps": 1, "computed": list(self.computed)}
 
     def quantity(self) -> dict[str, Any]:
-        return {"name": "forecast", "order": self.order}
+        return {"name": "forecast", "order": self.forecast.order, "correction": self.forecast.correction}
 
 
 @dataclass
@@ -122,38 +124,47 @@ class Bench:
         denoiser = WanDenoiser(self.mini.transformer, {0: (cond, uncond)}, self.guidance)
         return generate(denoiser, settings, noise)
 
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Videos ``[B, 3, T, H, W]`` in -1..1; a few at a time."""
+        decode: Callable[[Tensor], Tensor] = self.mini.vae.decode
+        return torch.cat([decode(part) for part in latents.split(4)])
+
     def videos(self, latents: Tensor) -> list[Tensor]:
-        clips = self.mini.vae.decode(latents).movedim(1, 4)
+        clips = self.decode(latents).movedim(1, 4)
         return list(((clips + 1) * 127.5).round().clamp(0, 255).byte())
 
-    def measure(self, found: Found, order: int) -> Point:
+    def measure(self, found: Found, forecast: Forecast) -> Point:
         begun = time.perf_counter()
-        latents = self.run(
-            StaticSchedule(computed=found.computed), build_quantity({"name": "forecast", "order": order})
-        )
+        latents = self.run(StaticSchedule(computed=found.computed), forecast)
         seconds = (time.perf_counter() - begun) / (CHUNKS * self.count)
         made = zip(self.videos(latents), self.reference, strict=True)
         psnr = sorted(compare(video, reference).psnr for video, reference in made)
         low = statistics.quantiles(psnr, n=10, method="inclusive")[0]
-        return Point(found.computed, order, statistics.median(psnr), low, seconds)
+        return Point(found.computed, forecast, statistics.median(psnr), statistics.fmean(psnr), low, seconds)
+
+    def best(self, proposed: dict[Forecast, dict[int, Found]], count: int) -> Point:
+        """Of the proposals with ``count`` computed steps, the one whose videos are nearest to the uncached ones."""
+        points = (self.measure(found[count], forecast) for forecast, found in proposed.items())
+        return max(points, key=lambda point: point.psnr_mean)
 
 
-def propose(bench: Bench) -> dict[int, dict[int, Found]]:
-    """Order -> count -> schedule, from what is measured on the calibration pairs."""
+def propose(bench: Bench) -> dict[Forecast, dict[int, Found]]:
+    """Forecast -> count -> schedule, from what is measured on the calibration pairs."""
     watch = Watch()
-    base = bench.run(watch)
+    base = bench.decode(bench.run(watch))
     gram = mean_gram(watch.grams).numpy()
     sigmas = shifted(bench.steps, bench.mini.shift).sigmas
-    weights = reach(gram, sigmas, lambda own: bench.run(StaticSchedule(computed=own)), base)
-    return {order: best_schedules(gram, sigmas, order, weights) for order in ORDERS}
+    weights = reach(gram, sigmas, lambda own: bench.decode(bench.run(StaticSchedule(computed=own))), base)
+    return {one: best_schedules(gram, sigmas, one.order, weights, correction=one.correction) for one in FORECASTS}
 
 
-def decide(bench: Bench, proposed: dict[int, dict[int, Found]], counts: Sequence[int]) -> Iterator[Point]:
+def decide(bench: Bench, proposed: dict[Forecast, dict[int, Found]], counts: Sequence[int]) -> Iterator[Point]:
     """For every count the proposal whose videos are nearest to the uncached ones."""
     bench.base = bench.run(Never())
     bench.reference = bench.videos(bench.base)
     for count in counts:
-        yield max((bench.measure(proposed[order][count], order) for order in ORDERS), key=lambda point: point.psnr)
+        yield bench.best(proposed, count)
 
 
 def counts_of(steps: int, shares: Sequence[float]) -> list[int]:
@@ -240,11 +251,12 @@ def main(argv: Sequence[str]) -> int:
     for point in decide(deciding, proposed, counts_of(options.steps, SHARES)):
         curve.append(point)
         share = len(point.computed) / options.steps
-        print(f"  {share:5.0%} computed  {point.psnr:6.2f} dB, order {point.order}", flush=True)
+        how = f"order {point.forecast.order}, correction {point.forecast.correction}"
+        print(f"  {share:5.0%} computed  {point.psnr:6.2f} dB, {how}", flush=True)
 
     def measure(count: int) -> Point:
         known = next((point for point in curve if len(point.computed) == count), None)
-        return known or max((deciding.measure(proposed[o][count], o) for o in ORDERS), key=lambda point: point.psnr)
+        return known or deciding.best(proposed, count)
 
     if options.ship:
         rows = {}

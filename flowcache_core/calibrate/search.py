@@ -1,8 +1,8 @@
 """Which steps to compute: the schedule with the least forecast error for every number of computed steps, exactly.
 
-A reused step takes a forecast that is linear in the last computed velocities, so what a run of reused steps adds to the
-latents' error is a linear combination of velocities, and its size follows from their inner products alone. A dynamic
-program over (last computed steps) then finds the best set for every count at once.
+A reused step takes a forecast that is linear in the last computed velocities (and, once corrected, in the next one), so
+what a run of reused steps adds to the latents' error is a linear combination of velocities, and its size follows from
+their inner products alone. A dynamic program over (last computed steps) then finds the best set for every count.
 """
 
 from __future__ import annotations
@@ -28,38 +28,55 @@ class Found:
     error: float
 
 
-def gap_error(gram: Floats, sigmas: Sequence[float], nodes: Nodes, end: int, weights: Floats) -> float:
-    """Mean square error that reusing all steps between ``nodes[-1]`` and ``end`` adds to the latents.
+def gap_error(
+    gram: Floats, sigmas: Sequence[float], reused: range, nodes: Nodes, weights: Floats | None = None
+) -> float:
+    """Mean square error that taking the ``reused`` steps' velocities from ``nodes`` adds to the latents.
 
-    nodes: the computed steps the forecast stands on, oldest first. weights: how strongly an error made at a step
-    reaches the final latents, 1 for unchanged.
+    nodes: the computed steps that the polynomial goes through. weights: how strongly an error made at a step reaches
+    the result, 1 for unchanged.
     """
-    first = nodes[-1] + 1
-    if first >= end:
+    if not reused:
         return 0.0
     combination = np.zeros(len(gram))
     levels = [sigmas[node] for node in nodes]
-    for step in range(first, end):
-        width = (sigmas[step + 1] - sigmas[step]) * weights[step]
+    for step in reused:
+        width = (sigmas[step + 1] - sigmas[step]) * (1.0 if weights is None else weights[step])
         combination[step] -= width
         combination[list(nodes)] += width * np.asarray(lagrange(levels, sigmas[step]))
     return max(0.0, float(combination @ gram @ combination))
 
 
 def best_schedules(
-    gram: Floats, sigmas: Sequence[float], order: int, weights: Floats | None = None, max_gap: int | None = None
+    gram: Floats,
+    sigmas: Sequence[float],
+    order: int,
+    weights: Floats | None = None,
+    *,
+    correction: int = 0,
+    forecast_share: float = 1.0,
 ) -> dict[int, Found]:
     """The best schedule for every possible count of computed steps, by count.
 
     gram: ``[N, N]`` inner products of the uncached run's velocities (:func:`mean_gram`). sigmas: N + 1 noise levels.
     order: of the forecast (0 repeats the last velocity). The first and the last step are always computed, as the engine
-    does. max_gap: most consecutive reused steps. Errors of different gaps are taken as independent, so they add up.
+    does. Errors of different gaps are taken as independent, so they add up. correction: of the forecast, as in
+    :class:`..reuse.forecast.Forecast`; the error is then that of the corrected gap plus ``forecast_share`` of the
+    forecast's, since the model answers to latents that the forecast made.
     """
     steps = len(gram)
     require_count("order", order, minimum=0, maximum=3)
+    require_count("correction", correction, minimum=0, maximum=3)
     require(gram.shape == (steps, steps) and len(sigmas) == steps + 1, "gram", gram.shape, f"{len(sigmas) - 1} steps")
-    reach = np.ones(steps) if weights is None else weights
-    longest = steps if max_gap is None else max_gap + 1
+    depth = max(order + 1, correction)
+
+    def cost(nodes: Nodes, end: int) -> float:
+        reused = range(nodes[-1] + 1, end)
+        total = forecast_share * gap_error(gram, sigmas, reused, nodes[-(order + 1) :], weights)
+        if correction:
+            total += gap_error(gram, sigmas, reused, (*nodes, end)[-(correction + 1) :], weights)
+        return total
+
     # best[nodes][k]: least error of a schedule with k computed steps whose last ones are nodes; came: its predecessor
     start: Nodes = (0,)
     best: dict[Nodes, Floats] = {start: np.full(steps + 1, np.inf)}
@@ -67,9 +84,9 @@ def best_schedules(
     best[start][1] = 0.0
     for last in range(steps - 1):
         for nodes in [state for state in best if state[-1] == last]:
-            for end in range(last + 1, min(steps, last + 1 + longest)):
-                following = (*nodes, end)[-(order + 1) :]
-                error = gap_error(gram, sigmas, nodes, end, reach)
+            for end in range(last + 1, steps):
+                following = (*nodes, end)[-depth:]
+                error = cost(nodes, end)
                 if following not in best:
                     best[following] = np.full(steps + 1, np.inf)
                     came[following] = [None] * (steps + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,6 +30,8 @@ from flowcache_core.reuse.quantity import Computed, Velocity
 from flowcache_core.reuse.schedule import StaticSchedule, spread
 from flowcache_core.reuse.teacache import TeaCache
 from flowcache_core.schedule import shifted
+from flowcache_core.solvers.euler import Euler
+from flowcache_core.solvers.unipc import UniPC
 
 SCHEDULE = shifted(10, 1.0)
 
@@ -270,3 +273,77 @@ def test_magcache_sums_the_drift_of_the_product():
     assert "".join(r[0] for r in actions(policy, [[1.0]] * 10)) == "ccrrcrrcrc"
     with pytest.raises(SettingError, match="curve"):
         MagCache(curve=(1.0,)).begin(SCHEDULE, DummyDenoiser())
+
+
+# -- a gap is gone through again once the step after it is known ------------------------------------------------------
+
+
+def sine_of_sigma(item):
+    return torch.full_like(item.latents, math.sin(3 * item.sigma))
+
+
+def plan_of(name, frames=6):
+    return PLANS[name](frames, 2, 12, *((4,) if name == "staggered" else ()))
+
+
+def corrected_run(correction, solver=None, plan="blockwise", **changes):
+    settings = EngineSettings(plan_of(plan), shifted(12, 3.0), solver=solver or Euler())
+    noise = torch.randn(1, 1, 6, 2, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    full = generate(DummyDenoiser(sine_of_sigma), settings, noise)
+    policy = StaticSchedule(computed=(0, 3, 6, 8, 11))
+    reusing = replace(settings, policy=policy, quantity=Forecast(order=1, correction=correction), **changes)
+    return (generate(DummyDenoiser(sine_of_sigma), reusing, noise) - full).abs().max().item()
+
+
+@pytest.mark.parametrize("solver", [Euler(), UniPC()])
+@pytest.mark.parametrize("plan", ["blockwise", "staggered"])
+def test_correction_brings_the_latents_nearer(solver, plan):
+    errors = [corrected_run(correction, solver, plan) for correction in (0, 1, 2)]
+    assert errors[1] < 0.5 * errors[0]
+    assert errors[2] < 0.5 * errors[1]
+
+
+@pytest.mark.parametrize("solver", [Euler(), UniPC()])
+@pytest.mark.parametrize("degree", [2, 3])
+def test_correction_is_exact_on_velocities_of_its_own_order(solver, degree):
+    def polynomial(item):
+        return torch.full_like(item.latents, item.sigma**degree)
+
+    settings = EngineSettings(plan_of("blockwise", 2), shifted(12, 3.0), solver=solver)
+    noise = torch.zeros(1, 1, 2, 2, 2, dtype=torch.float64)
+    full = generate(DummyDenoiser(polynomial), settings, noise)
+    policy = StaticSchedule(computed=(*range(degree), degree + 3, 9, 11))  # enough steps behind the first gap
+    errors = []
+    for correction in (degree - 1, degree):
+        reusing = replace(settings, policy=policy, quantity=Forecast(order=1, correction=correction))
+        errors.append((generate(DummyDenoiser(polynomial), reusing, noise) - full).abs().max().item())
+    assert errors[0] > 1e-4
+    assert errors[1] < 1e-9
+
+
+def test_without_a_reused_step_correction_changes_no_bit():
+    settings = EngineSettings(plan_of("blockwise"), shifted(12, 3.0), quantity=Forecast(correction=3))
+    noise = torch.randn(1, 1, 6, 2, 2, generator=torch.Generator().manual_seed(1))
+    corrected = generate(DummyDenoiser(sine_of_sigma), settings, noise)
+    assert torch.equal(corrected, generate(DummyDenoiser(sine_of_sigma), replace(settings, quantity=Velocity()), noise))
+
+
+def test_correction_works_with_what_is_kept_on_another_device_and_on_whole_windows():
+    assert corrected_run(2, reuse_device="cpu") == corrected_run(2)
+
+    settings = EngineSettings(plan_of("staggered"), shifted(12, 3.0), attention="bidirectional")
+    noise = torch.zeros(1, 1, 6, 2, 2)
+    policy = StaticSchedule(computed=(0, 1, 2, 4, 6, 8, 10, 11))
+    full = generate(DummyDenoiser(), settings, noise)
+    errors = []
+    for correction in (0, 2):
+        quantity = Forecast(order=1, correction=correction)
+        out = generate(DummyDenoiser(), replace(settings, policy=policy, quantity=quantity), noise)
+        errors.append((out - full).abs().max().item())
+    assert errors[1] < 1e-3 * full.abs().max()  # the dummy's window velocity is its timestep: linear in sigma
+
+
+@pytest.mark.parametrize("value", [-1, 5, 1.5])
+def test_correction_out_of_range_is_refused(value):
+    with pytest.raises(SettingError, match="correction"):
+        Forecast(correction=value)
