@@ -87,10 +87,10 @@ def methods(setup: Setup, calibration: Sequence[Pair]) -> Iterator[Method]:
     for name in SHIPPED:
         preset, _ = load_preset("mini", name).fit(steps, mini().shift, rescale=True)
         yield Method("ours (shipped)", name, {"policy": preset.policy, "quantity": preset.quantity})
-    for share, table, order in calibrated_tables():
+    for share, table, forecast in calibrated_tables():
         if steps != 50:
             table = stretch(table, 50, steps)
-        changes = {"policy": StaticSchedule(computed=table), "quantity": Forecast(order=order)}
+        changes = {"policy": StaticSchedule(computed=table, together=True), "quantity": forecast}
         yield Method("ours (calibrated)", f"{share:.0%}", changes)
     warm = min(5, max(1, steps // 5))
     for interval in (2, 3, 4, 5, 6, 8):
@@ -119,10 +119,11 @@ def methods(setup: Setup, calibration: Sequence[Pair]) -> Iterator[Method]:
         yield Method("easycache", f"{threshold:g}", {"policy": easy, "quantity": Offset()})
 
 
-def calibrated_tables() -> list[tuple[float, tuple[int, ...], int]]:
-    """Share, table and order of every point on the shipped presets' calibration curve."""
+def calibrated_tables() -> list[tuple[float, tuple[int, ...], Forecast]]:
+    """Share, table and forecast of every point on the shipped presets' calibration curve."""
     row = model_file("mini")["presets"][SHIPPED[0]]
-    return [(p["share"], tuple(p["computed"]), p["order"]) for p in row["evidence"]["curve"]]
+    curve = row["evidence"]["curve"]
+    return [(p["share"], tuple(p["computed"]), Forecast(p["order"], correction=p["correction"])) for p in curve]
 
 
 def stored(name: str) -> dict[str, Any]:

@@ -88,7 +88,7 @@ class Point:
         }
 
     def policy(self) -> dict[str, Any]:
-        return {"name": "schedule", "warmup_steps": 1, "computed": list(self.computed)}
+        return {"name": "schedule", "warmup_steps": 1, "computed": list(self.computed), "together": True}
 
     def quantity(self) -> dict[str, Any]:
         return {"name": "forecast", "order": self.forecast.order, "correction": self.forecast.correction}

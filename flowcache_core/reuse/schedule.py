@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 from ..denoiser import ChunkInput, Denoiser
@@ -14,12 +15,18 @@ from .base import Decision, PolicyState, ReusePolicy
 
 @dataclass(frozen=True)
 class StaticSchedule(ReusePolicy):
-    """Compute exactly the own steps in ``computed`` (plus warm-up, last and capped ones), reuse at all others."""
+    """Compute exactly the own steps in ``computed`` (plus warm-up, last and capped ones), reuse at all others.
+
+    together: where chunks are in work side by side, compute all of them at the same ticks (:func:`in_step`) if that
+    takes about as many steps. A computed chunk attends to its neighbours' K/V, which is as old as their last computed
+    step; at the same tick it is fresh.
+    """
 
     name: ClassVar[str] = "schedule"
 
     warmup_steps: int = 1
     computed: tuple[int, ...] = (0,)
+    together: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,6 +57,10 @@ class StaticScheduleState(PolicyState):
     computed: frozenset[int]
 
     def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
+        if self.policy.together and len(items) > 1:
+            offset = items[-2].step - items[-1].step
+            table = in_step(len(self.policy.computed), self.schedule.steps, offset)
+            self.computed = frozenset(table or self.policy.computed)
         return [self.settle(item.chunk.index, self.one(item)) for item in items]
 
     def one(self, item: ChunkInput) -> Decision:
@@ -57,6 +68,23 @@ class StaticScheduleState(PolicyState):
         if forced:
             return Decision("compute", forced)
         return Decision("compute" if item.step in self.computed else "reuse", "schedule")
+
+
+@cache
+def in_step(count: int, steps: int, offset: int) -> tuple[int, ...] | None:
+    """Evenly spread steps that recur every ``offset``, so that chunks begun ``offset`` ticks apart share their ticks.
+
+    At most ``count + 1`` of ``steps``, as many as fit. None when that leaves fewer than every third tick: there a
+    schedule of its own was measured to be worth more than fresh neighbours.
+    """
+    if not 0 < offset < steps:
+        return None
+    for ticks in range(offset, 0, -1):
+        places = {round(i * offset / ticks) for i in range(ticks)}
+        table = tuple(step for step in range(steps) if step % offset in places or step == steps - 1)
+        if len(table) <= count + 1:
+            return table if 3 * ticks >= offset else None
+    return None
 
 
 def spread(count: int, steps: int, warmup_steps: int) -> tuple[int, ...]:
