@@ -14,6 +14,7 @@ BENCHMARKS = {
     "compression": "quality of every compressor at half the history",
     "reuse": "quality of chunkwise reuse and TeaCache",
     "curve": "quality against compute for every method (long)",
+    "levers": "what each part of the shipped reuse is worth, the oracle bound, the cost of deciding (long)",
     "magi": "the mini MAGI: reuse, compression, FLOPs of one forward against the formula (long)",
     "host": "our sampler against ComfyUI's own, on a real ComfyUI",
     "ablation": "the paper's tables 2, 5 and 6 on the mini model, with pictures",

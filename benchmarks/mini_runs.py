@@ -156,7 +156,10 @@ class Comparison:
         """Figures of one method; ``setup`` when it needs another one (fewer steps)."""
         setup, changes = setup or self.setup, {**self.base, **changes}
         groups = [[pair] for pair in self.batch] if looks_at_content(changes) else [list(self.batch)]
-        runs = [self.run(setup, group, **changes) for group in groups]
+        return self.score(name, [self.run(setup, group, **changes) for group in groups])
+
+    def score(self, name: str, runs: Sequence[tuple[RunRecord, Tensor]]) -> Row:
+        """Figures of runs that cover the pairs in their order."""
         records, outcomes = [record for record, _ in runs], videos(torch.cat([latents for _, latents in runs]))
         scored = [compare(video, reference) for video, reference in zip(outcomes, self.reference, strict=True)]
         return Row.of(name, records, self.full, scored)
