@@ -1,6 +1,6 @@
 """What each part of the shipped reuse is worth, what bounds it, and what its decisions cost.
 
-Rows go from an even spread with the velocity repeated to the shipped preset. The oracle schedules every video by its own
+Rows go from an even spread with the velocity repeated to the shipped preset. The oracle schedules each video by its own
 velocities, which nobody knows before the run: the bound for schedules that look at content.
 """
 
