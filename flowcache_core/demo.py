@@ -228,20 +228,18 @@ def write(
 
 def expected_psnr(demo: Demo, record: RunRecord) -> float | None:
     """dB that the preset's calibration found at the share of steps this run computed."""
-    return demo.reuse.preset.expected_psnr(record.computed_share) if demo.reuse.preset else None
+    if demo.reuse.preset is None or record.started.plan != "blockwise":
+        return None
+    return demo.reuse.preset.expected_psnr(record.computed_share)
 
 
 def remarks(demo: Demo, record: RunRecord) -> list[str]:
     """Where the run lies on the calibrated curve, and what was changed to make the preset fit."""
-    expected = expected_psnr(demo, record)
     found = [demo.reuse.warning] if demo.reuse.warning else []
-    if expected is not None:
-        measured = demo.reuse.preset.guidance if demo.reuse.preset else None
-        history = "" if demo.flowcache.kv.budget is None else ", with the whole history kept"
-        history += "" if measured in (None, demo.guidance) else f", at guidance {measured:g}"
-        found.append(
-            f"{record.computed_share:.2f} of the steps computed; expected {expected:.0f} dB on this model{history}"
-        )
+    preset = demo.reuse.preset
+    expectation = preset.expectation(record.computed_share, record.started.plan) if preset else None
+    if expectation is not None:
+        found.append(expectation + ("" if demo.flowcache.kv.budget is None else ", with the whole history kept"))
     return found
 
 

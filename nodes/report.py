@@ -11,7 +11,7 @@ from ..flowcache_core.report.document import to_json
 from ..flowcache_core.report.text import summary
 from .adapters.naming import CATEGORY, naming
 from .adapters.picture import draw
-from .adapters.settings import last_record
+from .adapters.settings import expectation, last_record
 
 NAME = "FlowCache Report"
 
@@ -42,6 +42,6 @@ class Report(io.ComfyNode):
     def execute(cls, model: Any, latent: Any) -> io.NodeOutput:
         with naming(NAME):
             record = last_record(model)
-        text, picture = summary(record), draw(record)
+        text, picture = "\n".join(filter(None, (summary(record), expectation(model, record)))), draw(record)
         shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(text).as_dict()}
         return io.NodeOutput(text, picture, json.dumps(to_json(record), allow_nan=False), ui=shown)

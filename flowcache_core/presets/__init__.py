@@ -73,6 +73,14 @@ class Preset:
                 return below + (above - below) * (share - low) / (high - low)
         return next((psnr for at, psnr in points if abs(at - share) < 0.01), None)
 
+    def expectation(self, share: float, plan: str) -> str | None:
+        """Where a run of ``plan`` lies on the calibrated curve, in one sentence; None where nothing was measured."""
+        expected = self.expected_psnr(share) if plan == "blockwise" else None
+        if expected is None:
+            return None
+        found = f"{share:.2f} of the steps computed; expected {expected:.0f} dB on this model"
+        return found if self.guidance is None else f"{found} (median, calibrated at guidance {self.guidance:g})"
+
 
 def stretch(computed: Sequence[int], made_for: int, steps: int) -> tuple[int, ...]:
     """The same shape of schedule on another number of steps; first and last step stay computed."""

@@ -103,6 +103,13 @@ def last_record(model: Any) -> RunRecord:
     return record
 
 
+def expectation(model: Any, record: RunRecord) -> str | None:
+    """Where this MODEL's run lies on its preset's calibrated curve; None for presets without one."""
+    reuse = settings_of(model.model_options).reuse
+    source = reuse.source if reuse else None
+    return source.expectation(record.computed_share, record.started.plan) if source else None
+
+
 def with_reuse(model: Any, reuse: ReuseSettings) -> Any:
     """A clone of the host's ModelPatcher that carries ``reuse``; SettingError when it already carries some."""
     current = settings_of(model.model_options)

@@ -98,3 +98,14 @@ class TestReport:
         sample(plain, ours({**STAGGERED, "attention": "bidirectional"}))
         picture = draw(module("nodes.adapters.settings").last_record(plain))
         assert np.isfinite(picture.numpy()).all()
+
+
+def test_report_says_where_the_run_lies_on_the_calibrated_curve(mini):
+    model, _ = mini
+    reusing = NODES["FlowCacheChunkwiseReuse"].execute(model=model, preset={"preset": "mini: balanced"}).args[0]
+    plan = {"plan": "blockwise", "chunk_frames": 3, "solver": "euler", "clean_pass": True}
+    positive = node("MiniPrompt", text="a red circle moving right")
+    start = latent(21, height=64, width=64)
+    out = sample(reusing, ours(plan), positive=positive, start=start, sigmas=sigmas_of(model, 50))[0]
+    text = NODES["FlowCacheReport"].execute(model=reusing, latent={"samples": out}).args[0]
+    assert "\n0.30 of the steps computed; expected " in text and " dB on this model (median" in text

@@ -8,7 +8,6 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -83,17 +82,19 @@ def test_json_is_the_report_and_nothing_else(call: Any, tmp_path: Path) -> None:
     assert read_video(tmp_path / "out" / "compare.mp4").shape[0] == frames
 
 
-def test_the_expectation_names_the_guidance_it_was_measured_at() -> None:
+def test_the_report_says_where_the_run_lies_on_the_calibrated_curve() -> None:
     made = demo.configure(demo.parser().parse_args(["--quick", "--steps", "50"]), random_mini())
     assert made.guidance == GUIDANCE == 2.0
     measured = made.reuse.preset and made.reuse.preset.guidance
     share = len(made.flowcache.policy.computed) / 50  # type: ignore[attr-defined]
-    record = SimpleNamespace(computed_share=share)
-    for guidance, said in ((measured, ""), (1.5, f", at guidance {measured:g}")):
-        assert guidance is not None
-        (remark,) = demo.remarks(replace(made, guidance=guidance), record)  # type: ignore[arg-type]
-        assert remark.startswith(f"{share:.2f} of the steps computed; expected ")
-        assert remark.endswith(f"dB on this model, with the whole history kept{said}")
+    for plan, count in (("blockwise", 1), ("staggered", 0)):  # the curve was measured blockwise
+        record = SimpleNamespace(computed_share=share, started=SimpleNamespace(plan=plan))
+        remarks = demo.remarks(made, record)  # type: ignore[arg-type]
+        assert len(remarks) == count
+        for remark in remarks:
+            assert remark.startswith(f"{share:.2f} of the steps computed; expected ")
+            said = f" dB on this model (median, calibrated at guidance {measured:g}), with the whole history kept"
+            assert remark.endswith(said)
 
 
 def test_no_reuse_and_no_budget_is_the_same_video(call: Any) -> None:

@@ -121,3 +121,14 @@ def test_a_row_that_is_no_object_is_refused(tmp_path):
 def test_unknown_names_list_the_presets_there_are():
     with pytest.raises(SettingError, match=r"preset: got 'turbo', accepted: vanilla, .*model mini"):
         load_preset("mini", "turbo")
+
+
+def test_the_expectation_is_for_the_plan_that_was_measured():
+    preset = load_preset("mini", "balanced")
+    share = preset.policy.computed and len(preset.policy.computed) / 50
+    assert preset.expectation(share, "blockwise") == (
+        f"{share:.2f} of the steps computed; expected {preset.expected_psnr(share):.0f} dB on this model "
+        f"(median, calibrated at guidance {preset.guidance:g})"
+    )
+    assert preset.expectation(share, "staggered") is None
+    assert load_preset("mini", "reference-slow").expectation(share, "blockwise") is None
