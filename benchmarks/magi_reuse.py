@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from flowcache_core.calibrate.gram import Watch, mean_gram
 from flowcache_core.calibrate.search import Found, best_schedules
@@ -23,12 +25,12 @@ from flowcache_core.reuse.teacache import TeaCache
 from flowcache_core.schedule import magi
 
 from .magi_runs import run
-from .mini_runs import Pair, Setup
+from .mini_runs import Pair, Setup, videos
 
 OURS, PUBLISHED = "ours (calibrated)", "chunkwise (Eq. 8), patch, increment"
 WARMUP = 5  # of 64 steps, as published
 SHARES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-ORDER = 1  # of the forecast; order 2 takes a minute to search at 64 steps
+FORECAST = Forecast(1, correction=2)
 PROBES = 10
 # By distance: thresholds that spread over the shares, found by trying; the published ones are 0.01 and 0.015.
 PATCH = (0.01, 0.015, 0.03, 0.06, 0.12)
@@ -51,19 +53,26 @@ def calibrated(setup: Setup, pairs: Sequence[Pair]) -> dict[float, Found]:
     _, base = run(setup, pairs, policy=watch)
     gram = mean_gram(watch.grams).numpy()
     sigmas = magi(setup.steps).sigmas
-    weights = reach(gram, sigmas, lambda own: run(setup, pairs, policy=StaticSchedule(computed=own))[1], base, PROBES)
-    proposed = best_schedules(gram, sigmas, ORDER, weights)
+
+    def seen(latents: Tensor) -> Tensor:
+        return torch.stack(videos(latents)).float()
+
+    def skipping(computed: tuple[int, ...]) -> Tensor:
+        return seen(run(setup, pairs, policy=StaticSchedule(computed=computed))[1])
+
+    weights = reach(gram, sigmas, skipping, seen(base), PROBES)
+    proposed = best_schedules(gram, sigmas, FORECAST.order, weights, correction=FORECAST.correction)
     return {share: proposed[round(share * setup.steps)] for share in SHARES}
 
 
 def methods(setup: Setup, calibration: Sequence[Pair]) -> Iterator[Method]:
     """Ours first."""
     for share, found in calibrated(replace(setup, chunks=3), calibration).items():
-        changes = {"policy": StaticSchedule(computed=found.computed), "quantity": Forecast(order=ORDER)}
+        changes = {"policy": StaticSchedule(computed=found.computed), "quantity": FORECAST}
         yield Method(OURS, f"{share:.0%}", changes)
     for name in ("slow", "fast"):
         preset = load_preset("magi-1-4.5b", name)
-        yield Method("even (4.5B presets), velocity", name, {"policy": preset.policy, "quantity": preset.quantity})
+        yield Method("even (4.5B presets)", name, {"policy": preset.policy, "quantity": preset.quantity})
     for threshold in PATCH:
         eq8 = Chunkwise(
             threshold=threshold, warmup_steps=WARMUP, distance=PatchDistance(), inclusive=False, always_last=False

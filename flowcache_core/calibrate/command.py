@@ -1,7 +1,7 @@
 """``python dev.py calibrate``: measure a model once, write a preset with the evidence it rests on.
 
-What is measured on the calibration pairs proposes schedules; videos of other prompts and seeds decide between them and
-give the quality the preset promises.
+What is measured on the calibration pairs proposes schedules; videos of other seeds decide between them and give the
+quality the preset promises.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Forecast(Quantity):
 
     order: int = 1
     damping: float = 1.0
-    correction: int = 0
+    correction: int = 2
 
     def __post_init__(self) -> None:
         require_count("order", self.order, minimum=1, maximum=3)
