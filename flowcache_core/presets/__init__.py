@@ -83,9 +83,18 @@ class Preset:
 
 
 def stretch(computed: Sequence[int], made_for: int, steps: int) -> tuple[int, ...]:
-    """The same shape of schedule on another number of steps; first and last step stay computed."""
+    """The same share and shape of schedule on another number of steps; first and last step stay computed."""
     scale = (steps - 1) / max(1, made_for - 1)
-    return tuple(sorted({round(step * scale) for step in computed} | {0, steps - 1}))
+    count = max(2, round(len(computed) * steps / made_for))
+    places = [i * (len(computed) - 1) / (count - 1) for i in range(count)]
+    ordered = sorted(computed)
+
+    def at(place: float) -> float:
+        below = min(int(place), len(ordered) - 2)
+        return ordered[below] + (place - below) * (ordered[below + 1] - ordered[below])
+
+    inner = {round(at(place) * scale) for place in places} if len(ordered) > 1 else set()
+    return tuple(sorted(inner | {0, steps - 1}))
 
 
 def models() -> tuple[str, ...]:

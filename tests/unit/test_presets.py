@@ -132,3 +132,12 @@ def test_the_expectation_is_for_the_plan_that_was_measured():
     )
     assert preset.expectation(share, "staggered") is None
     assert load_preset("mini", "reference-slow").expectation(share, "blockwise") is None
+
+
+@pytest.mark.parametrize("steps", [20, 30, 50, 100])
+@pytest.mark.parametrize("name", ["slow", "balanced", "fast"])
+def test_a_stretched_schedule_keeps_its_share_and_both_ends(name, steps):
+    made = load_preset("mini", name).policy.computed
+    table = stretch(made, 50, steps)
+    assert len(table) == len(made) * steps // 50 and table[0] == 0 and table[-1] == steps - 1
+    assert steps != 50 or table == made
