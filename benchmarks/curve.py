@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
@@ -132,6 +133,29 @@ def stored(name: str) -> dict[str, Any]:
     return content
 
 
+def at_shares(rows: Sequence[dict[str, Any]], column: str, shares: Sequence[float] = SHARES) -> dict[str, list[float]]:
+    """Every method's figure at the same shares of computed steps, on straight lines between what was measured.
+
+    nan where a method was not measured on both sides.
+    """
+    found: dict[str, list[float]] = {}
+    for name in dict.fromkeys(row["method"] for row in rows):
+        points = sorted((row["computed"], row[column]) for row in rows if row["method"] == name)
+        x, y = zip(*points, strict=True)
+        found[name] = [float(np.interp(s, x, y, left=np.nan, right=np.nan)) for s in shares]
+    return found
+
+
+def at_shares_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Median and 10th percentile of every method at equal shares."""
+    median, low = at_shares(rows, "psnr"), at_shares(rows, "psnr_p10")
+    lines = [f"{'PSNR (10th percentile) at computed share':42}" + "".join(f"{share:>13.0%}" for share in SHARES)]
+    for name, values in sorted(median.items(), key=lambda one: -np.nan_to_num(one[1][1])):
+        cells = [f"{m:6.1f} ({p:4.1f})" if m == m else "-" for m, p in zip(values, low[name], strict=True)]
+        lines.append(f"{name:42}" + "".join(f"{cell:>13}" for cell in cells))
+    return "\n".join(lines)
+
+
 def draw(rows: Sequence[dict[str, Any]], title: str, path: str) -> None:
     """PSNR over computed share, one line a method."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
@@ -173,6 +197,7 @@ def main(argv: Sequence[str]) -> int:
         print(row, flush=True)
         rows.append({"method": method.name, "point": method.point, **asdict(row)})
         save(name, {"setup": options.setup, "pairs": options.pairs, "rows": rows})
+    print(f"\n{at_shares_text(rows)}\n")
     draw(rows, f"{options.setup}, {setup.steps} steps, guidance {setup.guidance:g}", str(FOLDER / f"{name}.png"))
     print(f"saved: {FOLDER / name}.json, .png")
     return 0
