@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from flowcache_core.calibrate.command import shipped_name
 from flowcache_core.denoiser import ChunkInput, ChunkOutput
 from flowcache_core.engine import generate
 from flowcache_core.kv.cache import KVCache
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.wan_denoiser import WanDenoiser
-from flowcache_core.presets import load_preset, model_file, stretch
+from flowcache_core.presets import load_preset, model_file
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import LatentDistance, PatchDistance, TimeDistance
 from flowcache_core.reuse.easycache import EasyCache
@@ -86,11 +87,9 @@ def methods(setup: Setup, calibration: Sequence[Pair]) -> Iterator[Method]:
     """Every method at six settings or more; ours first."""
     steps = setup.steps
     for name in SHIPPED:
-        preset, _ = load_preset("mini", name).fit(steps, mini().shift, rescale=True)
+        preset, _ = load_preset("mini", shipped_name(name, steps)).fit(steps, mini().shift)
         yield Method("ours (shipped)", name, {"policy": preset.policy, "quantity": preset.quantity})
-    for share, table, forecast in calibrated_tables():
-        if steps != 50:
-            table = stretch(table, 50, steps)
+    for share, table, forecast in calibrated_tables(steps):
         changes = {"policy": StaticSchedule(computed=table, together=True), "quantity": forecast}
         yield Method("ours (calibrated)", f"{share:.0%}", changes)
     warm = min(5, max(1, steps // 5))
@@ -120,9 +119,9 @@ def methods(setup: Setup, calibration: Sequence[Pair]) -> Iterator[Method]:
         yield Method("easycache", f"{threshold:g}", {"policy": easy, "quantity": Offset()})
 
 
-def calibrated_tables() -> list[tuple[float, tuple[int, ...], Forecast]]:
+def calibrated_tables(steps: int) -> list[tuple[float, tuple[int, ...], Forecast]]:
     """Share, table and forecast of every point on the shipped presets' calibration curve."""
-    row = model_file("mini")["presets"][SHIPPED[0]]
+    row = model_file("mini")["presets"][shipped_name(SHIPPED[0], steps)]
     curve = row["evidence"]["curve"]
     return [(p["share"], tuple(p["computed"]), Forecast(p["order"], correction=p["correction"])) for p in curve]
 

@@ -238,6 +238,11 @@ def check(options: argparse.Namespace) -> None:
 SHIPPED = {"slow": 0.5, "balanced": 0.3, "fast": 0.2}
 
 
+def shipped_name(name: str, steps: int) -> str:
+    """The presets for 50 steps have the plain names."""
+    return name if steps == 50 else f"{name}-{steps}"
+
+
 def main(argv: Sequence[str]) -> int:
     """Calibrate and write the preset. Raises SettingError for what the user can put right."""
     options = parser().parse_args(argv)
@@ -263,7 +268,7 @@ def main(argv: Sequence[str]) -> int:
         for name, share in SHIPPED.items():
             point = measure(counts_of(options.steps, [share])[0])
             text = f"Calibrated: {len(point.computed)} of {options.steps} steps computed, the others forecast."
-            rows[name] = entry(options, deciding, point, curve, text)
+            rows[shipped_name(name, options.steps)] = entry(options, deciding, point, curve, text)
         print(f"\nwritten: {write(options.out, rows)}")
         return 0
     point, outcome = choose(options, curve, measure)
