@@ -228,9 +228,8 @@ def write(
 
 def expected_psnr(demo: Demo, record: RunRecord) -> float | None:
     """dB that the preset's calibration found at the share of steps this run computed."""
-    if demo.reuse.preset is None or record.started.plan != "blockwise":
-        return None
-    return demo.reuse.preset.expected_psnr(record.computed_share)
+    preset = demo.reuse.preset
+    return preset.expected_psnr(record.computed_share, record.started.plan) if preset else None
 
 
 def remarks(demo: Demo, record: RunRecord) -> list[str]:

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..errors import SettingError, require, require_count
 from ..reuse.base import ReusePolicy
 from ..reuse.build import build_policy, build_quantity
@@ -65,8 +67,10 @@ class Preset:
         policy = replace(self.policy, computed=table)
         return replace(self, policy=policy, computed_steps=len(table), requires=None, curve=()), warning
 
-    def expected_psnr(self, share: float) -> float | None:
-        """dB that the calibration found at this share of computed steps; None outside what it measured."""
+    def expected_psnr(self, share: float, plan: str = "blockwise") -> float | None:
+        """dB that the calibration found at this share of computed steps; None outside what it measured (blockwise)."""
+        if plan != "blockwise":
+            return None
         points = sorted(self.curve)
         for (low, below), (high, above) in zip(points, points[1:], strict=False):
             if low <= share <= high:
@@ -75,7 +79,7 @@ class Preset:
 
     def expectation(self, share: float, plan: str) -> str | None:
         """Where a run of ``plan`` lies on the calibrated curve, in one sentence; None where nothing was measured."""
-        expected = self.expected_psnr(share) if plan == "blockwise" else None
+        expected = self.expected_psnr(share, plan)
         if expected is None:
             return None
         found = f"{share:.2f} of the steps computed; expected {expected:.0f} dB on this model"
@@ -86,15 +90,9 @@ def stretch(computed: Sequence[int], made_for: int, steps: int) -> tuple[int, ..
     """The same share and shape of schedule on another number of steps; first and last step stay computed."""
     scale = (steps - 1) / max(1, made_for - 1)
     count = max(2, round(len(computed) * steps / made_for))
-    places = [i * (len(computed) - 1) / (count - 1) for i in range(count)]
-    ordered = sorted(computed)
-
-    def at(place: float) -> float:
-        below = min(int(place), len(ordered) - 2)
-        return ordered[below] + (place - below) * (ordered[below + 1] - ordered[below])
-
-    inner = {round(at(place) * scale) for place in places} if len(ordered) > 1 else set()
-    return tuple(sorted(inner | {0, steps - 1}))
+    places = np.linspace(0, len(computed) - 1, count)
+    nodes = np.interp(places, range(len(computed)), sorted(computed)) * scale
+    return tuple(sorted({round(float(node)) for node in nodes} | {0, steps - 1}))
 
 
 def models() -> tuple[str, ...]:
