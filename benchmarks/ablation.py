@@ -76,7 +76,7 @@ class Table:
     def no_cache(self, name: str) -> None:
         self.add(name, [record for record, _ in self.full], self.reference)
 
-    def measure(self, name: str, setup: Setup | None = None, **changes: object) -> None:
+    def measure(self, name: str, setup: Setup | None = None, **changes: Any) -> None:
         runs = [run(setup or self.setup, [pair], **changes) for pair in self.pairs]
         self.add(name, [record for record, _ in runs], [videos(latents)[0] for _, latents in runs])
 

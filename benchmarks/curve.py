@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from flowcache_core.calibrate.command import shipped_name
+from flowcache_core.calibrate.command import FORECAST, shipped_name
 from flowcache_core.denoiser import ChunkInput, ChunkOutput
 from flowcache_core.engine import generate
 from flowcache_core.kv.cache import KVCache
@@ -28,12 +28,13 @@ from flowcache_core.presets import load_preset, model_file
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import LatentDistance, PatchDistance, TimeDistance
 from flowcache_core.reuse.easycache import EasyCache
-from flowcache_core.reuse.forecast import Forecast, Offset, Taylor
+from flowcache_core.reuse.forecast import Offset, Taylor
 from flowcache_core.reuse.interval import Interval
 from flowcache_core.reuse.magcache import MagCache
 from flowcache_core.reuse.quantity import Residual, Velocity
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.reuse.teacache import TeaCache
+from flowcache_core.solvers.euler import Euler
 from flowcache_core.solvers.unipc import UniPC
 
 from .mini_runs import Comparison, Pair, Row, Setup, mini, pairs
@@ -89,9 +90,8 @@ def methods(setup: Setup, calibration: Sequence[Pair]) -> Iterator[Method]:
     for name in SHIPPED:
         preset, _ = load_preset("mini", shipped_name(name, steps)).fit(steps, mini().shift)
         yield Method("ours (shipped)", name, {"policy": preset.policy, "quantity": preset.quantity})
-    for share, table, forecast in calibrated_tables(steps):
-        changes = {"policy": StaticSchedule(computed=table, together=True), "quantity": forecast}
-        yield Method("ours (calibrated)", f"{share:.0%}", changes)
+    for share, tables in calibrated_tables(steps):
+        yield Method("ours (calibrated)", f"{share:.0%}", {"policy": tables, "quantity": FORECAST})
     warm = min(5, max(1, steps // 5))
     for interval in (2, 3, 4, 5, 6, 8):
         fixed = Interval(interval=interval, warmup_steps=2)
@@ -100,7 +100,7 @@ def methods(setup: Setup, calibration: Sequence[Pair]) -> Iterator[Method]:
             yield Method(f"fixed interval, taylor {order}", str(interval), {"policy": fixed, "quantity": Taylor(order)})
     for share in SHARES:
         fewer = max(2, round(share * steps))
-        yield Method("fewer steps, euler", str(fewer), setup=replace(setup, steps=fewer))
+        yield Method("fewer steps, euler", str(fewer), setup=replace(setup, steps=fewer, solver=Euler()))
         yield Method("fewer steps, unipc", str(fewer), setup=replace(setup, steps=fewer, solver=UniPC()))
     curve = magnitude_curve(setup, calibration)
     for threshold, cap in ((0.03, 2), (0.06, 3), (0.12, 4), (0.24, 6), (0.5, 8), (1.0, 12)):
@@ -119,11 +119,14 @@ def methods(setup: Setup, calibration: Sequence[Pair]) -> Iterator[Method]:
         yield Method("easycache", f"{threshold:g}", {"policy": easy, "quantity": Offset()})
 
 
-def calibrated_tables(steps: int) -> list[tuple[float, tuple[int, ...], Forecast]]:
-    """Share, table and forecast of every point on the shipped presets' calibration curve."""
+def calibrated_tables(steps: int) -> list[tuple[float, StaticSchedule]]:
+    """Share and tables of every point on the shipped presets' calibration curve."""
     row = model_file("mini")["presets"][shipped_name(SHIPPED[0], steps)]
     curve = row["evidence"]["curve"]
-    return [(p["share"], tuple(p["computed"]), Forecast(p["order"], correction=p["correction"])) for p in curve]
+    return [
+        (p["share"], StaticSchedule(computed=tuple(p["computed"]), first=tuple(p["first"]), together=True))
+        for p in curve
+    ]
 
 
 def stored(name: str) -> dict[str, Any]:

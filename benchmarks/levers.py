@@ -12,16 +12,19 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from flowcache_core.calibrate.gram import Watch, mean_gram
-from flowcache_core.calibrate.search import best_schedules
-from flowcache_core.calibrate.sensitivity import reach
-from flowcache_core.denoiser import ChunkInput, Denoiser
+from flowcache_core.calibrate.command import FORECAST
+from flowcache_core.calibrate.gram import Watch
+from flowcache_core.calibrate.tables import Split, even, measured_reach, searched
+from flowcache_core.denoiser import ChunkInput, ChunkOutput, Denoiser
+from flowcache_core.kv.cache import KVCache
+from flowcache_core.models.wan_denoiser import WanDenoiser
 from flowcache_core.presets import Preset, load_preset
 from flowcache_core.report.record import RunRecord
-from flowcache_core.reuse.base import Decision
+from flowcache_core.reuse.base import Decision, ReusePolicy
 from flowcache_core.reuse.forecast import Forecast
-from flowcache_core.reuse.quantity import Quantity, Velocity
+from flowcache_core.reuse.quantity import Velocity
 from flowcache_core.reuse.schedule import StaticSchedule, StaticScheduleState, spread
 from flowcache_core.schedule import Schedule, shifted
 
@@ -37,52 +40,62 @@ def schedule_of(preset: Preset) -> StaticSchedule:
     return preset.policy
 
 
-def rows(preset: Preset) -> Iterator[tuple[str, Changes]]:
-    """Every part added to the one before."""
-    table = schedule_of(preset)
+def rows(preset: Preset, setup: Setup) -> Iterator[tuple[str, Changes]]:
+    """Every part added to the one before, all with as many computed steps; then what was tried and does not pay."""
+    tables = schedule_of(preset)
     assert isinstance(preset.quantity, Forecast)
     forecast = preset.quantity
-    even = StaticSchedule(computed=spread(len(table.computed), 50, 1))
-    steps: tuple[tuple[str, StaticSchedule, Quantity], ...] = (
-        ("even, velocity", even, Velocity()),
-        ("even, forecast", even, replace(forecast, correction=0)),
-        ("even, corrected forecast", even, forecast),
-        ("calibrated, velocity", table, Velocity()),
-        ("calibrated, forecast", table, replace(forecast, correction=0)),
-        ("calibrated, corrected forecast (shipped)", table, forecast),
-    )
-    for name, policy, quantity in steps:
-        yield name, {"policy": policy, "quantity": quantity}
+    way = Split(len(tables.first), len(tables.computed))
+    total = way.first + (setup.chunks - 1) * way.later
+    same = StaticSchedule(computed=spread(round(total / setup.chunks), setup.steps, 1))
+    yield "even, velocity", {"policy": same, "quantity": Velocity()}
+    yield "even, forecast", {"policy": same, "quantity": replace(forecast, correction=0)}
+    yield "even, corrected forecast", {"policy": same, "quantity": forecast}
+    yield "even, more in the first chunk", {"policy": even(way, setup.steps), "quantity": forecast}
+    yield "shipped", {"policy": tables, "quantity": forecast}
+    yield "shipped, order 2", {"policy": tables, "quantity": replace(forecast, order=2)}
+    more = StaticSchedule(computed=spread(round(total / setup.chunks * 4 / 3), setup.steps, 1))
+    guided = {"policy": more, "quantity": forecast, "kind": UncondBySecond}
+    yield "even, 4/3 as many, uncond at every second", guided
 
 
-def reaches(setup: Setup) -> tuple[Sequence[float], Any]:
-    """Noise levels, and how far an error reaches on videos that no row is measured on."""
-    batch, watch = pairs(5000, 4), Watch()
-    _, base = run(replace(setup, chunks=2), batch, policy=watch)
-    sigmas = shifted(setup.steps, mini().shift).sigmas
+class UncondBySecond(WanDenoiser):
+    """Computes the uncond branch at every second computed step and repeats its distance from cond at the others.
 
-    def decoded(computed: tuple[int, ...]) -> torch.Tensor:
-        _, latents = run(replace(setup, chunks=2), batch, policy=StaticSchedule(computed=computed))
-        return torch.stack(videos(latents)).float()
+    The branch is computed here all the same, to see what the quality would be: one that is left out costs half a step.
+    """
 
-    return sigmas, reach(mean_gram(watch.grams).numpy(), sigmas, decoded, torch.stack(videos(base)).float(), probes=8)
+    distance: Tensor
+    computed = 0
+
+    def compute(self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
+        output = super().compute(item, branches, cache, keep_residual=keep_residual)
+        cond, uncond = output.velocity
+        self.computed = 0 if item.step == 0 else self.computed + 1
+        if self.computed % 2:
+            return replace(output, velocity=torch.stack((cond, cond + self.distance)))
+        self.distance = uncond - cond
+        return output
 
 
 def oracle(
-    comparison: Comparison, counts: Sequence[int], forecast: Forecast
-) -> dict[int, list[tuple[RunRecord, torch.Tensor]]]:
-    """A run of every pair, scheduled by its own velocities; by number of computed steps."""
-    sigmas, weights = reaches(comparison.setup)
-    runs: dict[int, list[tuple[RunRecord, torch.Tensor]]] = {count: [] for count in counts}
+    comparison: Comparison, ways: Sequence[Split], forecast: Forecast
+) -> dict[Split, list[tuple[RunRecord, Tensor]]]:
+    """A run of every pair, scheduled by its own velocities, by split."""
+    setup, sigmas = replace(comparison.setup, chunks=2), shifted(comparison.setup.steps, mini().shift).sigmas
+
+    def video(policy: ReusePolicy) -> Tensor:
+        return torch.stack(videos(run(setup, pairs(5000, 4), policy=policy)[1])).float()
+
+    watch = Watch()
+    reaches = measured_reach(video, watch, video(watch), sigmas)
+    runs: dict[Split, list[tuple[RunRecord, Tensor]]] = {way: [] for way in ways}
     for pair in comparison.batch:
-        watch = Watch()
-        run(comparison.setup, [pair], policy=watch)
-        found = best_schedules(
-            mean_gram(watch.grams).numpy(), sigmas, forecast.order, weights, correction=forecast.correction
-        )
-        for count in counts:
-            policy = StaticSchedule(computed=found[count].computed)
-            runs[count].append(run(comparison.setup, [pair], policy=policy, quantity=forecast))
+        own = Watch()
+        run(comparison.setup, [pair], policy=own)
+        tables = searched(own, sigmas, reaches, forecast)
+        for way in ways:
+            runs[way].append(run(comparison.setup, [pair], policy=tables.policy(way), quantity=forecast))
     return runs
 
 
@@ -109,7 +122,7 @@ def decision_share(setup: Setup, preset: Preset) -> float:
     """Share of a run's time that the policy takes to decide."""
     TimedState.seconds = 0.0
     begun = time.perf_counter()
-    run(setup, HELD_OUT[:1], policy=Timed(computed=schedule_of(preset).computed), quantity=preset.quantity)
+    run(setup, HELD_OUT[:1], policy=Timed(**asdict(schedule_of(preset))), quantity=preset.quantity)
     return TimedState.seconds / (time.perf_counter() - begun)
 
 
@@ -121,13 +134,15 @@ def main(argv: Sequence[str]) -> int:
     print(f"blockwise, {len(HELD_OUT)} held-out pairs\n{Row.HEADER}")
     table = []
     for preset in presets:
-        for name, changes in rows(preset):
-            table.append(comparison.row(f"{preset.name}: {name}", **changes))
+        for name, changes in rows(preset, setup):
+            row = comparison.row(f"{preset.name}: {name}", **changes)
+            half = changes.get("kind") is UncondBySecond  # three quarters of what is counted
+            table.append(replace(row, computed=row.computed * 0.75, flops=row.flops * 0.75) if half else row)
             print(table[-1], flush=True)
-    counts = [len(schedule_of(preset).computed) for preset in presets]
-    best = oracle(comparison, counts, Forecast(1, correction=2))
-    for preset, count in zip(presets, counts, strict=True):
-        table.append(comparison.score(f"{preset.name}: oracle schedule", best[count]))
+    ways = [Split(len(schedule_of(preset).first), len(schedule_of(preset).computed)) for preset in presets]
+    best = oracle(comparison, ways, FORECAST)
+    for preset, way in zip(presets, ways, strict=True):
+        table.append(comparison.score(f"{preset.name}: oracle schedule", best[way]))
         print(table[-1], flush=True)
     figures["blockwise"] = [asdict(row) for row in table]
 

@@ -79,13 +79,15 @@ def shape(model: MiniModel) -> WanShape:
     return WanShape(c.dim, c.ffn_dim, c.num_layers, tokens, c.text_dim, c.in_dim * 4)
 
 
-def run(setup: Setup, batch: Sequence[Pair], **changes: object) -> tuple[RunRecord, Tensor]:
+def run(
+    setup: Setup, batch: Sequence[Pair], *, kind: type[WanDenoiser] = WanDenoiser, **changes: object
+) -> tuple[RunRecord, Tensor]:
     """One engine run over a batch of pairs. Returns its record and the latents ``[len(batch), 16, F, 8, 8]``."""
     model = mini()
     settings = setup.settings(model, **changes)
     prompt = torch.cat([model.encode_prompt(text) for text, _ in batch])
     nothing = model.encode_prompt("").expand_as(prompt)
-    denoiser = WanDenoiser(model.transformer, {0: (prompt, nothing)}, setup.guidance)
+    denoiser = kind(model.transformer, {0: (prompt, nothing)}, setup.guidance)
     noise = torch.cat([model.noise(setup.chunks, seed) for _, seed in batch])
     recorder = Recorder.of(settings, shape(model).event)
     latents = generate(denoiser, settings, noise, observe=recorder)

@@ -229,14 +229,14 @@ def write(
 def expected_psnr(demo: Demo, record: RunRecord) -> float | None:
     """dB that the preset's calibration found at the share of steps this run computed."""
     preset = demo.reuse.preset
-    return preset.expected_psnr(record.computed_share, record.started.plan) if preset else None
+    return preset.expected_psnr(record.computed_share, record.started) if preset else None
 
 
 def remarks(demo: Demo, record: RunRecord) -> list[str]:
     """Where the run lies on the calibrated curve, and what was changed to make the preset fit."""
     found = [demo.reuse.warning] if demo.reuse.warning else []
     preset = demo.reuse.preset
-    expectation = preset.expectation(record.computed_share, record.started.plan) if preset else None
+    expectation = preset.expectation(record.computed_share, record.started) if preset else None
     if expectation is not None:
         found.append(expectation + ("" if demo.flowcache.kv.budget is None else ", with the whole history kept"))
     return found

@@ -110,6 +110,15 @@ def custom_inputs() -> list[io.Input]:
             ),
             advanced=True,
         ),
+        io.String.Input(
+            "first_chunk_steps",
+            default="",
+            tooltip=(
+                "Only for the policy schedule: the same for the chunk that begins the video, which needs more computed"
+                " steps than those that continue it. Empty: as all others."
+            ),
+            advanced=True,
+        ),
     ]
 
 
@@ -166,7 +175,9 @@ def custom(fields: Mapping[str, Any]) -> ReuseSettings:
         "max_reuses": fields["max_reuses"] or None,
     }
     if fields["policy"] == "schedule":
-        policy["computed"] = step_list(fields["computed_steps"])
+        policy["computed"] = step_list("computed_steps", fields["computed_steps"])
+        first = fields.get("first_chunk_steps", "")
+        policy["first"] = step_list("first_chunk_steps", first) if first.strip() else ()
     known = {field.name for field in dataclasses.fields(POLICIES[fields["policy"]])}
     policy |= {name: fields[name] for name in ("threshold", "distance") if name in known}
     return ReuseSettings(
@@ -174,9 +185,9 @@ def custom(fields: Mapping[str, Any]) -> ReuseSettings:
     )
 
 
-def step_list(text: str) -> tuple[int, ...]:
+def step_list(field: str, text: str) -> tuple[int, ...]:
     """``"0, 1, 4"`` as numbers."""
     words = text.replace(",", " ").split()
     if not words or not all(word.isdecimal() for word in words):
-        raise SettingError("computed_steps", text, "whole numbers with commas between them, such as 0, 1, 2, 4")
+        raise SettingError(field, text, "whole numbers with commas between them, such as 0, 1, 2, 4")
     return tuple(int(word) for word in words)

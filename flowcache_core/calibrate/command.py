@@ -1,7 +1,7 @@
 """``python dev.py calibrate``: measure a model once, write a preset with the evidence it rests on.
 
-What is measured on the calibration pairs proposes schedules; videos of other seeds decide between them and give the
-quality the preset promises.
+What is measured on the calibration pairs proposes schedules and sorts out the worst; videos of other seeds decide
+between the rest and give the quality the preset promises.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import importlib.util
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,7 @@ from ..reuse.quantity import Quantity, Velocity
 from ..reuse.schedule import StaticSchedule
 from ..schedule import shifted
 from ..solvers import SOLVERS
-from .gram import Watch, mean_gram
-from .search import Found, best_schedules
-from .sensitivity import reach
+from .tables import Tables, calibrated, even, splits
 
 PROMPTS = tuple(f"a {colour} {shape} moving {way}" for colour, shape, way in (
     ("blue", "circle", "left"), ("white", "square", "down"), ("red", "triangle", "right"), ("purple", "circle", "up"),
@@ -45,8 +44,9 @@ PROMPTS = tuple(f"a {colour} {shape} moving {way}" for colour, shape, way in (
 ))  # fmt: skip
 CALIBRATION_SEED, DECIDING_SEED = 5000, 7000
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
-FORECASTS = (Forecast(1, correction=2), Forecast(2, correction=2))
-CHUNKS = 3
+FORECAST = Forecast(1, correction=2)
+CHUNKS = 4
+FINALISTS = 3
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,28 +70,32 @@ def parser() -> argparse.ArgumentParser:
 class Point:
     """One schedule on the quality curve. psnr: median over the deciding pairs; psnr_mean decides between proposals."""
 
-    computed: tuple[int, ...]
-    forecast: Forecast
+    policy: StaticSchedule
     psnr: float
     psnr_mean: float
     psnr_p10: float
     seconds_per_chunk: float
 
+    @property
+    def total(self) -> int:
+        """Computed steps of a video of ``CHUNKS`` chunks."""
+        return len(self.policy.first) + (CHUNKS - 1) * len(self.policy.computed)
+
     def row(self, steps: int) -> dict[str, Any]:
         return {
-            "share": len(self.computed) / steps,
-            "computed": list(self.computed),
-            "order": self.forecast.order,
-            "correction": self.forecast.correction,
+            "share": self.total / (CHUNKS * steps),
+            "first_share": len(self.policy.first) / steps,
+            "later_share": len(self.policy.computed) / steps,
+            "computed": list(self.policy.computed),
+            "first": list(self.policy.first),
             "psnr": round(self.psnr, 2),
             "psnr_p10": round(self.psnr_p10, 2),
         }
 
-    def policy(self) -> dict[str, Any]:
-        return {"name": "schedule", "warmup_steps": 1, "computed": list(self.computed), "together": True}
-
-    def quantity(self) -> dict[str, Any]:
-        return {"name": "forecast", "order": self.forecast.order, "correction": self.forecast.correction}
+    def settings(self) -> dict[str, Any]:
+        """The policy as a preset's row states it."""
+        first, computed = list(self.policy.first), list(self.policy.computed)
+        return {"name": "schedule", "warmup_steps": 1, "first": first, "computed": computed, "together": True}
 
 
 @dataclass
@@ -104,8 +108,6 @@ class Bench:
     solver: str
     first_seed: int
     count: int
-    base: Tensor = field(init=False)
-    reference: list[Tensor] = field(init=False)
 
     def run(self, policy: ReusePolicy, quantity: Quantity | None = None) -> Tensor:
         chunk = self.mini.chunk_frames
@@ -134,53 +136,54 @@ class Bench:
         clips = self.decode(latents).movedim(1, 4)
         return list(((clips + 1) * 127.5).round().clamp(0, 255).byte())
 
-    def measure(self, found: Found, forecast: Forecast) -> Point:
+    @cached_property
+    def reference(self) -> list[Tensor]:
+        """The uncached videos."""
+        return self.videos(self.run(Never()))
+
+    def measure(self, policy: StaticSchedule) -> Point:
         begun = time.perf_counter()
-        latents = self.run(StaticSchedule(computed=found.computed), forecast)
+        latents = self.run(policy, FORECAST)
         seconds = (time.perf_counter() - begun) / (CHUNKS * self.count)
         made = zip(self.videos(latents), self.reference, strict=True)
         psnr = sorted(compare(video, reference).psnr for video, reference in made)
         low = statistics.quantiles(psnr, n=10, method="inclusive")[0]
-        return Point(found.computed, forecast, statistics.median(psnr), statistics.fmean(psnr), low, seconds)
-
-    def best(self, proposed: dict[Forecast, dict[int, Found]], count: int) -> Point:
-        """Of the proposals with ``count`` computed steps, the one whose videos are nearest to the uncached ones."""
-        points = (self.measure(found[count], forecast) for forecast, found in proposed.items())
-        return max(points, key=lambda point: point.psnr_mean)
+        return Point(policy, statistics.median(psnr), statistics.fmean(psnr), low, seconds)
 
 
-def propose(bench: Bench) -> dict[Forecast, dict[int, Found]]:
-    """Forecast -> count -> schedule, from what is measured on the calibration pairs."""
-    watch = Watch()
-    base = bench.decode(bench.run(watch))
-    gram = mean_gram(watch.grams).numpy()
-    sigmas = shifted(bench.steps, bench.mini.shift).sigmas
-    weights = reach(gram, sigmas, lambda own: bench.decode(bench.run(StaticSchedule(computed=own))), base)
-    return {one: best_schedules(gram, sigmas, one.order, weights, correction=one.correction) for one in FORECASTS}
+@dataclass
+class Decision:
+    """Chooses between proposals for one number of computed steps, on two sets of videos."""
+
+    tables: Tables
+    sorting: Bench
+    deciding: Bench
+
+    def best(self, total: int) -> Point:
+        """Of all ways to compute ``total`` steps, the one whose videos are nearest to the uncached ones."""
+        steps = self.sorting.steps
+        ways = splits(total, CHUNKS, steps)
+        proposed = dict.fromkeys([*map(self.tables.policy, ways), *(even(way, steps) for way in ways)])
+        sorted_out = sorted(map(self.sorting.measure, proposed), key=lambda point: -point.psnr_mean)
+        finals = (self.deciding.measure(point.policy) for point in sorted_out[:FINALISTS])
+        return max(finals, key=lambda point: point.psnr_mean)
 
 
-def decide(bench: Bench, proposed: dict[Forecast, dict[int, Found]], counts: Sequence[int]) -> Iterator[Point]:
-    """For every count the proposal whose videos are nearest to the uncached ones."""
-    bench.base = bench.run(Never())
-    bench.reference = bench.videos(bench.base)
-    for count in counts:
-        yield bench.best(proposed, count)
-
-
-def counts_of(steps: int, shares: Sequence[float]) -> list[int]:
-    return sorted({min(steps, max(3, round(share * steps))) for share in shares})
+def totals(steps: int, shares: Sequence[float]) -> list[int]:
+    """Computed steps in all at these shares, at least two a chunk."""
+    return sorted({min(CHUNKS * steps, max(2 * CHUNKS, round(share * CHUNKS * steps))) for share in shares})
 
 
 def choose(options: argparse.Namespace, curve: Sequence[Point], measure: Callable[[int], Point]) -> tuple[Point, str]:
     """The point that meets the target, and one sentence; when none does, the nearest and what it reaches."""
     if options.target is not None:
-        point = measure(counts_of(options.steps, [options.target])[0])
-        return point, f"{len(point.computed)} of {options.steps} steps computed: {point.psnr:.1f} dB"
+        point = measure(totals(options.steps, [options.target])[0])
+        return point, f"{steps_of(point, options.steps)}: {point.psnr:.1f} dB"
     if options.target_psnr is not None:
         fit = [point for point in curve if point.psnr >= options.target_psnr]
         if fit:
-            point = min(fit, key=lambda p: len(p.computed))
-            return point, f"{point.psnr:.1f} dB with {len(point.computed)} of {options.steps} steps computed"
+            point = min(fit, key=lambda p: p.total)
+            return point, f"{point.psnr:.1f} dB with {steps_of(point, options.steps)}"
         point = max(curve, key=lambda p: p.psnr)
         return point, f"{options.target_psnr:g} dB cannot be met; the nearest is {point.psnr:.1f} dB"
     fit = [point for point in curve if point.seconds_per_chunk <= options.target_seconds]
@@ -194,14 +197,21 @@ def choose(options: argparse.Namespace, curve: Sequence[Point], measure: Callabl
     )
 
 
-def entry(options: argparse.Namespace, bench: Bench, point: Point, curve: Sequence[Point], text: str) -> dict[str, Any]:
+def steps_of(point: Point, steps: int) -> str:
+    first, later = len(point.policy.first), len(point.policy.computed)
+    return f"{first} of {steps} steps computed in the first chunk and {later} in every other"
+
+
+def entry(
+    options: argparse.Namespace, mini: MiniModel, point: Point, curve: Sequence[Point], text: str
+) -> dict[str, Any]:
     """A preset's row with its requirements and evidence."""
     return {
         "text": text,
-        "policy": point.policy(),
-        "quantity": point.quantity(),
-        "computed_steps": len(point.computed),
-        "requires": {"steps": options.steps, "shift": bench.mini.shift},
+        "policy": point.settings(),
+        "quantity": {"name": "forecast", "order": FORECAST.order, "correction": FORECAST.correction},
+        "computed_steps": len(point.policy.computed),
+        "requires": {"steps": options.steps, "shift": mini.shift},
         "evidence": {
             "model_sha256": hashlib.sha256(TRANSFORMER_FILE.read_bytes()).hexdigest(),
             "solver": options.solver,
@@ -222,7 +232,7 @@ def check(options: argparse.Namespace) -> None:
     require_finite("guidance", options.guidance, minimum=0.0)
     require(options.solver in ("euler", "unipc"), "solver", options.solver, "euler, unipc")
     if options.target is not None:
-        require_finite("target", options.target, minimum=3 / options.steps, maximum=1.0)
+        require_finite("target", options.target, minimum=2 / options.steps, maximum=1.0)
     for name in ("target_psnr", "target_seconds"):
         if getattr(options, name) is not None:
             require_finite(name, getattr(options, name), minimum=0.0)
@@ -250,30 +260,31 @@ def main(argv: Sequence[str]) -> int:
     mini = load_mini()
     common = (mini, options.steps, options.guidance, options.solver)
     print(f"measuring {options.pairs} videos of {CHUNKS} chunks, {options.steps} steps ...", flush=True)
-    proposed = propose(Bench(*common, CALIBRATION_SEED, options.pairs))
-    deciding = Bench(*common, DECIDING_SEED, 2 * options.pairs)
+    sorting = Bench(*common, CALIBRATION_SEED, options.pairs)
+    sigmas = shifted(options.steps, mini.shift).sigmas
+    tables = calibrated(lambda policy: sorting.decode(sorting.run(policy)), sigmas, FORECAST)
+    decision = Decision(tables, sorting, Bench(*common, DECIDING_SEED, 2 * options.pairs))
     curve: list[Point] = []
-    for point in decide(deciding, proposed, counts_of(options.steps, SHARES)):
-        curve.append(point)
-        share = len(point.computed) / options.steps
-        how = f"order {point.forecast.order}, correction {point.forecast.correction}"
-        print(f"  {share:5.0%} computed  {point.psnr:6.2f} dB, {how}", flush=True)
+    for total in totals(options.steps, SHARES):
+        curve.append(decision.best(total))
+        share, psnr = total / (CHUNKS * options.steps), curve[-1].psnr
+        print(f"  {share:5.0%}  {psnr:6.2f} dB, {steps_of(curve[-1], options.steps)}", flush=True)
 
-    def measure(count: int) -> Point:
-        known = next((point for point in curve if len(point.computed) == count), None)
-        return known or deciding.best(proposed, count)
+    def measure(total: int) -> Point:
+        known = next((point for point in curve if point.total == total), None)
+        return known or decision.best(total)
 
     if options.ship:
         rows = {}
         for name, share in SHIPPED.items():
-            point = measure(counts_of(options.steps, [share])[0])
-            text = f"Calibrated: {len(point.computed)} of {options.steps} steps computed, the others forecast."
-            rows[shipped_name(name, options.steps)] = entry(options, deciding, point, curve, text)
+            point = measure(totals(options.steps, [share])[0])
+            text = f"Calibrated: {steps_of(point, options.steps)}; the others are forecast."
+            rows[shipped_name(name, options.steps)] = entry(options, mini, point, curve, text)
         print(f"\nwritten: {write(options.out, rows)}")
         return 0
     point, outcome = choose(options, curve, measure)
     text = f"Calibrated: {outcome}."
-    path = write(options.out, {options.name: entry(options, deciding, point, curve, text)})
+    path = write(options.out, {options.name: entry(options, mini, point, curve, text)})
     print(f"\n{outcome}\nwritten: {path}")
     return 0
 

@@ -18,13 +18,15 @@ from ..schedule import Schedule
 class Watch(ReusePolicy):
     """Computes every step and keeps ``<v_i, v_j> / values`` of the guided velocities of every chunk and batch row.
 
-    grams: filled as chunks finish, ``[steps, steps]`` each, float64.
+    first, later: filled as chunks finish, ``[steps, steps]`` each, float64; the chunk that begins a video apart from
+    the others, as it bends more.
     """
 
     name: ClassVar[str] = "watch"
 
     warmup_steps: int = 1
-    grams: list[Tensor] = field(default_factory=list, compare=False)
+    first: list[Tensor] = field(default_factory=list, compare=False)
+    later: list[Tensor] = field(default_factory=list, compare=False)
 
     def note(self, steps: int) -> str | None:
         return None
@@ -47,7 +49,8 @@ class WatchState(PolicyState):
         rows.append(self.denoiser.guide(velocity, item).flatten(1).double())
         if len(rows) == self.schedule.steps:
             stacked = torch.stack(rows, 1)  # [B, steps, values]
-            self.policy.grams.extend(torch.einsum("bid,bjd->bij", stacked, stacked) / stacked.shape[2])
+            kept = self.policy.later if item.chunk.index else self.policy.first
+            kept.extend(torch.einsum("bid,bjd->bij", stacked, stacked) / stacked.shape[2])
             del self.seen[item.chunk.index]
 
 

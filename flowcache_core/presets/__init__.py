@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SettingError, require, require_count
+from ..report.events import RunStarted
 from ..reuse.base import ReusePolicy
 from ..reuse.build import build_policy, build_quantity
 from ..reuse.quantity import Quantity
@@ -24,13 +25,32 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """One measured schedule. share: computed steps over all steps, of the first and of every later chunk."""
+
+    first: float
+    later: float
+    psnr: float
+
+    @classmethod
+    def of(cls, point: Mapping[str, float]) -> CurvePoint:
+        share = point["share"]
+        return cls(point.get("first_share", share), point.get("later_share", share), point["psnr"])
+
+    def share(self, run: RunStarted) -> float:
+        """Share of the steps that this schedule computes in ``run``: the more chunks, the less the first one counts."""
+        chunks = run.chunks - run.prefix_chunks
+        first = 0 if run.prefix_chunks else 1
+        return (first * self.first + (chunks - first) * self.later) / chunks
+
+
+@dataclass(frozen=True)
 class Preset:
     """One row of a model's file.
 
     attention: the pattern the run uses. computed_steps: how many of a chunk's own steps are computed where that is
     published or calibrated (the cost model counts with it), None where it depends on the video. requires: steps and
-    shift of the runs a calibrated table is for. curve: (share computed, dB) points the calibration measured, at
-    ``guidance``.
+    shift of the runs a calibrated table is for. curve: what the calibration measured, at ``guidance``.
     """
 
     model: str
@@ -41,7 +61,7 @@ class Preset:
     attention: str = "block-causal"
     computed_steps: int | None = None
     requires: Mapping[str, float] | None = None
-    curve: tuple[tuple[float, float], ...] = ()
+    curve: tuple[CurvePoint, ...] = ()
     guidance: float | None = None
 
     def fit(self, steps: int, shift: float | None = None, *, rescale: bool = False) -> tuple[Preset, str | None]:
@@ -60,26 +80,27 @@ class Preset:
         accepted = f"{made_for} steps at shift {made_shift:g} (where there is a rescale option, with it)"
         require(rescale, f"preset {self.name}", given, accepted)
         table = stretch(self.policy.computed, made_for, steps)
+        first = stretch(self.policy.first, made_for, steps) if self.policy.first else ()
         warning = (
             f"preset {self.name} was calibrated for {made_for} steps at shift {made_shift:g}; stretched to {given}: "
             f"{len(table)} steps computed, quality not known"
         )
-        policy = replace(self.policy, computed=table)
+        policy = replace(self.policy, computed=table, first=first)
         return replace(self, policy=policy, computed_steps=len(table), requires=None, curve=()), warning
 
-    def expected_psnr(self, share: float, plan: str = "blockwise") -> float | None:
+    def expected_psnr(self, share: float, run: RunStarted) -> float | None:
         """dB that the calibration found at this share of computed steps; None outside what it measured (blockwise)."""
-        if plan != "blockwise":
+        if run.plan != "blockwise":
             return None
-        points = sorted(self.curve)
+        points = sorted((point.share(run), point.psnr) for point in self.curve)
         for (low, below), (high, above) in zip(points, points[1:], strict=False):
             if low <= share <= high:
                 return below + (above - below) * (share - low) / (high - low)
         return next((psnr for at, psnr in points if abs(at - share) < 0.01), None)
 
-    def expectation(self, share: float, plan: str) -> str | None:
-        """Where a run of ``plan`` lies on the calibrated curve, in one sentence; None where nothing was measured."""
-        expected = self.expected_psnr(share, plan)
+    def expectation(self, share: float, run: RunStarted) -> str | None:
+        """Where ``run`` lies on the calibrated curve, in one sentence; None where nothing was measured."""
+        expected = self.expected_psnr(share, run)
         if expected is None:
             return None
         found = f"{share:.2f} of the steps computed; expected {expected:.0f} dB on this model"
@@ -150,8 +171,11 @@ def parse_row(model: str, name: str, row: object) -> Preset:
     guidance, curve = evidence.get("guidance"), evidence.get("curve", ())
     known = guidance is None or _numbers(evidence, "guidance")
     require(known, f"{where}.evidence.guidance", guidance, "a number")
-    points = isinstance(curve, list | tuple) and all(_numbers(point, "share", "psnr") for point in curve)
-    require(points, f"{where}.evidence.curve", curve, 'a list of {"share": number, "psnr": number}')
+    points = isinstance(curve, list | tuple) and all(
+        _numbers(point, "share", "psnr", *({"first_share", "later_share"} & set(point))) for point in curve
+    )
+    accepted = 'a list of {"share": number, "psnr": number}, with first_share and later_share where they differ'
+    require(points, f"{where}.evidence.curve", curve, accepted)
     requires, count = row.get("requires"), row.get("computed_steps")
     fits = requires is None or _numbers(requires, "steps", "shift")
     require(fits, f"{where}.requires", requires, '{"steps": number, "shift": number}')
@@ -170,7 +194,7 @@ def parse_row(model: str, name: str, row: object) -> Preset:
         attention=attention,
         computed_steps=count,
         requires=requires,
-        curve=tuple((point["share"], point["psnr"]) for point in curve),
+        curve=tuple(map(CurvePoint.of, curve)),
         guidance=guidance,
     )
 

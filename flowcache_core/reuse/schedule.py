@@ -1,4 +1,4 @@
-"""A fixed table of computed steps, the same for every chunk: a calibrated or published schedule, nothing measured."""
+"""A fixed table of computed steps, one for the first chunk and one for all later ones: nothing is measured in a run."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from .base import Decision, PolicyState, ReusePolicy
 class StaticSchedule(ReusePolicy):
     """Compute exactly the own steps in ``computed`` (plus warm-up, last and capped ones), reuse at all others.
 
+    first: the table of the chunk that begins a video, () for the same as all. It has no history to go by, so its
+    velocities bend several times as much as those of later chunks, which in turn build on it. A chunk that continues
+    given frames is no such chunk.
     together: where chunks are in work side by side, compute all of them at the same ticks (:func:`in_step`) if that
     takes about as many steps. A computed chunk attends to its neighbours' K/V, which is as old as their last computed
     step; at the same tick it is fresh.
@@ -26,17 +29,20 @@ class StaticSchedule(ReusePolicy):
 
     warmup_steps: int = 1
     computed: tuple[int, ...] = (0,)
+    first: tuple[int, ...] = ()
     together: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        whole = all(isinstance(step, int) and step >= 0 for step in self.computed)
-        require(whole and 0 in self.computed, "computed_steps", self.computed, "own steps >= 0, step 0 among them")
+        for name, table in (("computed_steps", self.computed), ("first_chunk_steps", self.first or (0,))):
+            whole = all(isinstance(step, int) and step >= 0 for step in table)
+            require(whole and 0 in table, name, table, "own steps >= 0, step 0 among them")
 
     def note(self, steps: int) -> str | None:
         self.require_within(steps)
         known = super().note(steps)
-        free = set(range(self.warmup_steps, steps - int(self.always_last))) - set(self.computed)
+        always = set(self.computed) & set(self.first or self.computed)
+        free = set(range(self.warmup_steps, steps - int(self.always_last))) - always
         if known is not None or free:
             return known
         return f"computed_steps names all {steps} steps: every step is computed"
@@ -45,6 +51,7 @@ class StaticSchedule(ReusePolicy):
         """SettingError when the table names a step that a run of ``steps`` steps does not have."""
         accepted = f"own steps 0..{steps - 1} of this run"
         require(max(self.computed) < steps, "computed_steps", max(self.computed), accepted)
+        require(max(self.first, default=0) < steps, "first_chunk_steps", max(self.first, default=0), accepted)
 
     def begin(self, schedule: Schedule, denoiser: Denoiser) -> StaticScheduleState:
         self.require_within(schedule.steps)
@@ -54,27 +61,29 @@ class StaticSchedule(ReusePolicy):
 @dataclass
 class StaticScheduleState(PolicyState):
     policy: StaticSchedule
-    computed: frozenset[int]
+    later: frozenset[int]
 
     def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
         if self.policy.together and len(items) > 1:
             offset = items[-2].step - items[-1].step
             table = in_step(len(self.policy.computed), self.schedule.steps, offset)
-            self.computed = frozenset(table or self.policy.computed)
+            self.later = frozenset(table or self.policy.computed)
         return [self.settle(item.chunk.index, self.one(item)) for item in items]
 
     def one(self, item: ChunkInput) -> Decision:
         forced = self.policy.forced(item.step, self.schedule.steps, self.progress(item.chunk.index))
         if forced:
             return Decision("compute", forced)
-        return Decision("compute" if item.step in self.computed else "reuse", "schedule")
+        begins = item.chunk.index == 0 and self.policy.first
+        table = self.policy.first if begins else self.later
+        return Decision("compute" if item.step in table else "reuse", "schedule")
 
 
 @cache
 def in_step(count: int, steps: int, offset: int) -> tuple[int, ...] | None:
     """Evenly spread steps that recur every ``offset``, so that chunks begun ``offset`` ticks apart share their ticks.
 
-    At most ``count + 1`` of ``steps``, as many as fit. None when that leaves fewer than every third tick: there a
+    At most ``count + 1`` of ``steps``, as many as fit. None when that leaves fewer than every sixth tick: there a
     schedule of its own was measured to be worth more than fresh neighbours.
     """
     if not 0 < offset < steps:
@@ -83,7 +92,7 @@ def in_step(count: int, steps: int, offset: int) -> tuple[int, ...] | None:
         places = {round(i * offset / ticks) for i in range(ticks)}
         table = tuple(step for step in range(steps) if step % offset in places or step == steps - 1)
         if len(table) <= count + 1:
-            return table if 3 * ticks >= offset else None
+            return table if 6 * ticks >= offset else None
     return None
 
 

@@ -107,7 +107,7 @@ def expectation(model: Any, record: RunRecord) -> str | None:
     """Where this MODEL's run lies on its preset's calibrated curve; None for presets without one."""
     reuse = settings_of(model.model_options).reuse
     source = reuse.source if reuse else None
-    return source.expectation(record.computed_share, record.started.plan) if source else None
+    return source.expectation(record.computed_share, record.started) if source else None
 
 
 def with_reuse(model: Any, reuse: ReuseSettings) -> Any:

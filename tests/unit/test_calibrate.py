@@ -12,6 +12,7 @@ from dummy import DummyDenoiser
 from flowcache_core.calibrate import command
 from flowcache_core.calibrate.gram import Watch, mean_gram
 from flowcache_core.calibrate.search import best_schedules, gap_error
+from flowcache_core.calibrate.tables import Split, calibrated, even, measured_reach, searched, splits
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
 from flowcache_core.plan import PLANS
@@ -78,7 +79,8 @@ def test_predicted_error_is_the_error_of_a_real_run(order, correction):
     assert torch.equal(base, generate(DummyDenoiser(rule), EngineSettings(plan, schedule, policy=Never()), noise))
     # these velocities do not answer to the latents, so nothing of a corrected forecast's error is left
     share = 0.0 if correction else 1.0
-    gram = mean_gram(watch.grams).numpy()
+    assert not watch.later  # one chunk
+    gram = mean_gram(watch.first).numpy()
     found = best_schedules(gram, schedule.sigmas, order, correction=correction, forecast_share=share)
     quantity = Forecast(order=order, correction=correction) if order else Velocity()
     single_gap = 0
@@ -91,6 +93,51 @@ def test_predicted_error_is_the_error_of_a_real_run(order, correction):
             single_gap += 1
             assert error == pytest.approx(best.error, rel=1e-6, abs=1e-18)
     assert single_gap >= 2
+
+
+def velocities_by_chunk(item):
+    """The first chunk's velocity bends, the later ones' is a straight line in sigma."""
+    s = item.sigma
+    bent = np.sin(9 * s) if item.chunk.index == 0 else s
+    return torch.full_like(item.latents, 1.0) * (1.0 + bent)
+
+
+def test_first_and_later_chunks_are_measured_apart():
+    plan, schedule = PLANS["blockwise"](6, 2, STEPS), shifted(STEPS, 3.0)
+    noise = torch.zeros(2, 1, 6, 2, 2, dtype=torch.float64)
+
+    def video(policy):
+        return generate(DummyDenoiser(velocities_by_chunk), EngineSettings(plan, schedule, policy=policy), noise)
+
+    watch = Watch()
+    base = video(watch)
+    assert (len(watch.first), len(watch.later)) == (2, 4)  # two videos of three chunks
+    first, later = measured_reach(video, watch, base, schedule.sigmas, probes=3)
+    # nothing feeds back here: an error stays as large as it was made, in the share of the video that has it
+    assert first == pytest.approx(np.full(STEPS, (1 / 3) ** 0.5), rel=1e-6)
+    assert later == pytest.approx(np.full(STEPS, (2 / 3) ** 0.5), rel=1e-6)
+    tables = searched(watch, schedule.sigmas, (first, later), Forecast(1, correction=2))
+    assert tables.later[2].error == pytest.approx(
+        best_schedules(mean_gram(watch.later).numpy(), schedule.sigmas, 1, later, correction=2)[2].error
+    )
+    assert tables.first[5].error > 1e3 * tables.later[5].error  # straight lines are forecast without error
+    policy = tables.policy(Split(5, 3))
+    assert (policy.first, policy.computed) == (tables.first[5].computed, tables.later[3].computed)
+    assert calibrated(video, schedule.sigmas, Forecast(1, correction=2), probes=3) == tables
+
+
+@pytest.mark.parametrize("steps", [20, 50])
+@pytest.mark.parametrize("chunks", [2, 4, 9])
+@pytest.mark.parametrize("share", [0.2, 0.3, 0.5, 0.8, 1.0])
+def test_every_split_computes_what_was_asked_for(steps, chunks, share):
+    total = round(share * chunks * steps)
+    found = splits(total, chunks, steps)
+    assert len(found) == len(set(found)) >= 1
+    for way in found:
+        assert way.first + (chunks - 1) * way.later == total
+        assert 2 <= way.later <= way.first + chunks and 2 <= way.first <= steps
+        policy = even(way, steps)
+        assert (len(policy.first), len(policy.computed)) == (way.first, way.later)
 
 
 @pytest.mark.parametrize("taken", ["a folder", "no presets"])

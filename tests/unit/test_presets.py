@@ -8,6 +8,7 @@ import pytest
 
 from flowcache_core.errors import SettingError
 from flowcache_core.presets import load_preset, model_file, models, preset_names, stretch
+from flowcache_core.report.events import RunStarted
 from flowcache_core.reuse.forecast import Forecast
 from flowcache_core.reuse.schedule import StaticSchedule
 
@@ -20,6 +21,10 @@ def test_every_row_builds_and_is_described(model, name):
     assert preset.text.endswith(".") and preset.policy.name == model_file(model)["presets"][name]["policy"]["name"]
     if isinstance(preset.policy, StaticSchedule):
         assert preset.computed_steps == len(preset.policy.computed)
+
+
+def started(plan="blockwise", chunks=4, prefix_chunks=0) -> RunStarted:
+    return RunStarted(plan, chunks, prefix_chunks, 50, 50 * (chunks - prefix_chunks), 0, 0, None, ())
 
 
 def calibrated(tmp_path, **changes):
@@ -40,8 +45,8 @@ def calibrated(tmp_path, **changes):
 def test_a_calibrated_file_is_a_preset(tmp_path):
     preset = load_preset("mini", calibrated(tmp_path))
     assert preset.name == "mine" and preset.quantity == Forecast(order=2)
-    assert preset.expected_psnr(0.3) == pytest.approx(25.0)
-    assert preset.expected_psnr(0.9) is None
+    assert preset.expected_psnr(0.3, started()) == pytest.approx(25.0)
+    assert preset.expected_psnr(0.9, started()) is None
     assert preset.fit(10, 3.0) == preset.fit(10, 3.001) == preset.fit(10) == (preset, None)
 
 
@@ -53,7 +58,7 @@ def test_another_run_is_refused_or_stretched_with_a_warning(tmp_path, steps, shi
     fitted, warning = preset.fit(steps, shift, rescale=True)
     assert fitted.policy.computed == stretch((0, 4, 9), 10, steps)
     assert fitted.policy.computed[-1] == steps - 1 and fitted.computed_steps == len(fitted.policy.computed)
-    assert warning and "calibrated for 10 steps at shift 3" in warning and fitted.expected_psnr(0.3) is None
+    assert warning and "calibrated for 10 steps at shift 3" in warning and fitted.expected_psnr(0.3, started()) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 2, "presets": {}}', '{"schema": 1}'])
@@ -94,7 +99,10 @@ def test_every_row_of_a_file_can_be_reached(tmp_path):
         ({"requires": {"steps": 10}}, "presets.mine.requires"),
         ({"requires": [10, 3.0]}, "presets.mine.requires"),
         ({"evidence": {"curve": [{"share": 0.5}]}}, "presets.mine.evidence.curve"),
+        ({"evidence": {"curve": [{"share": 0.5, "psnr": 30, "first_share": "1"}]}}, "presets.mine.evidence.curve"),
         ({"evidence": [0.5, 30.0]}, "presets.mine.evidence"),
+        ({"policy": {"name": "schedule", "first": 4}}, "first"),
+        ({"policy": {"name": "schedule", "first": [1, 4]}}, "first_chunk_steps"),
         ({"evidence": {"guidance": "3"}}, "presets.mine.evidence.guidance"),
         ({"computed_steps": "many"}, "presets.mine.computed_steps"),
         ({"attention": "sparse"}, "presets.mine.attention"),
@@ -125,13 +133,25 @@ def test_unknown_names_list_the_presets_there_are():
 
 def test_the_expectation_is_for_the_plan_that_was_measured():
     preset = load_preset("mini", "balanced")
-    share = preset.policy.computed and len(preset.policy.computed) / 50
-    assert preset.expectation(share, "blockwise") == (
-        f"{share:.2f} of the steps computed; expected {preset.expected_psnr(share):.0f} dB on this model "
+    share = 0.3
+    assert preset.expectation(share, started()) == (
+        f"{share:.2f} of the steps computed; expected {preset.expected_psnr(share, started()):.0f} dB on this model "
         f"(median, calibrated at guidance {preset.guidance:g})"
     )
-    assert preset.expectation(share, "staggered") is None
-    assert load_preset("mini", "reference-slow").expectation(share, "blockwise") is None
+    assert preset.expectation(share, started(plan="staggered")) is None
+    assert load_preset("mini", "reference-slow").expectation(share, started()) is None
+
+
+@pytest.mark.parametrize(("chunks", "prefix"), [(1, 0), (4, 0), (20, 0), (5, 2)])
+def test_the_expectation_of_a_preset_does_not_change_with_the_length_of_the_video(chunks, prefix):
+    """The share does: the first chunk computes more steps than the others, and a given beginning leaves none."""
+    preset = load_preset("mini", "balanced")
+    first, later = len(preset.policy.first), len(preset.policy.computed)
+    generated = chunks - prefix
+    total = (first if prefix == 0 else later) + (generated - 1) * later
+    expected = preset.expected_psnr(total / (50 * generated), started(chunks=chunks, prefix_chunks=prefix))
+    shipped = next(point.psnr for point in preset.curve if point.first * 50 == first and point.later * 50 == later)
+    assert expected == pytest.approx(shipped, abs=0.01)
 
 
 @pytest.mark.parametrize("steps", [20, 30, 50, 100])

@@ -357,7 +357,8 @@ def test_correction_out_of_range_is_refused(value):
     [
         (25, 50, 12, (*range(0, 50, 2), 49)),
         (18, 50, 12, (*range(0, 50, 3), 49)),
-        (10, 50, 12, None),  # every sixth tick
+        (10, 50, 12, (*range(0, 50, 6), 49)),
+        (8, 50, 12, None),  # only every twelfth tick would be left
         (25, 50, 5, tuple(s for s in range(50) if s % 5 in (0, 2)) + (49,)),
         (6, 12, 12, None),  # one chunk after the other
         (6, 12, 0, None),  # all at once: every table is in step
@@ -380,3 +381,32 @@ def test_chunks_side_by_side_are_computed_at_the_same_ticks():
     settings = EngineSettings(plan_of("blockwise"), shifted(12, 3.0), policy=policy)
     generate(alone, settings, torch.zeros(1, 1, 6, 2, 2))
     assert [step for c, step in alone.calls if c == 1] == list(computed)
+
+
+@pytest.mark.parametrize(
+    ("plan", "expected"),
+    [
+        (PLANS["blockwise"](8, 2, 12), {0: [0, 1, 2, 4, 6, 8, 11], 1: [0, 5, 11], 3: [0, 5, 11]}),
+        (PLANS["blockwise"](8, 2, 12, 2), {1: [0, 5, 11], 2: [0, 5, 11]}),  # chunk 0 is given
+        # in step where several are in work: every third tick here; the first chunk has its own list all the same
+        (PLANS["staggered"](8, 2, 12, 3), {0: [0, 1, 2, 4, 6, 8, 11], 1: [0, 3, 6, 9, 11], 3: [0, 3, 6, 9, 11]}),
+    ],
+)
+def test_the_chunk_that_begins_a_video_has_a_list_of_its_own(plan, expected):
+    computed = (0, 5, 11) if plan.name == "blockwise" else (0, 3, 7, 11)
+    policy = StaticSchedule(computed=computed, first=(0, 1, 2, 4, 6, 8, 11), together=True)
+    denoiser, prefix = DummyDenoiser(), torch.zeros(1, 1, plan.prefix_frames, 2, 2)
+    settings = EngineSettings(plan, shifted(12, 3.0), policy=policy)
+    generate(denoiser, settings, torch.zeros(1, 1, 8, 2, 2), prefix=prefix if plan.prefix_frames else None)
+    taken = {chunk: [step for c, step in denoiser.calls if c == chunk and step < 12] for chunk in expected}
+    assert taken == expected
+
+
+def test_a_first_list_that_the_run_does_not_have_is_refused():
+    with pytest.raises(SettingError, match="first_chunk_steps: got 12, accepted: own steps 0..11"):
+        StaticSchedule(computed=(0, 11), first=(0, 12)).begin(shifted(12, 3.0), DummyDenoiser())
+    with pytest.raises(SettingError, match="first_chunk_steps"):
+        StaticSchedule(computed=(0, 11), first=(1, 11))
+    every = tuple(range(12))
+    assert StaticSchedule(computed=every, first=(0, 11)).note(12) is None  # the first chunk reuses
+    assert "every step is computed" in (StaticSchedule(computed=every, first=every).note(12) or "")
