@@ -113,6 +113,7 @@ def custom_inputs() -> list[io.Input]:
         io.String.Input(
             "first_chunk_steps",
             default="",
+            optional=True,  # workflows made before it have none
             tooltip=(
                 "Only for the policy schedule: the same for the chunk that begins the video, which needs more computed"
                 " steps than those that continue it. Empty: as all others."

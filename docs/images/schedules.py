@@ -16,18 +16,21 @@ COMPUTED, REUSED = "#0072B2", "#F5B041"
 
 def main() -> None:
     rows = json.loads(PRESETS.read_text(encoding="utf-8"))["presets"]
-    figure = Figure(figsize=(9, 2.2), layout="constrained")
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots()
-    labels = []
-    for height, name in enumerate(NAMES):
-        steps, computed = int(rows[name]["requires"]["steps"]), rows[name]["policy"]["computed"]
-        labels.append(f"{name}: {len(computed)} of {steps}")
-        for step in range(steps):
-            colour = COMPUTED if step in computed else REUSED
-            axes.add_patch(Rectangle((step - 0.44, height - 0.36), 0.88, 0.72, color=colour, linewidth=0))
+    labels, heights = [], []
+    for i, name in enumerate(NAMES):
+        steps, policy = int(rows[name]["requires"]["steps"]), rows[name]["policy"]
+        for offset, chunk, computed in ((0.0, "later chunks", policy["computed"]), (0.9, "first chunk", policy["first"])):
+            height = 2.2 * i + offset
+            labels.append(f"{name}, {chunk}: {len(computed)} of {steps}")
+            heights.append(height)
+            for step in range(steps):
+                colour = COMPUTED if step in computed else REUSED
+                axes.add_patch(Rectangle((step - 0.44, height - 0.36), 0.88, 0.72, color=colour, linewidth=0))
     axes.set_xlim(-0.7, steps - 0.3)
-    axes.set_ylim(-0.6, len(NAMES) - 0.4)
-    axes.set_yticks(range(len(NAMES)), labels)
+    axes.set_ylim(-0.6, max(heights) + 0.6)
+    axes.set_yticks(heights, labels)
     axes.set_xlabel("step of a chunk, from noise to clean (blue: computed, orange: forecast)")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)

@@ -83,8 +83,8 @@ class StaticScheduleState(PolicyState):
 def in_step(count: int, steps: int, offset: int) -> tuple[int, ...] | None:
     """Evenly spread steps that recur every ``offset``, so that chunks begun ``offset`` ticks apart share their ticks.
 
-    At most ``count + 1`` of ``steps``, as many as fit. None when that leaves fewer than every sixth tick: there a
-    schedule of its own was measured to be worth more than fresh neighbours.
+    At most ``count + 1`` of ``steps``, as many as fit. None when that leaves fewer than every sixth tick, or much fewer
+    than ``count``: there a schedule of its own was measured to be worth more than fresh neighbours.
     """
     if not 0 < offset < steps:
         return None
@@ -92,7 +92,7 @@ def in_step(count: int, steps: int, offset: int) -> tuple[int, ...] | None:
         places = {round(i * offset / ticks) for i in range(ticks)}
         table = tuple(step for step in range(steps) if step % offset in places or step == steps - 1)
         if len(table) <= count + 1:
-            return table if 6 * ticks >= offset else None
+            return table if 6 * ticks >= offset and 5 * len(table) >= 4 * count else None
     return None
 
 

@@ -46,11 +46,11 @@ def smaller(length: int, budget: float | None = None) -> tuple[tuple[str, str, A
 
 
 EXPECTED = {
-    "flowcache_mini_text_to_video": Expected(93, (256, 256), 8 * 30),
-    "flowcache_mini_compare": Expected(93, (528, 256), 8 * 30),
-    "flowcache_mini_image_to_video": Expected(85, (256, 256), 7 * 30),
-    "flowcache_mini_extend_video": Expected(93, (256, 256), 4 * 30),
-    "flowcache_mini_prompt_schedule": Expected(105, (256, 256), 9 * 30),
+    "flowcache_mini_text_to_video": Expected(93, (256, 256), 8 * 50),
+    "flowcache_mini_compare": Expected(93, (528, 256), 8 * 50),
+    "flowcache_mini_image_to_video": Expected(85, (256, 256), 7 * 50),
+    "flowcache_mini_extend_video": Expected(93, (256, 256), 4 * 50),
+    "flowcache_mini_prompt_schedule": Expected(105, (256, 256), 9 * 50),
     "flowcache_causal_forcing_long_video": Expected(45, (64, 64), 12 * 4, reuses=False, small=smaller(45, 5)),
     "flowcache_self_forcing": Expected(69, (64, 64), 6 * 4, reuses=False, small=smaller(69, 3)),
     "flowcache_mini_magi_text_to_video": Expected(117, (256, 256), 10 * 32),

@@ -359,6 +359,7 @@ def test_correction_out_of_range_is_refused(value):
         (18, 50, 12, (*range(0, 50, 3), 49)),
         (10, 50, 12, (*range(0, 50, 6), 49)),
         (8, 50, 12, None),  # only every twelfth tick would be left
+        (19, 50, 5, None),  # 21 steps are too many, and the next that recur are 11
         (25, 50, 5, tuple(s for s in range(50) if s % 5 in (0, 2)) + (49,)),
         (6, 12, 12, None),  # one chunk after the other
         (6, 12, 0, None),  # all at once: every table is in step
