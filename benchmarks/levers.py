@@ -53,6 +53,7 @@ def rows(preset: Preset, setup: Setup) -> Iterator[tuple[str, Changes]]:
     yield "even, corrected forecast", {"policy": same, "quantity": forecast}
     yield "even, more in the first chunk", {"policy": even(way, setup.steps), "quantity": forecast}
     yield "shipped", {"policy": tables, "quantity": forecast}
+    yield "shipped lists, velocity", {"policy": tables, "quantity": Velocity()}
     yield "shipped, order 2", {"policy": tables, "quantity": replace(forecast, order=2)}
     more = StaticSchedule(computed=spread(round(total / setup.chunks * 4 / 3), setup.steps, 1))
     guided = {"policy": more, "quantity": forecast, "kind": UncondBySecond}
