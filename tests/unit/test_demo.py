@@ -86,9 +86,11 @@ def test_the_report_says_where_the_run_lies_on_the_calibrated_curve() -> None:
     made = demo.configure(demo.parser().parse_args(["--quick", "--steps", "50"]), random_mini())
     assert made.guidance == GUIDANCE == 2.0
     measured = made.reuse.preset and made.reuse.preset.guidance
-    share = len(made.flowcache.policy.computed) / 50  # type: ignore[attr-defined]
+    policy = made.flowcache.policy
+    share = (len(policy.first) + 3 * len(policy.computed)) / 200  # type: ignore[attr-defined]
     for plan, count in (("blockwise", 1), ("staggered", 0)):  # the curve was measured blockwise
-        record = SimpleNamespace(computed_share=share, started=SimpleNamespace(plan=plan))
+        started = RunStarted(plan, 4, 0, 50, 200, 0, 0, None, ())
+        record = SimpleNamespace(computed_share=share, started=started)
         remarks = demo.remarks(made, record)  # type: ignore[arg-type]
         assert len(remarks) == count
         for remark in remarks:

@@ -157,7 +157,8 @@ def test_the_expectation_of_a_preset_does_not_change_with_the_length_of_the_vide
 @pytest.mark.parametrize("steps", [20, 30, 50, 100])
 @pytest.mark.parametrize("name", ["slow", "balanced", "fast"])
 def test_a_stretched_schedule_keeps_its_share_and_both_ends(name, steps):
-    made = load_preset("mini", name).policy.computed
-    table = stretch(made, 50, steps)
-    assert len(table) == len(made) * steps // 50 and table[0] == 0 and table[-1] == steps - 1
-    assert steps != 50 or table == made
+    preset = load_preset("mini", name)
+    policy = preset.fit(steps, rescale=True)[0].policy
+    for made, table in ((preset.policy.computed, policy.computed), (preset.policy.first, policy.first)):
+        assert len(table) == round(len(made) * steps / 50) and table[0] == 0 and table[-1] == steps - 1
+        assert steps != 50 or table == made
