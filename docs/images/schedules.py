@@ -21,7 +21,10 @@ def main() -> None:
     labels, heights = [], []
     for i, name in enumerate(NAMES):
         steps, policy = int(rows[name]["requires"]["steps"]), rows[name]["policy"]
-        for offset, chunk, computed in ((0.0, "later chunks", policy["computed"]), (0.9, "first chunk", policy["first"])):
+        for offset, chunk, computed in (
+            (0.0, "later chunks", policy["computed"]),
+            (0.9, "first chunk", policy["first"]),
+        ):
             height = 2.2 * i + offset
             labels.append(f"{name}, {chunk}: {len(computed)} of {steps}")
             heights.append(height)
