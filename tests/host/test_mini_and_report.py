@@ -108,4 +108,4 @@ def test_report_says_where_the_run_lies_on_the_calibrated_curve(mini):
     start = latent(21, height=64, width=64)
     out = sample(reusing, ours(plan), positive=positive, start=start, sigmas=sigmas_of(model, 50))[0]
     text = NODES["FlowCacheReport"].execute(model=reusing, latent={"samples": out}).args[0]
-    assert "\n0.30 of the steps computed; expected " in text and " dB on this model (median" in text
+    assert "\n0.40 of the steps computed; expected " in text and " dB on this model (median" in text
