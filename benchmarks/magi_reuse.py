@@ -56,7 +56,7 @@ def calibrated(setup: Setup, pairs: Sequence[Pair]) -> dict[float, StaticSchedul
     policies = {}
     for share in SHARES:
         way = tables.split(round(share * setup.chunks * setup.steps), setup.chunks, setup.steps, RATIO)
-        policies[share] = replace(found.policy(way), together=False)
+        policies[share] = found.policy(way)
     return policies
 
 
