@@ -7,7 +7,7 @@ import json
 import pytest
 
 from flowcache_core.errors import SettingError
-from flowcache_core.presets import load_preset, model_file, models, preset_names, stretch
+from flowcache_core.presets import FOLDER, load_preset, model_file, models, preset_names, stretch
 from flowcache_core.report.events import RunStarted
 from flowcache_core.reuse.forecast import Forecast
 from flowcache_core.reuse.schedule import StaticSchedule
@@ -21,6 +21,16 @@ def test_every_row_builds_and_is_described(model, name):
     assert preset.text.endswith(".") and preset.policy.name == model_file(model)["presets"][name]["policy"]["name"]
     if isinstance(preset.policy, StaticSchedule):
         assert preset.computed_steps == len(preset.policy.computed)
+
+
+@pytest.mark.parametrize("model", models())
+def test_no_field_is_written_twice(model):
+    def once(pairs):
+        names = [name for name, _ in pairs]
+        assert len(names) == len(set(names)), names
+        return dict(pairs)
+
+    json.loads((FOLDER / f"{model}.json").read_text(encoding="utf-8"), object_pairs_hook=once)
 
 
 def started(plan="blockwise", chunks=4, prefix_chunks=0) -> RunStarted:
