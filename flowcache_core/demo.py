@@ -238,7 +238,7 @@ def remarks(demo: Demo, record: RunRecord) -> list[str]:
     preset = demo.reuse.preset
     expectation = preset.expectation(record.computed_share, record.started) if preset else None
     if expectation is not None:
-        found.append(expectation + ("" if demo.flowcache.kv.budget is None else ", with the whole history kept"))
+        found.append(expectation)
     return found
 
 

@@ -104,7 +104,9 @@ class Preset:
         if expected is None:
             return None
         found = f"{share:.2f} of the steps computed; expected {expected:.0f} dB on this model"
-        return found if self.guidance is None else f"{found} (median, calibrated at guidance {self.guidance:g})"
+        if self.guidance is not None:
+            found += f" (median, calibrated at guidance {self.guidance:g})"
+        return found if run.budget_tokens is None else f"{found}, with the whole history kept"
 
 
 def stretch(computed: Sequence[int], made_for: int, steps: int) -> tuple[int, ...]:

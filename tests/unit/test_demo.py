@@ -89,7 +89,7 @@ def test_the_report_says_where_the_run_lies_on_the_calibrated_curve() -> None:
     policy = made.flowcache.policy
     share = (len(policy.first) + 3 * len(policy.computed)) / 200  # type: ignore[attr-defined]
     for plan, count in (("blockwise", 1), ("staggered", 0)):  # the curve was measured blockwise
-        started = RunStarted(plan, 4, 0, 50, 200, 0, 0, None, ())
+        started = RunStarted(plan, 4, 0, 50, 200, 0, 0, 192, ())
         record = SimpleNamespace(computed_share=share, started=started)
         remarks = demo.remarks(made, record)  # type: ignore[arg-type]
         assert len(remarks) == count
