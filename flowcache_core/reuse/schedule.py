@@ -18,8 +18,8 @@ class StaticSchedule(ReusePolicy):
     """Compute exactly the own steps in ``computed`` (plus warm-up, last and capped ones), reuse at all others.
 
     first: the table of the chunk that begins a video, () for the same as all. It has no history to go by, so its
-    velocities bend several times as much as those of later chunks, which in turn build on it. A chunk that continues
-    given frames is no such chunk.
+    velocities bend more than those of later chunks, which in turn build on it. A chunk that continues given frames is
+    no such chunk.
     together: where chunks are in work side by side, compute all of them at the same ticks (:func:`in_step`) if that
     takes about as many steps. A computed chunk attends to its neighbours' K/V, which is as old as their last computed
     step; at the same tick it is fresh.
