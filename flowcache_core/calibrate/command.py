@@ -152,7 +152,7 @@ class Bench:
 
 
 @dataclass
-class Decision:
+class Selection:
     """Chooses between proposals for one number of computed steps, on two sets of videos."""
 
     tables: Tables
@@ -263,16 +263,16 @@ def main(argv: Sequence[str]) -> int:
     sorting = Bench(*common, CALIBRATION_SEED, options.pairs)
     sigmas = shifted(options.steps, mini.shift).sigmas
     tables = calibrated(lambda policy: sorting.decode(sorting.run(policy)), sigmas, FORECAST)
-    decision = Decision(tables, sorting, Bench(*common, DECIDING_SEED, 2 * options.pairs))
+    selection = Selection(tables, sorting, Bench(*common, DECIDING_SEED, 2 * options.pairs))
     curve: list[Point] = []
     for total in totals(options.steps, SHARES):
-        curve.append(decision.best(total))
+        curve.append(selection.best(total))
         share, psnr = total / (CHUNKS * options.steps), curve[-1].psnr
         print(f"  {share:5.0%}  {psnr:6.2f} dB, {steps_of(curve[-1], options.steps)}", flush=True)
 
     def measure(total: int) -> Point:
         known = next((point for point in curve if point.total == total), None)
-        return known or decision.best(total)
+        return known or selection.best(total)
 
     if options.ship:
         rows = {}

@@ -83,8 +83,8 @@ class StaticScheduleState(PolicyState):
 def in_step(count: int, steps: int, offset: int) -> tuple[int, ...] | None:
     """Evenly spread steps that recur every ``offset``, so that chunks begun ``offset`` ticks apart share their ticks.
 
-    At most ``count + 1`` of ``steps``, as many as fit. None when that leaves fewer than every sixth tick, or much fewer
-    than ``count``: there a schedule of its own was measured to be worth more than fresh neighbours.
+    At most ``count + 1`` of ``steps``, as many as fit. None when that leaves fewer than every sixth tick, where a
+    schedule of its own was measured to be worth more than fresh neighbours, or much fewer than ``count``.
     """
     if not 0 < offset < steps:
         return None
