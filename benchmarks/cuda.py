@@ -22,9 +22,9 @@ from torch import Tensor
 from flowcache_core.cost import CountedCache, CountingDenoiser
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.kv.settings import KVSettings
-from flowcache_core.models.attention import attend
-from flowcache_core.models.wan import WanConfig, WanTransformer
-from flowcache_core.models.wan_denoiser import WanDenoiser
+from flowcache_core.models.common.attention import attend
+from flowcache_core.models.wan.denoiser import WanDenoiser
+from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
 from flowcache_core.plan.staggered import staggered
 from flowcache_core.report.events import Event, RunFinished, RunStarted, StepTaken, WindowPass
 from flowcache_core.reuse.never import Never

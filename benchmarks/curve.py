@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from flowcache_core.calibrate.command import FORECAST, shipped_name
+from flowcache_core.commands.calibrate import FORECAST, shipped_name
 from flowcache_core.denoiser import ChunkInput, ChunkOutput
 from flowcache_core.engine import generate
 from flowcache_core.kv.cache import KVCache
 from flowcache_core.kv.settings import KVSettings
-from flowcache_core.models.wan_denoiser import WanDenoiser
+from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.presets import load_preset, model_file
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import LatentDistance, PatchDistance, TimeDistance

@@ -18,7 +18,7 @@ import torch
 
 from flowcache_core.engine import generate
 from flowcache_core.kv.settings import KVSettings
-from flowcache_core.models.wan_denoiser import WanDenoiser
+from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.report.events import ChunkFinished, Event, RunStarted
 
 from .mini_runs import Setup, mini

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcache_core.calibrate.command import FORECAST
 from flowcache_core.calibrate.gram import Watch
 from flowcache_core.calibrate.tables import Split, even, measured_reach, searched
+from flowcache_core.commands.calibrate import FORECAST
 from flowcache_core.denoiser import ChunkInput, ChunkOutput, Denoiser
 from flowcache_core.kv.cache import KVCache
-from flowcache_core.models.wan_denoiser import WanDenoiser
+from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.presets import Preset, load_preset
 from flowcache_core.report.record import RunRecord
 from flowcache_core.reuse.base import Decision, ReusePolicy

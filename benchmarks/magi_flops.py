@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowcache_core.models.magi import MagiTransformer
-from flowcache_core.models.magi_config import MagiConfig
+from flowcache_core.models.magi.config import MagiConfig
+from flowcache_core.models.magi.transformer import MagiTransformer
 
 from .magi_runs import shape
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from flowcache_core.cost import MagiShape
 from flowcache_core.engine import generate
 from flowcache_core.mini_magi import MiniMagi, load_mini_magi
-from flowcache_core.models.magi_config import MagiConfig
+from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.report.record import Recorder, RunRecord
 
 from .mini_runs import Pair, Setup

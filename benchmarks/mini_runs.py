@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from flowcache_core.cost import WanShape
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.mini import MiniModel, load_mini
-from flowcache_core.models.wan_denoiser import WanDenoiser
+from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.plan.blockwise import blockwise
 from flowcache_core.plan.staggered import staggered
 from flowcache_core.report.quality import Quality, compare

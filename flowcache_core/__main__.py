@@ -10,10 +10,10 @@ from .errors import SettingError
 
 # Each module has ``main(argv) -> exit status`` and is imported only when its command is called.
 COMMANDS = {
-    "demo": ".demo",
-    "cost": ".cost_command",
-    "calibrate": ".calibrate.command",
-    "schedule": ".schedule_command",
+    "demo": ".commands.demo",
+    "cost": ".commands.cost",
+    "calibrate": ".commands.calibrate",
+    "schedule": ".commands.schedule",
     "train-mini": ".mini.train",
     "train-mini-magi": ".mini_magi.train",
     "evaluate-mini": ".mini.evaluate",

@@ -12,10 +12,10 @@ from ..flowcache_core.errors import require
 from ..flowcache_core.kv import COMPRESSORS
 from ..flowcache_core.kv.compressor import Granularity
 from ..flowcache_core.kv.settings import KVSettings
-from .adapters.kv_size import describe_budget
 from .adapters.naming import CATEGORY, naming
-from .adapters.progress import show_text
-from .adapters.settings import with_kv
+from .adapters.run.settings import with_kv
+from .adapters.shown.kv_size import describe_budget
+from .adapters.shown.progress import show_text
 
 NAME = "KV Cache Compressor"
 SAME = "same as the model"

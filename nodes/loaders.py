@@ -8,11 +8,11 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from .adapters.checkpoints import FAMILIES, WEIGHT_DTYPES, load_ar_model
-from .adapters.listed import listed_file
+from .adapters.files.checkpoints import FAMILIES, WEIGHT_DTYPES, load_ar_model
+from .adapters.files.listed import listed_file
+from .adapters.files.weight_files import whole_models
 from .adapters.naming import CATEGORY, naming
-from .adapters.settings import with_slot
-from .adapters.weight_files import whole_models
+from .adapters.run.settings import with_slot
 
 NAME = "Load AR Video Model"
 FOLDER = "diffusion_models"

@@ -12,19 +12,19 @@ import torch
 from comfy_api.latest import io
 
 from ..flowcache_core.errors import SettingError, require
-from ..flowcache_core.magi import DISTILLED_STEPS
-from ..flowcache_core.models.magi_config import LATENT_CHANNELS
-from ..flowcache_core.models.magi_guidance import GuidanceScales
-from ..flowcache_core.models.magi_text import TokenSwitches
+from ..flowcache_core.models.magi.config import LATENT_CHANNELS
+from ..flowcache_core.models.magi.guidance import GuidanceScales
+from ..flowcache_core.models.magi.text import TokenSwitches
 from ..flowcache_core.schedule import SHORTCUTS, magi
-from .adapters.checkpoints import WEIGHT_DTYPES
-from .adapters.listed import listed_file
-from .adapters.magi_model import MagiVariant, load_magi_model, looks_distilled
-from .adapters.magi_text import conditioning, encode, read_table, tables
-from .adapters.magi_vae import load_host_vae
+from ..flowcache_core.video.magi import DISTILLED_STEPS
+from .adapters.files.checkpoints import WEIGHT_DTYPES
+from .adapters.files.listed import listed_file
+from .adapters.files.weight_files import whole_models
+from .adapters.magi.model import MagiVariant, load_magi_model, looks_distilled
+from .adapters.magi.text import conditioning, encode, read_table, tables
+from .adapters.magi.vae import load_host_vae
 from .adapters.naming import CATEGORY, naming
-from .adapters.settings import with_slot
-from .adapters.weight_files import whole_models
+from .adapters.run.settings import with_slot
 
 MODEL_NAME, VAE_NAME, PROMPT_NAME = "Load MAGI-1 Model", "Load MAGI-1 VAE", "MAGI-1 Prompt"
 SCHEDULE_NAME, LATENT_NAME = "MAGI-1 Schedule", "Empty MAGI-1 Latent"

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..flowcache_core.errors import require
 from .adapters.naming import CATEGORY, naming
-from .adapters.prompt_schedule import schedule
+from .adapters.run.prompt_schedule import schedule
 
 NAME = "AR Prompt Schedule"
 MOST = 4

@@ -10,8 +10,8 @@ from comfy_api.latest import io, ui
 from ..flowcache_core.report.document import to_json
 from ..flowcache_core.report.text import summary
 from .adapters.naming import CATEGORY, naming
-from .adapters.picture import draw
-from .adapters.settings import expectation, last_record
+from .adapters.run.settings import expectation, last_record
+from .adapters.shown.picture import draw
 
 NAME = "FlowCache Report"
 

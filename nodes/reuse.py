@@ -13,7 +13,7 @@ from ..flowcache_core.errors import SettingError
 from ..flowcache_core.reuse import DISTANCES, POLICIES, QUANTITIES
 from ..flowcache_core.reuse.build import build_policy, build_quantity
 from .adapters.naming import CATEGORY, naming
-from .adapters.settings import ReuseSettings, with_reuse
+from .adapters.run.settings import ReuseSettings, with_reuse
 
 NAME = "FlowCache Chunkwise Reuse"
 CUSTOM = "custom"

@@ -8,10 +8,10 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..flowcache_core.solvers import SOLVERS
-from .adapters.live_preview import Display
 from .adapters.naming import CATEGORY, naming
-from .adapters.plan_choice import PLANS, PlanChoice
-from .adapters.sampler import ChunkSampler
+from .adapters.run.plan_choice import PLANS, PlanChoice
+from .adapters.shown.live_preview import Display
+from .adapters.wan.sampling import ChunkSampler
 
 NAME = "AR Video Sampler (FlowCache)"
 

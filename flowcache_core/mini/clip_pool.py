@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..models.wan_vae import WanVAE
+from ..models.wan.vae import WanVAE
 from . import data
 from .text import TOKENS, encode_prompt
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..engine import EngineSettings, generate
-from ..models.wan_denoiser import WanDenoiser
+from ..models.wan.denoiser import WanDenoiser
 from ..plan.blockwise import blockwise
 from ..schedule import shifted
 from . import GUIDANCE, MiniModel, data, load_mini

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..errors import require_count, require_finite
-from ..models.wan_vae import load_wan_vae
+from ..models.wan.vae import load_wan_vae
 from . import TRANSFORMER_FILE, VAE_FILE, WEIGHTS, data, metadata
 from .transformer_training import CONFIG, FIRST_CLIPS, PHASES, encode_ahead, train_transformer
 from .vae_training import train_decoder, train_vae

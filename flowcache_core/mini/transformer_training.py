@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..models.wan import WanConfig, WanTransformer
-from ..models.wan_vae import WanVAE
+from ..models.wan.transformer import WanConfig, WanTransformer
+from ..models.wan.vae import WanVAE
 from .clip_pool import CHUNK_FRAMES, ClipPool
 from .noise_levels import chunk_sigmas
 from .optim import Muon

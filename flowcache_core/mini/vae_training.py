@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.wan_vae import (
+from ..models.wan.vae import (
     CausalConv3d,
     ChannelNorm,
     Downsample,

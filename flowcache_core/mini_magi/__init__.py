@@ -19,13 +19,13 @@ from ..mini import VAE_FILE, encode_prompt, metadata
 from ..mini.clip_pool import CHUNK_FRAMES
 from ..mini.data import FRAME_SIZE
 from ..mini.text import VOCABULARY
-from ..models.magi import MagiTransformer, load_magi
-from ..models.magi_denoiser import MagiDenoiser
-from ..models.magi_guidance import CLEAN_TIME, GuidanceScales
-from ..models.wan_vae import WanVAE, load_wan_vae
+from ..models.magi.denoiser import MagiDenoiser
+from ..models.magi.guidance import CLEAN_TIME, GuidanceScales
+from ..models.magi.transformer import MagiTransformer, load_magi
+from ..models.wan.vae import WanVAE, load_wan_vae
 from ..plan.window import window
 from ..schedule import magi
-from ..skyreels import window_noise
+from ..video.skyreels import window_noise
 
 WEIGHTS = Path(__file__).parent / "weights"
 TRANSFORMER_FILE = WEIGHTS / "flowcache_mini_magi.safetensors"

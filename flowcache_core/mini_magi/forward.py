@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..models.magi import MagiTransformer
-from ..models.magi_layers import MagiAttention, MagiBlock, apply_rope, rope_table
+from ..models.magi.layers import MagiAttention, MagiBlock, apply_rope, rope_table
+from ..models.magi.transformer import MagiTransformer
 
 
 def forward_clip(

@@ -13,7 +13,7 @@ import torch
 from ..mini import VAE_FILE
 from ..mini.train import add_arguments, checked, provenance, write
 from ..mini.transformer_training import train_transformer
-from ..models.wan_vae import load_wan_vae
+from ..models.wan.vae import load_wan_vae
 from . import TRANSFORMER_FILE, WEIGHTS
 from .training import RECIPE
 

@@ -11,9 +11,9 @@ from ..mini.clip_pool import CHUNK_FRAMES
 from ..mini.noise_levels import shifted
 from ..mini.text import TEXT_DIM, TOKENS, encode_prompt
 from ..mini.transformer_training import Recipe
-from ..models.magi import MagiTransformer
-from ..models.magi_config import MagiConfig
-from ..models.magi_guidance import CLEAN_TIME
+from ..models.magi.config import MagiConfig
+from ..models.magi.guidance import CLEAN_TIME
+from ..models.magi.transformer import MagiTransformer
 from .forward import forward_clip
 
 CONFIG = MagiConfig(
@@ -80,7 +80,7 @@ def loss(model: nn.Module, clean: Tensor, text: Tensor, generator: torch.Generat
     untold = (text == encode_prompt("").to(text)).flatten(1).all(1).cpu()
     mixed = (torch.rand(batch, 1, generator=generator) < 0.1) & (torch.rand(batch, chunks, generator=generator) < 0.5)
     null = (levels.clean | untold[:, None] | mixed).to(clean.device)
-    # Without guidance a clean chunk is not told that its caption is the null one (models/magi_denoiser.py).
+    # Without guidance a clean chunk is not told that its caption is the null one (models/magi/denoiser.py).
     dropped = null & ~(levels.clean & (torch.rand(batch, 1, generator=generator) < 0.3)).to(clean.device)
     noise = torch.randn(clean.shape, generator=generator).to(clean.device)
     per_frame = levels.t.repeat_interleave(CHUNK_FRAMES, 1).to(clean.device)[:, None, :, None, None]

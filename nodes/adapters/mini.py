@@ -15,8 +15,8 @@ from ...flowcache_core.mini import TRANSFORMER_FILE, VAE_FILE
 from ...flowcache_core.mini.noise_levels import SHIFT
 from ...flowcache_core.mini_magi import TEXT_SCALE, text_guidance
 from ...flowcache_core.mini_magi import TRANSFORMER_FILE as MAGI_FILE
-from ...flowcache_core.models.magi import read_magi
-from .magi_model import MagiVariant, magi_patcher
+from ...flowcache_core.models.magi.transformer import read_magi
+from .magi.model import MagiVariant, magi_patcher
 
 ACCEPTED = "the pack's own file; reinstall FlowCache"
 

@@ -43,7 +43,7 @@ def speed_and_parity(model: Any) -> dict[str, float]:
 def long_video(model: Any) -> dict[str, float]:
     """K/V bytes of 257 latent frames at budget 5: ours, the host's sampler with our compressor, the host alone."""
     start = latent(4 * (FRAMES - 1) + 1, width=SIDE, height=SIDE)
-    last_record = module("nodes.adapters.settings").last_record
+    last_record = module("nodes.adapters.run.settings").last_record
     held = {}
     for name, sampler in (("ours", ours()), ("host_compressed", hosts(CHUNK))):
         patched = compress(model, BUDGET)

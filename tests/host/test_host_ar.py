@@ -19,12 +19,12 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from hostkit import HEIGHT, WIDTH, hosts, latent, load, module, ours, prompt, sample, sigmas_of
 from torch.nn import functional
 
-settings = module("nodes.adapters.settings")
+settings = module("nodes.adapters.run.settings")
 errors = module("flowcache_core.errors")
 reuse = module("flowcache_core.reuse")
 kv = module("flowcache_core.kv")
 KVSettings = module("flowcache_core.kv.settings").KVSettings
-host_ar = module("nodes.adapters.host_ar")
+host_ar = module("nodes.adapters.host_ar.attach")
 
 FRAMES = 6  # latent frames of hostkit's default length: two chunks of 3
 TOKENS = (WIDTH // 16) * (HEIGHT // 16)  # per latent frame
@@ -221,7 +221,7 @@ def test_same_as_our_sampler(model):
 
 
 def test_finished_chunks_are_dropped_by_the_policy(model, monkeypatch):
-    state, finished, held = module("nodes.adapters.host_ar_reuse").StepReuse, [], []
+    state, finished, held = module("nodes.adapters.host_ar.reuse").StepReuse, [], []
     original = state.finish
 
     def spy(self, chunk):

@@ -35,13 +35,13 @@ from hostkit import (
 )
 from torch import Tensor
 
-engine = module("flowcache_core.engine")
+engine = module("flowcache_core.engine.run")
 events = module("flowcache_core.report.events")
-last_record = module("nodes.adapters.settings").last_record
-settings_of = module("nodes.adapters.settings").settings_of
-load_ar_model = module("nodes.adapters.checkpoints").load_ar_model
-load_skyreels = module("flowcache_core.models.skyreels_checkpoint").load_skyreels
-WanDenoiser = module("flowcache_core.models.wan_denoiser").WanDenoiser
+last_record = module("nodes.adapters.run.settings").last_record
+settings_of = module("nodes.adapters.run.settings").settings_of
+load_ar_model = module("nodes.adapters.files.checkpoints").load_ar_model
+load_skyreels = module("flowcache_core.models.wan.skyreels_checkpoint").load_skyreels
+WanDenoiser = module("flowcache_core.models.wan.denoiser").WanDenoiser
 staggered = module("flowcache_core.plan.staggered").staggered
 blockwise = module("flowcache_core.plan").blockwise
 solvers = module("flowcache_core.solvers").SOLVERS
@@ -136,7 +136,7 @@ def given_prefix(frames: int) -> Tensor:
 def by_host(both: Both, case: Case) -> tuple[Tensor, list[tuple[int, int, str]], Any]:
     """Latents in the model's own scale, every step with what was done, and the record of the run."""
     model = case.patched(both.host.clone())
-    model = module("nodes.adapters.settings").with_slot(model)
+    model = module("nodes.adapters.run.settings").with_slot(model)
     extra = {"prefix": {"samples": given_prefix(case.prefix)}} if case.prefix else {}
     options = {} if case.cfg == 1 else {"negative": prompt(8), "cfg": case.cfg}
     start, sigmas = latent(4 * FRAMES - 3), sigmas_of(model, STEPS)

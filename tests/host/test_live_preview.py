@@ -14,7 +14,7 @@ import torch
 from hostkit import STAGGERED, close, latent, load, module, ours, prompt, reuse, sample
 from tiny_files import MINI_VAE
 
-live_preview = module("nodes.adapters.live_preview")
+live_preview = module("nodes.adapters.shown.live_preview")
 SettingError = module("flowcache_core.errors").SettingError
 FRAMES = 21
 WINDOWS = {**STAGGERED, "window_frames": 6, "overlap_frames": 2}
@@ -157,7 +157,7 @@ def test_no_preview_of_a_run_that_stays_noisy(model, vae, pieces):
 
 def test_progress_is_told_on_the_node(model, told, monkeypatch):
     clock = iter(range(1000))
-    monkeypatch.setattr(module("nodes.adapters.progress").time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(module("nodes.adapters.shown.progress").time, "monotonic", lambda: next(clock))
     sample(reuse(model, threshold=50.0), sampler_node(STAGGERED))
     texts = [text for event, text, node in told if event == "text" and node == "12"]
     assert len(texts) == 12

@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture(autouse=True)
 def tiny_shape(monkeypatch):
     """Training checkpoints carry no metadata; a tiny one needs some for what the host takes as given."""
-    checkpoints = module("nodes.adapters.checkpoints")
+    checkpoints = module("nodes.adapters.files.checkpoints")
     tagged = checkpoints.tagged
 
     def with_shape(given, causal, sizes):

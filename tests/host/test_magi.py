@@ -20,12 +20,12 @@ from tiny_magi import CONFIG, TEXT_DIM
 import nodes as host_nodes
 
 SettingError = module("flowcache_core.errors").SettingError
-engine = module("flowcache_core.engine")
-core = module("flowcache_core.magi")
-magi_text = module("flowcache_core.models.magi_text")
+engine = module("flowcache_core.engine.run")
+core = module("flowcache_core.video.magi")
+magi_text = module("flowcache_core.models.magi.text")
 magi_schedule = module("flowcache_core.schedule").magi
-Tiling = module("flowcache_core.models.magi_vae").Tiling
-last_record = module("nodes.adapters.settings").last_record
+Tiling = module("flowcache_core.models.magi.vae").Tiling
+last_record = module("nodes.adapters.run.settings").last_record
 KVSettings = module("flowcache_core.kv.settings").KVSettings
 
 AUTO = {"variant": "auto"}
@@ -181,7 +181,7 @@ class TestSameAsTheCore:
     def test_special_tokens_by_chunk(self, model, folders):
         table = magi_text.load_special_tokens(folders / "text_encoders" / "special_tokens.npz", TEXT_DIM)
         switches = magi_text.TokenSwitches(dynamic=True)
-        make = module("nodes.adapters.magi_text").conditioning
+        make = module("nodes.adapters.magi.text").conditioning
         captions = magi_text.chunk_captions(
             states()[0], torch.ones(5), 5, table, switches, dim=TEXT_DIM, length=CONFIG.text_len
         )
@@ -214,7 +214,7 @@ class TestLaws:
             if step == 3:
                 comfy.model_management.interrupt_current_processing()
 
-        sampler = module("nodes.adapters.magi_sampling")
+        sampler = module("nodes.adapters.magi.sampling")
         made = sampler.Progress
 
         def progress(*args, **fields):
@@ -309,7 +309,7 @@ class TestHost:
         with torch.device("meta"):
             inner = tiny_magi.magi.MagiTransformer(full, dtype=torch.bfloat16)
         inside = SimpleNamespace(diffusion_model=inner, get_dtype_inference=lambda: torch.bfloat16)
-        text = module("nodes.adapters.kv_size").describe_budget(SimpleNamespace(model=inside), KVSettings(2.0))
+        text = module("nodes.adapters.shown.kv_size").describe_budget(SimpleNamespace(model=inside), KVSettings(2.0))
         assert f"{2 * 12150 * 4096 * 34 / 1e6:.0f} MB, {3 * 12150 * 4096 * 34 / 1e6:.0f} MB with one active" in text
 
     def test_k_v_is_announced(self, model):
@@ -513,7 +513,7 @@ class TestVAE:
 
     def test_preview_shows_the_frames_of_vae_decode(self, vae, model):
         """Chunk by chunk while sampling, in the same tiles and runs."""
-        live_preview, seen = module("nodes.adapters.live_preview"), []
+        live_preview, seen = module("nodes.adapters.shown.live_preview"), []
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(live_preview.GrowingVideo, "add", lambda video, frames: seen.append(frames))
             patch.setattr(live_preview.LivePreview, "write", lambda preview: None)
@@ -562,7 +562,7 @@ class TestPrompt:
     @pytest.fixture(autouse=True)
     def narrow(self, folders, monkeypatch):
         """The width of the tiny encoder and its table in place of 4096."""
-        adapter = module("nodes.adapters.magi_text")
+        adapter = module("nodes.adapters.magi.text")
         monkeypatch.setattr(adapter, "TEXT_DIM", TEXT_DIM)
         load = adapter.load_special_tokens
         monkeypatch.setattr(adapter, "load_special_tokens", lambda path: load(path, TEXT_DIM))

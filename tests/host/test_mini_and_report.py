@@ -36,13 +36,13 @@ def test_mini_video_in_the_host_is_the_cores(mini):
     host = sample(model, ours(plan), positive=node("MiniPrompt", text=text), start=start, sigmas=sigmas, noise=fixed)[0]
 
     own = core.load_mini()
-    engine = module("flowcache_core.engine")
+    engine = module("flowcache_core.engine.run")
     settings = engine.EngineSettings(
         plan=module("flowcache_core.plan").blockwise(6, 3, 8),
         schedule=module("flowcache_core.schedule").from_sigmas(sigmas.tolist()),
         clean_pass=True,
     )
-    denoiser = module("flowcache_core.models.wan_denoiser").WanDenoiser(
+    denoiser = module("flowcache_core.models.wan.denoiser").WanDenoiser(
         own.transformer, {0: (core.encode_prompt(text),)}
     )
     expected = engine.generate(denoiser, settings, noise)
@@ -64,7 +64,7 @@ class TestReport:
         model = compress(reuse(load(), threshold=1.5), 1)
         out = sample(model, start=latent(45), sigmas=sigmas_of(load(), 8))[0]
         text, picture, document = NODES["FlowCacheReport"].execute(model=model, latent={"samples": out}).args
-        return module("nodes.adapters.settings").last_record(model), text, picture, json.loads(document)
+        return module("nodes.adapters.run.settings").last_record(model), text, picture, json.loads(document)
 
     def test_json_is_the_record(self, run):
         record, _, _, document = run
@@ -89,14 +89,14 @@ class TestReport:
             assert tuple(bytes.fromhex(figure.COLOURS[kind][1:])) in seen
 
     def test_picture_of_long_and_of_bidirectional_runs(self):
-        draw = module("nodes.adapters.picture").draw
+        draw = module("nodes.adapters.shown.picture").draw
         model = compress(load(), 2)
         sample(model, ours({"plan": "blockwise", "chunk_frames": 1, "solver": "renoise", "clean_pass": True}),
                start=latent(1021, width=16, height=16), sigmas=sigmas_of(model, 1))  # fmt: skip
-        assert draw(module("nodes.adapters.settings").last_record(model)).shape[1] < 1500
+        assert draw(module("nodes.adapters.run.settings").last_record(model)).shape[1] < 1500
         plain = reuse(load())
         sample(plain, ours({**STAGGERED, "attention": "bidirectional"}))
-        picture = draw(module("nodes.adapters.settings").last_record(plain))
+        picture = draw(module("nodes.adapters.run.settings").last_record(plain))
         assert np.isfinite(picture.numpy()).all()
 
 

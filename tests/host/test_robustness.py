@@ -28,7 +28,7 @@ from hostkit import (
 )
 
 SettingError = module("flowcache_core.errors").SettingError
-last_record = module("nodes.adapters.settings").last_record
+last_record = module("nodes.adapters.run.settings").last_record
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ class TestBadInput:
     SAMPLER = "AR Video Sampler (FlowCache)"
 
     def test_latents_that_are_no_video(self, model):
-        check = module("nodes.adapters.sampler").check
+        check = module("nodes.adapters.wan.sampling").check
         refused(["latent_image", "[B, C, F, H, W]"], check, model.model, torch.ones(1, 16, 8, 8), {})
 
     def test_wrong_channels(self, model):
@@ -195,7 +195,7 @@ class TestBadInput:
         other = model.clone()
         other.add_object_patch("diffusion_model", NotWan())
         guider = BasicGuider.execute(other, prompt()).args[0]
-        check = module("nodes.adapters.sampler").check
+        check = module("nodes.adapters.wan.sampling").check
         base = type("Base", (), {"diffusion_model": NotWan()})()
         refused(["model", "NotWan", "Wan 2.1 text-to-video"], check, base, torch.zeros(1), guider.model_options)
 

@@ -29,7 +29,7 @@ from hostkit import (
     state_dict,
 )
 
-last_record = module("nodes.adapters.settings").last_record
+last_record = module("nodes.adapters.run.settings").last_record
 SettingError = module("flowcache_core.errors").SettingError
 SLIDING = {"plan": "sliding window", "chunk_frames": 2, "window_chunks": 2, "solver": "euler", "clean_pass": False}
 
@@ -157,10 +157,11 @@ class TestBeyondTheHost:
             sample(load({k: v.to(torch.float8_e4m3fn).float() for k, v in state_dict().items()}))[0],
             0.2,
         )
-        assert module("nodes.adapters.denoiser").kv_spec(model.model, (1, 16, 6, 4, 8), 1, "cpu").dtype == torch.float32
+        kv_spec = module("nodes.adapters.wan.denoiser").kv_spec
+        assert kv_spec(model.model, (1, 16, 6, 4, 8), 1, "cpu").dtype == torch.float32
 
     def test_positions_beyond_256_frames_in_bf16(self, model):
-        rope = module("nodes.adapters.rope")
+        rope = module("nodes.adapters.wan.rope")
         inner = model.model.diffusion_model
         options = {"rope_options": rope.chunk_positions({}, 257)}
         exact = inner.rope_encode(3, 4, 8, t_start=257, dtype=torch.float32, device="cpu")

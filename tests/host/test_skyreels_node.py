@@ -8,7 +8,7 @@ import torch
 from hostkit import BLOCKWISE, STAGGERED, close, latent, load, module, ours, prompt, reuse, sample, sigmas_of
 
 SettingError = module("flowcache_core.errors").SettingError
-last_record = module("nodes.adapters.settings").last_record
+last_record = module("nodes.adapters.run.settings").last_record
 SAMPLER = "AR Video Sampler (FlowCache), "
 WINDOWS = {**STAGGERED, "window_frames": 6, "overlap_frames": 2}
 

@@ -13,9 +13,9 @@ from hostkit import module
 from safetensors.torch import save_file
 from torch import Tensor
 
-magi = module("flowcache_core.models.magi")
-magi_vae = module("flowcache_core.models.magi_vae")
-MagiConfig = module("flowcache_core.models.magi_config").MagiConfig
+magi = module("flowcache_core.models.magi.transformer")
+magi_vae = module("flowcache_core.models.magi.vae")
+MagiConfig = module("flowcache_core.models.magi.config").MagiConfig
 TEXT_DIM = 20
 CONFIG = MagiConfig(48, 40, 3, 6, 2, 8, 12, text_dim=TEXT_DIM, text_len=60, freq_dim=16, bands=1)
 VAE_CONFIG = {"video_size": 32, "video_length": 8, "embed_dim": 256, "depth": 1, "num_heads": 4, "mlp_ratio": 0.5}

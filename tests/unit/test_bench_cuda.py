@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import cuda
-from flowcache_core.models.wan import WanConfig
+from flowcache_core.models.wan.transformer import WanConfig
 
 TINY = WanConfig(dim=48, ffn_dim=64, num_layers=2, num_heads=3, text_dim=20, freq_dim=32, fps_embedding=True)
 SIZES = cuda.Sizes(

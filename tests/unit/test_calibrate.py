@@ -9,10 +9,10 @@ import pytest
 import torch
 from dummy import DummyDenoiser
 
-from flowcache_core.calibrate import command
 from flowcache_core.calibrate.gram import Watch, mean_gram
 from flowcache_core.calibrate.search import best_schedules, gap_error
 from flowcache_core.calibrate.tables import Split, calibrated, even, measured_reach, searched, splits
+from flowcache_core.commands import calibrate as command
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
 from flowcache_core.plan import PLANS

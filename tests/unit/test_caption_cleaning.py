@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flowcache_core.models.caption_cleaning import clean_caption
+from flowcache_core.models.magi.caption_cleaning import clean_caption
 
 CASES = {
     "A Cat, playing the PIANO.": "a cat, playing the piano.",

@@ -10,10 +10,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowcache_core.commands.cost import counted_policy, main
 from flowcache_core.cost import MagiShape, WanShape
-from flowcache_core.cost_command import counted_policy, main
 from flowcache_core.errors import SettingError
-from flowcache_core.models.wan import WanConfig, WanTransformer
+from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
 from flowcache_core.presets import load_preset
 
 SKYREELS = ["--model", "skyreels-v2-1.3b-540p"]

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flowcache_core.cost_command import main
+from flowcache_core.commands.cost import main
 
 MODEL = ["--model", "skyreels-v2-1.3b-540p"]
 

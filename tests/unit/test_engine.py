@@ -15,8 +15,8 @@ from flowcache_core.denoiser import ChunkInput
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
 from flowcache_core.kv.settings import KVSettings
-from flowcache_core.models.wan import WanConfig, WanTransformer
-from flowcache_core.models.wan_denoiser import WanDenoiser
+from flowcache_core.models.wan.denoiser import WanDenoiser
+from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
 from flowcache_core.plan import PLANS
 from flowcache_core.plan.base import Plan
 from flowcache_core.report.events import CacheCompressed, CachePass, ChunkFinished, RunFinished, RunStarted, StepTaken
@@ -404,7 +404,7 @@ def test_everything_reused_is_kept_on_the_reuse_device():
 
 def test_a_run_that_the_policy_refuses_allocates_no_cache(monkeypatch):
     made = []
-    monkeypatch.setattr("flowcache_core.engine.KVCache", lambda *arguments: made.append(arguments))
+    monkeypatch.setattr("flowcache_core.engine.run.KVCache", lambda *arguments: made.append(arguments))
     with pytest.raises(SettingError, match="curve"):
         run(DummyDenoiser(), PLAN_ROWS["blockwise"](), policy=MagCache(curve=(1.0,)))
     assert made == []

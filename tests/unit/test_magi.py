@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flowcache_core.errors import SettingError
-from flowcache_core.models.magi import MagiTransformer, load_magi
-from flowcache_core.models.magi_config import MAGI_4_5B, MAGI_24B, MagiConfig
-from flowcache_core.models.magi_guidance import (
+from flowcache_core.models.common.operations import CastingOperations, LayerNorm1p
+from flowcache_core.models.magi.config import MAGI_4_5B, MAGI_24B, MagiConfig
+from flowcache_core.models.magi.guidance import (
     GuidanceScales,
     distilled_step_time,
     guide,
@@ -26,9 +26,9 @@ from flowcache_core.models.magi_guidance import (
     needs_text,
     visible_chunks,
 )
-from flowcache_core.models.magi_layers import apply_rope, attend_grouped, rope_table
-from flowcache_core.models.magi_text import null_caption
-from flowcache_core.models.operations import CastingOperations, LayerNorm1p
+from flowcache_core.models.magi.layers import apply_rope, attend_grouped, rope_table
+from flowcache_core.models.magi.text import null_caption
+from flowcache_core.models.magi.transformer import MagiTransformer, load_magi
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "magi_dit.safetensors"
 GOLDEN_CONFIG = MagiConfig(384, 128, 2, 24, 8, 16, 96, text_dim=32, text_len=60, bands=2)

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowcache_core.errors import SettingError
-from flowcache_core.models.magi import MagiTransformer, load_magi
-from flowcache_core.models.magi_config import MagiConfig
-from flowcache_core.models.magi_fp8 import dequantize
+from flowcache_core.models.magi.config import MagiConfig
+from flowcache_core.models.magi.fp8 import dequantize
+from flowcache_core.models.magi.transformer import MagiTransformer, load_magi
 
 FP8 = torch.float8_e4m3fn
 CONFIG = MagiConfig(48, 40, 3, 6, 2, 8, 12, text_dim=20, text_len=10, freq_dim=16, bands=1)

@@ -13,12 +13,11 @@ from flowcache_core.errors import SettingError
 from flowcache_core.kv.importance_redundancy import ImportanceRedundancy
 from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
-from flowcache_core.magi import MagiSettings, captions_by_chunk, generate_video
-from flowcache_core.models.magi import MagiTransformer
-from flowcache_core.models.magi_config import MagiConfig
-from flowcache_core.models.magi_denoiser import MagiDenoiser
-from flowcache_core.models.magi_guidance import GuidanceScales
-from flowcache_core.models.magi_vae import LATENT_SCALE, MagiVAE, MagiVAEConfig, Tiling
+from flowcache_core.models.magi.config import MagiConfig
+from flowcache_core.models.magi.denoiser import MagiDenoiser
+from flowcache_core.models.magi.guidance import GuidanceScales
+from flowcache_core.models.magi.transformer import MagiTransformer
+from flowcache_core.models.magi.vae import LATENT_SCALE, MagiVAE, MagiVAEConfig, Tiling
 from flowcache_core.plan import PLANS
 from flowcache_core.plan.window import window
 from flowcache_core.report.events import CacheCompressed, CachePass, StepTaken
@@ -28,6 +27,7 @@ from flowcache_core.reuse.forecast import Forecast
 from flowcache_core.reuse.quantity import Increment, Residual, Velocity
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.schedule import magi, magi_distill_times, shifted
+from flowcache_core.video.magi import MagiSettings, captions_by_chunk, generate_video
 
 TINY = MagiConfig(48, 40, 2, 6, 2, 8, 12, text_dim=20, text_len=60, freq_dim=16, bands=1)
 FRAMES = 2  # latent frames of a chunk

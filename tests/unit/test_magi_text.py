@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowcache_core.errors import SettingError
-from flowcache_core.models.magi_text import (
+from flowcache_core.models.magi.text import (
     SpecialTokens,
     TokenSwitches,
     chunk_captions,

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowcache_core.errors import SettingError
-from flowcache_core.models.magi_vae import MagiVAE, MagiVAEConfig, Tiling, load_magi_vae
-from flowcache_core.models.tiles import run_tiled
+from flowcache_core.models.common.tiles import run_tiled
+from flowcache_core.models.magi.vae import MagiVAE, MagiVAEConfig, Tiling, load_magi_vae
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "magi_vae.safetensors"
 CONFIG = MagiVAEConfig(video_size=32, video_length=8, embed_dim=256, depth=2, num_heads=4, mlp_ratio=0.5)

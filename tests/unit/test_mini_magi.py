@@ -17,9 +17,9 @@ from flowcache_core.mini_magi import TRANSFORMER_FILE, MiniMagi, load_mini_magi,
 from flowcache_core.mini_magi.evaluate import sample
 from flowcache_core.mini_magi.forward import forward_clip
 from flowcache_core.mini_magi.training import RECIPE, build, chunk_times
-from flowcache_core.models.magi import MagiTransformer
-from flowcache_core.models.magi_guidance import CLEAN_TIME
-from flowcache_core.models.wan_vae import WanVAE, WanVAEConfig
+from flowcache_core.models.magi.guidance import CLEAN_TIME
+from flowcache_core.models.magi.transformer import MagiTransformer
+from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
 from flowcache_core.schedule import magi
 
 

@@ -11,7 +11,7 @@ from flowcache_core.mini import transformer_training as training
 from flowcache_core.mini.noise_levels import chunk_sigmas, shifted
 from flowcache_core.mini.optim import Muon, orthogonal
 from flowcache_core.mini.vae_training import NormalisedVAE
-from flowcache_core.models.wan_vae import WanVAE, WanVAEConfig
+from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
 
 
 def test_noise_levels_cover_the_samplers_patterns() -> None:

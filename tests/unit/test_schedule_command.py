@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from flowcache_core.commands.schedule import main
 from flowcache_core.errors import SettingError
-from flowcache_core.models.wan import WanConfig, WanTransformer
+from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
 from flowcache_core.presets import load_preset
 from flowcache_core.schedule import skyreels
-from flowcache_core.schedule_command import main
 
 MODEL = ["--model", "skyreels-v2-1.3b-540p"]
 

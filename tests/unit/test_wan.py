@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowcache_core.errors import SettingError
-from flowcache_core.models.checkpoint import read_state_dict
-from flowcache_core.models.rope import apply_rope, rope_axes, rope_table
-from flowcache_core.models.wan import PreparedText, WanConfig, WanTransformer, load_wan
+from flowcache_core.models.common.checkpoint import read_state_dict
+from flowcache_core.models.common.rope import apply_rope, rope_axes, rope_table
+from flowcache_core.models.wan.transformer import PreparedText, WanConfig, WanTransformer, load_wan
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sky_dit.safetensors"
 TINY = WanConfig(dim=48, ffn_dim=64, num_layers=2, num_heads=3, text_dim=20, freq_dim=32)

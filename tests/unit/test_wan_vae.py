@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowcache_core.errors import SettingError
-from flowcache_core.models.wan_vae import StreamDecoder, WanVAE, WanVAEConfig, load_wan_vae, wan_decoder
+from flowcache_core.models.wan.vae import StreamDecoder, WanVAE, WanVAEConfig, load_wan_vae, wan_decoder
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,197 @@
+"""``python dev.py cost``: what a published configuration costs, without weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from ..cost import Cost, MagiShape, ModelShape, WanShape, count
+from ..cost.waterfall import Stage, waterfall
+from ..engine import EngineSettings
+from ..errors import SettingError, require, require_finite
+from ..kv.settings import KVSettings
+from ..plan import PLANS
+from ..plan.base import Plan
+from ..plan.staggered import overlap_windows
+from ..presets import Preset, load_preset, model_file, models
+from ..reuse.base import ReusePolicy
+from ..reuse.schedule import StaticSchedule, spread
+from ..schedule import Schedule
+from ..video.magi import passes
+
+PETA = 1e15
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser("cost", description="FLOPs and K/V bytes of a configuration, counted by the engine.")
+    p.add_argument("--model", required=True, help=", ".join(published()))
+    p.add_argument("--preset", default="vanilla", help="a preset of that model (default: vanilla)")
+    p.add_argument("--steps", type=int, help="denoising steps per chunk")
+    p.add_argument("--chunks", type=int, help="chunks of the video")
+    p.add_argument(
+        "--computed", type=int, help="computed steps per chunk, for presets whose reuse depends on the video"
+    )
+    p.add_argument("--rescale", action="store_true", help="stretch a table made for another number of steps")
+    budget = p.add_mutually_exclusive_group()
+    budget.add_argument("--kv-budget", type=float, help="chunks of finished history kept (B_budget)")
+    budget.add_argument("--budget-total", type=float, help="chunks of K/V in all, active ones included (B_total)")
+    p.add_argument("--json", action="store_true", help="print one JSON object")
+    return p
+
+
+def published() -> list[str]:
+    """Models with a published shape and run."""
+    return [name for name in models() if "shape" in model_file(name)]
+
+
+def run_plans(run: Mapping[str, Any]) -> tuple[Plan, ...]:
+    """The windows of a model's run, in order."""
+    if run["plan"] == "window":
+        return (PLANS["window"](run["frames"], run["chunk_frames"], run["steps"], run["window_chunks"]),)
+    windows = overlap_windows(run["frames"], run["base_frames"], run["overlap_frames"], run["chunk_frames"])
+    make = PLANS["staggered"]
+    return tuple(make(w.frames, run["chunk_frames"], run["steps"], run["ar_step"], w.prefix_frames) for w in windows)
+
+
+def counted_policy(preset: Preset, steps: int, computed: int | None) -> ReusePolicy:
+    """The preset's policy, or, where it looks at the video, a schedule with as many computed steps."""
+    if preset.policy.name in ("never", "schedule") and computed is None:
+        return preset.policy
+    wanted = computed if computed is not None else preset.computed_steps
+    accepted = f"--computed N: how many of {steps} steps {preset.name!r} computes depends on the video"
+    require(wanted is not None, "computed", None, accepted)
+    warmup = preset.policy.warmup_steps
+    return StaticSchedule(warmup_steps=warmup, computed=spread(int(wanted or 0), steps, warmup))
+
+
+def shape_of(model: str, preset: str, steps: int) -> ModelShape:
+    fields = dict(model_file(model)["shape"])
+    if fields.pop("kind") == "wan":
+        return WanShape(**fields)
+    nearly_clean = passes(model, preset)["nearly_clean"]
+    return MagiShape(**fields, nearly_clean_from=3 * steps // 4 if nearly_clean else None)
+
+
+def assumed_total(arguments: argparse.Namespace, preset: Preset) -> float | None:
+    """B_total as given; where no budget is, what a published row is taken to have run with, if anything."""
+    if arguments.budget_total is not None or arguments.kv_budget is not None:
+        return arguments.budget_total
+    assumed = model_file(arguments.model)["presets"].get(preset.name, {}).get("assumes", {})
+    return assumed.get("budget_total")
+
+
+def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The command's result as the object that ``--json`` prints."""
+    require(arguments.model in published(), "model", arguments.model, ", ".join(published()))
+    run = dict(model_file(arguments.model)["run"])
+    preset = load_preset(arguments.model, arguments.preset)
+    if arguments.steps is not None:
+        run["steps"] = arguments.steps
+    if arguments.chunks is not None:
+        require(arguments.chunks >= 1, "chunks", arguments.chunks, "a whole number >= 1")
+        run["frames"] = arguments.chunks * run["chunk_frames"]
+    plans = run_plans(run)
+    steps, warning = run["steps"], None
+    if arguments.computed is None:
+        preset, warning = preset.fit(steps, run.get("shift"), rescale=arguments.rescale)
+    budget = arguments.kv_budget
+    total = assumed_total(arguments, preset)
+    if total is not None:
+        require_finite("budget_total", total, minimum=0.0)
+        budget = total - max(plan.max_active for plan in plans)
+        require(budget >= 1, "budget_total", total, f">= {total - budget + 1:g}")
+    schedule = Schedule(tuple(1 - i / steps for i in range(steps + 1)), tuple(float(steps - i) for i in range(steps)))
+    settings = [
+        EngineSettings(
+            plan=plan,
+            schedule=schedule,
+            policy=counted_policy(preset, steps, arguments.computed),
+            kv=KVSettings(budget=budget),
+            attention=preset.attention,
+        )
+        for plan in plans
+    ]
+    shape = shape_of(arguments.model, preset.name, steps)
+    result = count(shape, settings, run["tokens_per_frame"], run["branches"])
+    output = as_json(arguments.model, preset, run, budget, result)
+    output["notes"] += [] if warning is None else [f"warning: {warning}"]
+    output["notes"] += sorted({note for window in settings if (note := window.kv.note(window.plan))})
+    if preset.attention == "bidirectional":
+        causal = count(shape, settings, run["tokens_per_frame"], run["branches"], window_attention="block-causal")
+        output["pflops_bidirectional"] = output["pflops"]
+        output["pflops"] = causal.flops / PETA
+        output["notes"].append(
+            "pflops counts block-causal attention, as the paper does; pflops_bidirectional as executed"
+        )
+    elif isinstance(shape, WanShape):
+        stages = waterfall(shape, settings, run["tokens_per_frame"], run["branches"])
+        output["waterfall"] = [asdict(stage) for stage in stages]
+    if isinstance(shape, MagiShape):
+        output["pflops_clean_pass"] = 0.0
+        if passes(arguments.model, preset.name)["clean_pass"]:
+            encoding = [replace(window, clean_pass=True) for window in settings]
+            more = count(shape, encoding, run["tokens_per_frame"], run["branches"]).flops - result.flops
+            output["pflops_clean_pass"] = more / PETA
+            output["notes"].append(
+                f"the clean re-encode of finished chunks ({more / PETA:.1f} PFLOPs, pflops_clean_pass) is not in "
+                "pflops: the paper leaves it out"
+            )
+        if shape.nearly_clean_from is not None:
+            output["notes"].append(
+                f"includes the nearly-clean pass of own steps {shape.nearly_clean_from}..{steps - 1}"
+            )
+    return output
+
+
+def as_json(model: str, preset: Preset, run: Mapping[str, Any], budget: float | None, cost: Cost) -> dict[str, Any]:
+    return {
+        "model": model,
+        "preset": preset.name,
+        "attention": preset.attention,
+        "frames": run["frames"],
+        "steps": run["steps"],
+        "kv_budget": budget,
+        "pflops": cost.flops / PETA,
+        "kv_bytes": cost.kv_bytes,
+        "kv_tokens": cost.kv_tokens,
+        "computed_steps": cost.computed_steps,
+        "total_steps": cost.total_steps,
+        "compressions": cost.compressions,
+        "notes": [preset.text],
+    }
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    lines = [
+        f"{result['model']}, preset {result['preset']}, {result['attention']} attention",
+        f"  {result['frames']} latent frames, {result['steps']} steps per chunk",
+        f"  FLOPs           {result['pflops']:.1f} PFLOPs",
+    ]
+    if "pflops_bidirectional" in result:
+        lines.append(f"  as executed     {result['pflops_bidirectional']:.1f} PFLOPs (bidirectional)")
+    computed, total = result["computed_steps"], result["total_steps"]
+    lines.append(f"  chunk steps     {computed} of {total} computed ({computed / total:.0%})")
+    budget = "whole video" if result["kv_budget"] is None else f"budget {result['kv_budget']:g} chunks + active"
+    lines.append(
+        f"  K/V             {result['kv_bytes'] / 2**30:.2f} GiB, {result['kv_tokens']} tokens per layer ({budget})"
+    )
+    if "waterfall" in result:
+        lines += ["  where the saving comes from, beginning with the vanilla model as executed:"]
+        lines += [f"  {Stage(**stage)}" for stage in result["waterfall"]]
+    lines += [f"  {note}" for note in result["notes"]]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the cost of one configuration. Returns the exit status: 2 for settings that cannot work."""
+    p = parser()
+    arguments = p.parse_args(argv)
+    try:
+        result = evaluate(arguments)
+    except SettingError as error:
+        p.exit(2, f"cost: {error}\n")
+    print(json.dumps(result) if arguments.json else as_text(result))
+    return 0

@@ -1,0 +1,285 @@
+"""``python dev.py demo``: one video made twice on the bundled mini model, without and with FlowCache, and compared."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..cost import WanShape
+from ..engine import EngineSettings, generate
+from ..errors import SettingError, require, require_count, require_finite
+from ..kv import COMPRESSORS
+from ..kv.settings import KVSettings
+from ..mini import GUIDANCE, MiniModel, load_mini
+from ..models.wan.denoiser import WanDenoiser
+from ..plan.base import Plan
+from ..plan.blockwise import blockwise
+from ..plan.staggered import staggered
+from ..presets import Preset, load_preset, preset_names
+from ..report import document, figure, text
+from ..report.events import Event
+from ..report.files import require_folder
+from ..report.progress import Progress
+from ..report.quality import Quality, compare
+from ..report.record import Recorder, RunRecord, settings_tag
+from ..report.video import side_by_side, write_video
+from ..reuse import POLICIES
+from ..reuse.base import ReusePolicy
+from ..reuse.build import build_policy
+from ..reuse.chunkwise import Chunkwise
+from ..reuse.never import Never
+from ..reuse.quantity import Quantity, Velocity
+from ..schedule import shifted
+
+EXTRAS = {"torchmetrics": "torchmetrics", "matplotlib": "matplotlib", "av": "av"}  # module -> package
+LONG, QUICK = (8, 50), (4, 30)  # chunks and steps, by default and with --quick
+DEFAULT_PRESET = "balanced"
+CHOICES = tuple(name for name in POLICIES if name != "magcache")  # which needs a curve measured first
+VANILLA, FLOWCACHE = "vanilla", "flowcache"
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser("demo", description=__doc__)
+    p.add_argument("--prompt", default="a red circle moving right", help="what to show (default: %(default)s)")
+    presets = ", ".join(preset_names("mini"))
+    file = "a file that calibrate wrote (FILE.json, or FILE.json:NAME where it holds several)"
+    p.add_argument("--preset", help=f"{presets}, or {file} (default: {DEFAULT_PRESET})")
+    p.add_argument("--rescale", action="store_true", help="stretch a preset that was made for another number of steps")
+    p.add_argument("--policy", help=f"a reuse policy instead of a preset: {', '.join(CHOICES)}")
+    p.add_argument("--threshold", type=float, help="epsilon: reuse while the accumulated distance is within it")
+    p.add_argument("--warmup", type=int, help="first steps of every chunk that are always computed")
+    p.add_argument("--kv-budget", type=budget, default="half", help="finished chunks to keep: a number, half, none")
+    p.add_argument("--compressor", help=f"what is kept of them: {', '.join(COMPRESSORS)}")
+    p.add_argument("--plan", default="blockwise", help="blockwise or staggered (default: %(default)s)")
+    p.add_argument("--chunks", type=int, help=f"length of the video, 12 frames each (default: {LONG[0]})")
+    p.add_argument("--steps", type=int, help=f"denoising steps of a chunk (default: {LONG[1]})")
+    p.add_argument("--guidance", type=float, default=GUIDANCE, help="classifier-free guidance (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results (default: %(default)s)")
+    p.add_argument("--quick", action="store_true", help=f"{QUICK[0]} chunks of {QUICK[1]} steps")
+    p.add_argument("--json", action="store_true", help="print report.json instead of the table")
+    return p
+
+
+def budget(given: str) -> float | str | None:
+    """``none``, ``half`` (of the video's chunks), or a number, which the K/V settings judge."""
+    return None if given == "none" else given if given == "half" else float(given)
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Both runs' settings, complete and checked."""
+
+    mini: MiniModel
+    prompt: Tensor
+    vanilla: EngineSettings
+    flowcache: EngineSettings
+    reuse: Reuse
+    guidance: float
+    chunks: int
+    seed: int
+
+    def denoiser(self) -> WanDenoiser:
+        contexts = (self.prompt, self.mini.encode_prompt(""))
+        return WanDenoiser(self.mini.transformer, {0: contexts}, self.guidance)
+
+    def shape(self) -> WanShape:
+        """What the mini model's FLOPs are counted with."""
+        c = self.mini.transformer.config
+        patch = c.in_dim * c.patch[0] * c.patch[1] * c.patch[2]
+        return WanShape(c.dim, c.ffn_dim, c.num_layers, self.prompt.shape[1], c.text_dim, patch)
+
+    def warm_up(self) -> None:
+        """Two steps of one chunk, so that neither run pays for what torch does on its first calls."""
+        frames = self.mini.chunk_frames
+        settings = EngineSettings(blockwise(frames, frames, 2), shifted(2, self.mini.shift))
+        self.mini.vae.decode(generate(self.denoiser(), settings, self.mini.noise(1, 0)))
+
+    def run(self, settings: EngineSettings, progress: Progress | None) -> tuple[RunRecord, Tensor]:
+        """The record and the video ``[T, H, W, 3]`` uint8 of one run."""
+        recorder = Recorder.of(settings, self.shape().event)
+
+        def observe(event: Event) -> None:
+            recorder(event)
+            if progress is not None:
+                progress(event)
+
+        latents = generate(self.denoiser(), settings, self.mini.noise(self.chunks, self.seed), observe=observe)
+        video = self.mini.vae.decode(latents)[0].movedim(0, 3)
+        return recorder.record(), ((video + 1) * 127.5).round().clamp(0, 255).byte().cpu()
+
+
+def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
+    """Both runs from the command line. SettingError for whatever cannot work, before any work is done."""
+    chunks, steps = QUICK if options.quick else LONG
+    chunks = chunks if options.chunks is None else options.chunks
+    steps = steps if options.steps is None else options.steps
+    require_count("chunks", chunks, minimum=1)
+    require_count("steps", steps, minimum=1)
+    require_count("seed", options.seed, minimum=0, maximum=2**63 - 1)
+    require_finite("guidance", options.guidance, minimum=0.0)
+    plan = make_plan(options.plan, chunks * mini.chunk_frames, mini.chunk_frames, steps)
+    reuse = make_reuse(options, steps, mini.shift)
+    compressor, kept = make_compressor(options.compressor), options.kv_budget
+    if kept == "half":
+        kept = max(chunks / 2, 1.0 if compressor is None else compressor.min_budget)
+    kv = KVSettings(budget=kept, compressor=compressor)
+    # The mini model is trained on clean history, so both runs re-encode finished chunks.
+    vanilla = EngineSettings(plan, shifted(steps, mini.shift), policy=Never(), clean_pass=True)
+    flowcache = replace(vanilla, policy=reuse.policy, quantity=reuse.quantity, kv=kv)
+    flowcache.notes()
+    prompt = encode(mini, options.prompt)
+    return Demo(mini, prompt, vanilla, flowcache, reuse, options.guidance, chunks, options.seed)
+
+
+def make_plan(name: str, frames: int, chunk_frames: int, steps: int) -> Plan:
+    if name == "blockwise":
+        return blockwise(frames, chunk_frames, steps)
+    if name == "staggered":
+        return staggered(frames, chunk_frames, steps, ar_step=max(1, steps // 4))  # four active chunks
+    raise SettingError("plan", name, "blockwise or staggered")
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What the FlowCache run reuses. warning: what stretching the preset changed."""
+
+    policy: ReusePolicy
+    quantity: Quantity
+    preset: Preset | None = None
+    warning: str | None = None
+
+
+def make_reuse(options: argparse.Namespace, steps: int, shift: float) -> Reuse:
+    """The preset with the given options put into it, or a policy of its own."""
+    chosen = {"threshold": options.threshold, "warmup_steps": options.warmup}
+    given = {key: value for key, value in chosen.items() if value is not None}
+    if options.policy is not None or (options.threshold is not None and options.preset is None):
+        require(options.preset is None, "preset", options.preset, "no preset together with --policy")
+        require(options.policy is None or options.policy in CHOICES, "policy", options.policy, ", ".join(CHOICES))
+        return Reuse(build_policy({"name": options.policy or Chunkwise.name} | given), Velocity())
+    preset = load_preset("mini", options.preset or DEFAULT_PRESET)
+    # The default is for 50 steps and serves --quick too; a preset asked for by name is not changed unasked.
+    preset, warning = preset.fit(steps, shift, rescale=options.rescale or options.preset is None)
+    values = {field.name: getattr(preset.policy, field.name) for field in fields(preset.policy)}
+    policy = build_policy({"name": preset.policy.name} | values | given)
+    return Reuse(policy, preset.quantity, preset, warning)
+
+
+def make_compressor(name: str | None) -> Any:
+    if name is None:
+        return None
+    if name not in COMPRESSORS:
+        raise SettingError("compressor", name, ", ".join(COMPRESSORS))
+    return COMPRESSORS[name]()
+
+
+def encode(mini: MiniModel, prompt: str) -> Tensor:
+    try:
+        return mini.encode_prompt(prompt)
+    except SettingError:
+        raise
+    except ValueError as error:
+        raise SettingError("prompt", prompt, str(error)) from error
+
+
+def described(options: argparse.Namespace, demo: Demo) -> dict[str, Any]:
+    """The settings of the FlowCache run as report.json states them, defaults filled in."""
+    run = demo.flowcache
+    return {
+        "prompt": options.prompt,
+        "preset": demo.reuse.preset and demo.reuse.preset.name,
+        "tag": settings_tag(run),
+        "policy": run.policy.name,
+        "threshold": getattr(run.policy, "threshold", None),
+        "warmup_steps": run.policy.warmup_steps,
+        "quantity": run.quantity.name,
+        "kv_budget": run.kv.budget,
+        "compressor": None if run.kv.compressor is None else run.kv.compressor.name,
+        "plan": run.plan.name,
+        "chunks": demo.chunks,
+        "steps": run.plan.steps,
+        "shift": demo.mini.shift,
+        "guidance": demo.guidance,
+        "seed": demo.seed,
+        "clean_pass": run.clean_pass,
+    }
+
+
+def write(
+    out: Path, fps: int, records: dict[str, RunRecord], videos: dict[str, Tensor], content: dict[str, Any]
+) -> None:
+    """All five files into ``out``."""
+    for name, video in videos.items():
+        write_video(out / f"{name}.mp4", video, fps=fps)
+    labels = [f"{name}: {r.computed_steps} steps, {r.seconds or 0:.1f} s" for name, r in records.items()]
+    write_video(out / "compare.mp4", side_by_side(list(videos.values()), labels), fps=fps)
+    figure.save(records[FLOWCACHE], out / "map.png")
+    document.write_document(out / "report.json", content)
+
+
+def expected_psnr(demo: Demo, record: RunRecord) -> float | None:
+    """dB that the preset's calibration found at the share of steps this run computed."""
+    preset = demo.reuse.preset
+    return preset.expected_psnr(record.computed_share, record.started) if preset else None
+
+
+def remarks(demo: Demo, record: RunRecord) -> list[str]:
+    """Where the run lies on the calibrated curve, and what was changed to make the preset fit."""
+    found = [demo.reuse.warning] if demo.reuse.warning else []
+    preset = demo.reuse.preset
+    expectation = preset.expectation(record.computed_share, record.started) if preset else None
+    if expectation is not None:
+        found.append(expectation)
+    return found
+
+
+def summary(
+    out: Path, records: dict[str, RunRecord], quality: Quality, machine: dict[str, Any], remarks: Sequence[str]
+) -> str:
+    """What the terminal shows at the end."""
+    processor = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
+    return f"""
+{text.table(records, {FLOWCACHE: quality})}
+
+{text.summary(records[FLOWCACHE])}
+{"".join(f"{remark}{chr(10)}" for remark in remarks)}
+Seconds are of this CPU ({processor}; torch {machine["torch"]}), after a warm-up run, without decoding.
+PSNR and SSIM compare the two videos with one another.
+
+{out / "compare.mp4"}   both side by side: shape, colour and path should be the same
+{out / "map.png"}       which steps were reused, and the K/V memory against the budget
+{out / "report.json"}   all figures; {VANILLA}.mp4 and {FLOWCACHE}.mp4 beside it"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the demo. Raises SettingError for what the user can put right."""
+    options = parser().parse_args(argv)
+    missing = [package for module, package in EXTRAS.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        raise SettingError("demo", f"no {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    require_folder(options.out)
+    demo = configure(options, load_mini())
+    demo.warm_up()
+    records: dict[str, RunRecord] = {}
+    videos: dict[str, Tensor] = {}
+    for name, settings in ((VANILLA, demo.vanilla), (FLOWCACHE, demo.flowcache)):
+        progress = None if options.json else Progress(name, sys.stderr)
+        records[name], videos[name] = demo.run(settings, progress)
+    quality = compare(videos[FLOWCACHE], videos[VANILLA])
+    asked = {**described(options, demo), "expected_psnr": expected_psnr(demo, records[FLOWCACHE])}
+    content = document.document(records, quality, asked)
+    write(options.out, demo.mini.fps, records, videos, content)
+    if options.json:
+        print(json.dumps(content, allow_nan=False))
+    else:
+        print(summary(options.out, records, quality, content["machine"], remarks(demo, records[FLOWCACHE])))
+    return 0

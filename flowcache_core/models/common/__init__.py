@@ -1,0 +1,1 @@
+"""What transformers and autoencoders of every family share: files, attention, rotary angles, tiles."""

@@ -1,0 +1,212 @@
+"""The MAGI-1 transformer as the engine's denoiser: guidance branches, captions per chunk, K/V through the cache.
+
+The engine's velocity is noise minus clean and its timestep is the model's time t (:func:`..schedule.magi`), so only the
+model's velocity changes its sign.
+
+Which forwards share K/V is the original's: with guidance, the forwards with and without text each keep their own for
+the chunks in the window, and see the same for clean ones, which are encoded once, with the null caption; the forward of
+a chunk alone keeps none. Departure: in the first step after a chunk has finished, the original's forward with text
+encodes that chunk once more under its own adaLN row; here it sees the lasting K/V from the beginning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...denoiser import ChunkInput, ChunkOutput, KVSpec
+from ...errors import SettingError, require, require_count, require_finite
+from ...kv.cache import KVCache
+from .guidance import GuidanceScales, guide, is_nearly_clean, mix_nearly_clean, needs_alone, visible_chunks
+from .layers import AttentionKernel, Memory
+from .text import clean_chunk_caption, null_caption
+from .transformer import CaptionRows, MagiTransformer
+
+Caption = tuple[Tensor, Tensor]
+TEXT, PREVIOUS, ALONE = range(3)
+NULL, PREFIX = -1, -2  # keys of captions that are no chunk's
+
+
+@dataclass
+class MagiDenoiser:
+    """One run of a :class:`MagiTransformer` over a plan that the K/V cache knows.
+
+    captions: start chunk -> caption ``[B or 1, n, text_dim]`` and mask ``[B or 1, n]``; a chunk takes the entry with
+    the largest start chunk not above its own index. guidance: scales of the base model's three forwards (text and
+    earlier chunks; earlier chunks; the chunk alone), None for one forward with the text. step_times: one per step, for
+    distilled weights (:func:`..schedule.magi_distill_times`), which take no guidance.
+    nearly_clean: distilled weights run the oldest chunk of the window once more, alone, when it is past t = 0.3, and
+    mix. ranges: how many chunks a chunk may attend to, itself included, per equal part of its steps, noise first; the
+    last one holds for clean chunks; empty for all. Of a compressed history it is the newest tokens that many chunks
+    have. kernel: computes all attention.
+    """
+
+    transformer: MagiTransformer
+    captions: Mapping[int, Caption]
+    guidance: GuidanceScales | None = None
+    step_times: tuple[float, ...] = ()
+    nearly_clean: bool = True
+    ranges: tuple[int, ...] = ()
+    kernel: AttentionKernel = F.scaled_dot_product_attention
+    rows: dict[tuple[int, int], CaptionRows] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        require(0 in self.captions, "captions", sorted(self.captions), "start chunks, 0 among them")
+        for start in self.captions:
+            require_count("caption start chunk", start, minimum=0)
+        exclusive = self.guidance is None or not self.step_times
+        require(exclusive, "guidance", self.guidance, "None: distilled weights (step_times) take no guidance")
+
+    @property
+    def branches(self) -> int:
+        return 1 if self.guidance is None else 3
+
+    def kv_spec(self, latents: Tensor) -> KVSpec:
+        config = self.transformer.config
+        return KVSpec(
+            layers=config.num_layers,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            tokens_per_frame=self.transformer.tokens_per_frame(latents),
+            branches=1 if self.guidance is None else 2,
+            batch=latents.shape[0],
+            dtype=self.transformer.dtype,
+            device=latents.device,
+            query_heads=config.num_heads,
+        )
+
+    def compute(self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
+        if item.step == cache.plan.steps:
+            return ChunkOutput(self.encode(item, cache)[None])
+        parts = [self.forward(item, branch, cache, keep_residual) for branch in branches]
+        velocity = torch.stack([one for one, _ in parts])
+        return ChunkOutput(velocity, torch.cat([residual for _, residual in parts]) if keep_residual else None)
+
+    def from_residual(self, item: ChunkInput, branches: range, residual: Tensor) -> Tensor:
+        x = item.latents.repeat(len(branches), 1, 1, 1, 1)
+        return -self.transformer.from_residual(x, residual).unflatten(0, (len(branches), -1))
+
+    def window(self, latents: Tensor, timesteps: Sequence[float], branches: range) -> Tensor:
+        raise SettingError("attention", "bidirectional", "block-causal: MAGI-1 knows no other")
+
+    def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:
+        if self.guidance is None:
+            return velocity[0]
+        scales = self.guidance.at(item.timestep)
+        return guide(velocity[ALONE], velocity[PREVIOUS], velocity[TEXT], scales)
+
+    def patch_embedding(self, item: ChunkInput) -> Tensor:
+        return self.transformer.patch_tokens(item.latents)
+
+    def time_modulation(self, timestep: float) -> Tensor:
+        device = self.transformer.rope.bands.device
+        # The step size is left at the first step's: only 12 distilled steps have two.
+        step_time = self.step_times[0] if self.step_times else None
+        return self.transformer.condition(torch.tensor([timestep], device=device), step_time=step_time)
+
+    # -- forwards ----------------------------------------------------------------------------------------------------
+
+    def forward(self, item: ChunkInput, branch: int, cache: KVCache, keep_residual: bool) -> tuple[Tensor, Tensor]:
+        """Velocity ``[B, ...]`` and block-stack residual of one branch at one step."""
+        dropped = branch != TEXT
+        text = NULL if dropped else item.prompt_chunk
+        if branch != ALONE:
+            memory = self.memory(item, range(branch, branch + 1), cache)
+            result = self.run(item, text, memory, item.chunk.first_frame, dropped, keep_residual)
+            active = cache.layouts[0].active
+            mixed = self.nearly_clean and self.step_times and item.chunk.index == active[0]
+            if mixed and is_nearly_clean(item.timestep):
+                # The original puts the copy behind the window, which is where its rotary positions are.
+                behind = cache.plan.chunks[active[-1]].end_frame
+                alone = self.run(item, text, alone_memory, behind, dropped, keep_residual)
+                # A residual of the mix gives the mixed velocity but for the final norm between the two.
+                result = mix_nearly_clean(result[0], alone[0]), mix_nearly_clean(result[1], alone[1])
+            return result
+        assert self.guidance is not None
+        if not needs_alone(self.guidance.at(item.timestep)):
+            # Its weight is 0; a forecast may look at it all the same.
+            zeros = torch.zeros_like(item.latents, dtype=torch.float32)
+            tokens = item.chunk.frames * cache.spec.tokens_per_frame
+            return zeros, zeros.new_zeros(zeros.shape[0], tokens, self.transformer.config.dim)
+        return self.run(item, text, alone_memory, 0, dropped, keep_residual)
+
+    def run(
+        self, item: ChunkInput, text: int, memory: Memory, first_frame: int, dropped: bool, keep_residual: bool
+    ) -> tuple[Tensor, Tensor]:
+        require_finite("timestep", item.timestep, minimum=0.0, maximum=1.0)
+        batch, device = item.latents.shape[0], item.latents.device
+        # A clean pass comes after the last step; distilled weights are told the size of the first one's stage.
+        step = item.step if item.step < len(self.step_times) else 0
+        result = self.transformer.forward_chunk(
+            item.latents,
+            torch.full((batch,), item.timestep, device=device),
+            self.caption(text, batch, device),
+            first_frame=first_frame,
+            memory=memory,
+            dropped=dropped,
+            step_time=self.step_times[step] if self.step_times else None,
+            return_residual=keep_residual,
+            kernel=self.kernel,
+        )
+        velocity, residual = result if isinstance(result, tuple) else (result, result.new_zeros(()))
+        return -velocity, residual
+
+    def encode(self, item: ChunkInput, cache: KVCache) -> Tensor:
+        """Write the K/V of a chunk that is clean: with the null caption, one forward for all branches."""
+        given = item.chunk.index < cache.plan.prefix_chunks
+        guided = self.guidance is not None
+        text = PREFIX if given and not guided else NULL
+        branches = range(2) if guided else range(1)
+        memory = self.memory(item, branches, cache, observe=given)
+        return self.run(item, text, memory, item.chunk.first_frame, guided, False)[0]
+
+    # -- what a forward sees -----------------------------------------------------------------------------------------
+
+    def memory(self, item: ChunkInput, branches: range, cache: KVCache, observe: bool = True) -> Memory:
+        """Write K/V for all ``branches``, observe queries, and attend to what the last branch holds."""
+        chunk, last = item.chunk, range(branches.stop - 1, branches.stop)
+        seen = self.visible_tokens(item, cache)
+
+        def keep(layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            for branch in branches:
+                cache.write(layer, range(branch, branch + 1), chunk, k, v)
+                if observe:
+                    cache.observe(layer, range(branch, branch + 1), chunk, q)
+            keys, values = cache.context(layer, last, chunk)
+            return keys[:, :, -seen:], values[:, :, -seen:]
+
+        return keep
+
+    def visible_tokens(self, item: ChunkInput, cache: KVCache) -> int:
+        """Newest tokens that a chunk may attend to, its own included; 0 is all (as a slice from ``-0`` takes them)."""
+        if not self.ranges:
+            return 0
+        steps = cache.plan.steps
+        first = visible_chunks(item.chunk.index, min(item.step, steps - 1), steps, self.ranges).start
+        frames = item.chunk.end_frame - cache.plan.chunks[first].first_frame
+        return frames * cache.spec.tokens_per_frame
+
+    def caption(self, key: int, batch: int, device: torch.device) -> CaptionRows:
+        """Cross-attention states of a chunk's caption, or of the null one, made once per run."""
+        if key >= 0:
+            key = max(start for start in self.captions if start <= key)
+        if (key, batch) not in self.rows:
+            caption, mask = self.captions[key] if key >= 0 else self.without_text(key)
+            rows = self.transformer.caption_rows(caption.to(device), mask.to(device), batch)
+            self.rows[key, batch] = rows
+        return self.rows[key, batch]
+
+    def without_text(self, key: int) -> Caption:
+        """The null caption; a given chunk's, where there is no guidance, has no row at all (as in the original)."""
+        learned = self.transformer.y_embedder.null_caption_embedding
+        states, mask = clean_chunk_caption(learned, text=True) if key == PREFIX else null_caption(learned)
+        return states[None], mask[None]
+
+
+def alone_memory(layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """A chunk that sees only itself and leaves nothing behind."""
+    return k, v

@@ -1,0 +1,95 @@
+"""How MAGI-1's forwards of one chunk combine into the velocity that is integrated: pure functions."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ...errors import require, require_count, require_finite
+
+TIME_TOLERANCE = 1e-7
+NEARLY_CLEAN_TIME = 0.3
+PREVIOUS_SHARE = 0.7
+CLEAN_TIME = 0.9999
+
+
+@dataclass(frozen=True)
+class GuidanceScales:
+    """Base model: after time ``times[i]`` (1 is clean) earlier chunks weigh ``previous[i]``, the text ``text[i]``."""
+
+    times: tuple[float, ...] = (0.0, 0.0217, 0.1, 0.3, 0.999)
+    previous: tuple[float, ...] = (1.5, 1.5, 1.5, 1.0, 1.0)
+    text: tuple[float, ...] = (7.5, 7.5, 7.5, 0.0, 0.0)
+
+    def __post_init__(self) -> None:
+        rising = len(self.times) > 0 and all(a < b for a, b in zip(self.times, self.times[1:], strict=False))
+        require(rising and self.times[0] <= 0, "guidance times", self.times, "rising values, the first 0")
+        for name in ("previous", "text"):
+            values = getattr(self, name)
+            require(len(values) == len(self.times), f"guidance {name}", values, f"{len(self.times)} values, as times")
+
+    def at(self, t: float) -> tuple[float, float]:
+        """Scales (previous, text) of a chunk at time t: those of the last range that begins before t."""
+        require_finite("t", t, minimum=0, maximum=1)
+        index = bisect_left([time - TIME_TOLERANCE for time in self.times], t) - 1
+        return self.previous[index], self.text[index]
+
+
+def guide(alone: Tensor, previous: Tensor, text: Tensor, scales: tuple[float, float]) -> Tensor:
+    """``(1 - a) alone + (a - b) previous + b text`` with scales ``(a, b)``.
+
+    alone: the chunk sees neither earlier chunks nor text; previous: it sees earlier chunks; text: both.
+    """
+    a, b = scales
+    return (1 - a) * alone + (a - b) * previous + b * text
+
+
+def needs_alone(scales: tuple[float, float]) -> bool:
+    """Whether :func:`guide` has a use for the forward without earlier chunks."""
+    return scales[0] != 1
+
+
+def needs_text(scales: tuple[float, float]) -> bool:
+    """Whether :func:`guide` has a use for the forward with text."""
+    return scales[1] != 0
+
+
+def is_nearly_clean(t: float, threshold: float = NEARLY_CLEAN_TIME) -> bool:
+    """Whether the oldest chunk of the window gets a second forward in which it sees only itself (distilled weights).
+
+    t at the precision the schedule is computed in: 0.3 in fp32 is above 0.3.
+    """
+    return t > threshold
+
+
+def mix_nearly_clean(previous: Tensor, alone: Tensor, share: float = PREVIOUS_SHARE) -> Tensor:
+    """``share`` of the velocity that saw the earlier chunks, the rest of the one that saw only itself."""
+    return share * previous + (1 - share) * alone
+
+
+def distilled_step_time(steps: int, interval: int = 1) -> float:
+    """What distilled weights take for their step size: embedded like a time and added to it.
+
+    ``2 * steps / 4``; with 12 steps, which are of two lengths, ``2 * 4 / interval`` with the step's interval of 1 or 2.
+    """
+    require_count("steps", steps, minimum=1)
+    require(interval == 1 or steps == 12, "interval", interval, "1, but for 12 steps")
+    require(interval in (1, 2), "interval", interval, "1 or 2")
+    return 8 / interval if steps == 12 else steps / 2
+
+
+def visible_chunks(chunk: int, step: int, steps: int, ranges: Sequence[int]) -> range:
+    """Chunks that a chunk at its own step may attend to, itself included.
+
+    ranges: how many, per equal part of the steps, noise first (5, 4, 3, 2 in the released base model); empty for all.
+    """
+    require_count("step", step, minimum=0, maximum=steps - 1)
+    if not ranges:
+        return range(0, chunk + 1)
+    require(steps % len(ranges) == 0, "K/V ranges", tuple(ranges), f"a number of entries that divides {steps} steps")
+    require(all(count >= 1 for count in ranges), "K/V ranges", tuple(ranges), "whole numbers >= 1")
+    count = ranges[step // (steps // len(ranges))]
+    return range(max(0, chunk + 1 - count), chunk + 1)

@@ -1,0 +1,80 @@
+"""SkyReels-V2 transformers from the forms they are published in: official folders, shards, ComfyUI's single files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import SettingError
+from ..common.checkpoint import read_state_dict
+from ..common.scaled_fp8 import FP8, dequantised
+from ..common.sharded import read_weights
+from .transformer import WanConfig, WanTransformer, wan_from_tensors, without_prefix
+
+# dim -> name and whether the model has a frame-rate embedding
+SIZES: Mapping[int, tuple[str, bool]] = {1536: ("1.3B", True), 5120: ("14B", False)}
+FRAME_RATE = ("fps_embedding.", "fps_projection.")
+CONFIG = "config.json"
+# What of the official config.json says something about the architecture, and our name for it.
+KNOWN = {**{field.name: field.name for field in fields(WanConfig)}, "patch_size": "patch", "model_type": "model_type"}
+
+
+def load_skyreels(path: str | Path, dtype: torch.dtype | None = None) -> WanTransformer:
+    """The transformer of a SkyReels-V2 Diffusion Forcing model, frozen and in eval mode, on the CPU.
+
+    path: an official folder (config.json, and model.safetensors or its index and shards), an index, or a single file;
+    fp8 weights with ComfyUI's scales are multiplied out. dtype: None for that of the weights, bf16 when those are fp8.
+    SettingError naming shards that are missing, files that are damaged, and models of another family or size.
+    """
+    path = Path(path)
+    whole = path.is_dir() or path.name.endswith(".index.json")
+    tensors, metadata = (read_weights(path), {}) if whole else read_state_dict(path)
+    if whole:
+        metadata = official_config(path if path.is_dir() else path.parent)
+    tensors = without_prefix(tensors, path)
+    if any(tensor.dtype in FP8 for tensor in tensors.values()):
+        dtype = dtype or torch.bfloat16
+        tensors = dequantised(tensors, dtype)
+    if misfit := family_misfit(tensors):
+        raise SettingError(f"checkpoint {path.name}", misfit.found, misfit.accepted)
+    return wan_from_tensors(tensors, metadata, path, dtype)
+
+
+def official_config(folder: Path) -> dict[str, str]:
+    """A folder's config.json in the form that single files carry as metadata; empty without one."""
+    file = folder / CONFIG
+    if not file.is_file():
+        return {}
+    try:
+        given: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise SettingError(f"{folder.name}/{CONFIG}", f"unreadable: {error}", "the model's configuration") from error
+    known = {KNOWN[key]: value for key, value in given.items() if key in KNOWN}
+    return {"config": json.dumps({"transformer": known})}
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What a file is, and what would have been accepted."""
+
+    found: str
+    accepted: str
+
+
+def family_misfit(tensors: Mapping[str, Tensor]) -> Misfit | None:
+    """The 1.3B has a frame-rate embedding and the 14B has none: what differs is another model's file."""
+    embedding = tensors.get("patch_embedding.weight")
+    if embedding is None or embedding.shape[0] not in SIZES:
+        return None
+    size, expected = SIZES[embedding.shape[0]]
+    found = sorted(key for key in tensors if key.startswith(FRAME_RATE))
+    if bool(found) == expected:
+        return None
+    what = f"a {size} model with {found[0]}" if found else f"a {size} model without fps_embedding.weight"
+    return Misfit(what, f"SkyReels-V2-DF {size}, which has {'a' if expected else 'no'} frame-rate embedding")

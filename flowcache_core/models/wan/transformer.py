@@ -1,0 +1,488 @@
+"""The Wan 2.1 text-to-video transformer at any size, run whole or chunk by chunk.
+
+Architecture: Wan 2.1 (https://github.com/Wan-Video/Wan2.1, arXiv 2503.20314); one timestep per latent frame and the
+optional frame-rate embedding: SkyReels-V2 (arXiv 2504.13074). Parameter names and shapes are the official ones, so
+official files and the bundled miniature load alike.
+
+Precision follows the original: the time path, modulation, normalisation, rotary embedding and head are computed in
+fp32; linear layers and attention in the dtype of the weights, to which the token stream returns after every block.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import SettingError, require, require_count, require_finite
+from ..common.attention import attend, attend_block_causal
+from ..common.checkpoint import load_strict, read_state_dict
+from ..common.rope import apply_rope, rope_table
+
+HEAD_DIM = 128
+# Keys that a "config" in a file's metadata may carry for its host and that change nothing here.
+HOST_FLAGS = frozenset({"causal_ar", "image_model", "text_len"})
+# ... and those that name a variant: only this value is this model.
+VARIANT_FLAGS: Mapping[str, object] = {"model_type": "t2v", "qk_norm": True, "cross_attn_norm": True}
+
+
+@dataclass(frozen=True)
+class WanConfig:
+    """Sizes of the transformer. Nothing but ``num_heads`` and ``eps`` is free once the weights are given."""
+
+    dim: int
+    ffn_dim: int
+    num_layers: int
+    num_heads: int
+    in_dim: int = 16
+    out_dim: int = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    patch: tuple[int, int, int] = (1, 2, 2)
+    fps_embedding: bool = False
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "ffn_dim", "num_layers", "num_heads", "in_dim", "out_dim", "text_dim", "freq_dim"):
+            require_count(name, getattr(self, name), minimum=1)
+        require_finite("eps", self.eps, minimum=0)
+        require(self.freq_dim % 2 == 0, "freq_dim", self.freq_dim, "an even number")
+        fits = self.dim % self.num_heads == 0 and self.head_dim % 2 == 0
+        require(fits, "num_heads", self.num_heads, f"a divisor of dim {self.dim} that leaves heads of even size")
+        require(self.patch[0] == 1, "patch", self.patch, "one latent frame per token")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @classmethod
+    def from_state_dict(cls, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> WanConfig:
+        """Read the sizes off a state dict with official key names.
+
+        Heads have 128 dimensions unless ``metadata["config"]``, JSON ``{"transformer": {...}}``, gives ``num_heads``.
+        Any other size in it must be that of the weights. SettingError when a key is absent or a value does not fit.
+        """
+
+        def shape(key: str, dims: int) -> tuple[int, ...]:
+            require(key in state_dict, "state dict", f"no {key}", "the keys of a Wan 2.1 text-to-video transformer")
+            size = tuple(state_dict[key].shape)
+            require(len(size) == dims, key, size, f"{dims} dimensions")
+            return size
+
+        dim, in_dim, *patch = shape("patch_embedding.weight", 5)
+        sizes: dict[str, Any] = {
+            "dim": dim,
+            "ffn_dim": shape("blocks.0.ffn.0.weight", 2)[0],
+            "num_layers": len({key.split(".")[1] for key in state_dict if key.startswith("blocks.")}),
+            "in_dim": in_dim,
+            "out_dim": shape("head.head.weight", 2)[0] // math.prod(patch),
+            "text_dim": shape("text_embedding.0.weight", 2)[1],
+            "freq_dim": shape("time_embedding.0.weight", 2)[1],
+            "patch": tuple(patch),
+            "fps_embedding": "fps_embedding.weight" in state_dict,
+        }
+        overrides = _overrides(metadata, sizes)
+        if "num_heads" not in overrides:
+            accepted = f"a multiple of {HEAD_DIM}, or num_heads in the file's metadata: config.transformer.num_heads"
+            require(dim % HEAD_DIM == 0, "dim", dim, accepted)
+            overrides["num_heads"] = dim // HEAD_DIM
+        return cls(**{**sizes, **overrides})
+
+
+def _overrides(metadata: Mapping[str, str] | None, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """``num_heads`` and ``eps`` out of a file's metadata; everything else in there must agree with the weights."""
+    text = (metadata or {}).get("config")
+    if text is None:
+        return {}
+    try:
+        config = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise SettingError("metadata config", text[:80], "JSON") from error
+    given = config.get("transformer", {}) if isinstance(config, dict) else None
+    if not isinstance(given, dict):
+        raise SettingError("metadata config", text[:80], 'JSON of the form {"transformer": {...}}')
+    overrides = {}
+    for key, value in given.items():
+        field = f"metadata config.transformer.{key}"
+        if key in ("num_heads", "eps"):
+            overrides[key] = value
+        elif key in sizes:
+            value = tuple(value) if isinstance(value, list) else value
+            require(value == sizes[key], field, value, f"{sizes[key]!r}, as in the weights")
+        elif key in VARIANT_FLAGS:
+            require(value == VARIANT_FLAGS[key], field, value, repr(VARIANT_FLAGS[key]))
+        elif key not in HOST_FLAGS:
+            known = sorted({*(item.name for item in fields(WanConfig)), *VARIANT_FLAGS, *HOST_FLAGS})
+            raise SettingError(field, value, f"one of the keys {', '.join(known)}")
+    return overrides
+
+
+@dataclass(frozen=True)
+class PreparedText:
+    """A prompt as the blocks see it: cross-attention K and V of every layer, ``[B, heads, T, head_dim]`` each."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+
+
+Text = Tensor | PreparedText
+Memory = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+SelfAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class Fp32Linear(nn.Linear):
+    """Linear layer computed in fp32 whatever the dtype of its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return F.linear(x.float(), self.weight.float(), bias)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight over all heads together, in fp32."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
+
+
+class WanAttention(nn.Module):
+    """Projections of one attention: queries and keys are normalised before they are split into heads."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.q = nn.Linear(config.dim, config.dim)
+        self.k = nn.Linear(config.dim, config.dim)
+        self.v = nn.Linear(config.dim, config.dim)
+        self.o = nn.Linear(config.dim, config.dim)
+        self.norm_q = RMSNorm(config.dim, config.eps)
+        self.norm_k = RMSNorm(config.dim, config.eps)
+        self.head_dim = config.head_dim
+
+    def split(self, x: Tensor) -> Tensor:
+        """``[B, tokens, dim]`` to ``[B, tokens, heads, head_dim]``."""
+        return x.unflatten(-1, (-1, self.head_dim))
+
+    def rotated(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k (with rotary embedding) and v of ``x [B, tokens, dim]``, each ``[B, heads, tokens, head_dim]``."""
+        q = apply_rope(self.split(self.norm_q(self.q(x))), table).to(x.dtype)
+        k = apply_rope(self.split(self.norm_k(self.k(x))), table).to(x.dtype)
+        return q.transpose(1, 2), k.transpose(1, 2), self.split(self.v(x)).transpose(1, 2)
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Queries without rotary embedding, ``[B, heads, tokens, head_dim]``."""
+        return self.split(self.norm_q(self.q(x)).to(x.dtype)).transpose(1, 2)
+
+    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys without rotary embedding, and values, ``[B, heads, tokens, head_dim]`` each."""
+        keys = self.split(self.norm_k(self.k(x)).to(x.dtype)).transpose(1, 2)
+        return keys, self.split(self.v(x)).transpose(1, 2)
+
+
+class WanBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward; the first and the last modulated by the time projection."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.self_attn = WanAttention(config)
+        self.cross_attn = WanAttention(config)
+        self.norm3 = nn.LayerNorm(config.dim, config.eps)
+        self.ffn = nn.Sequential(
+            nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim)
+        )
+        self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
+        self.eps = config.eps
+
+    def forward(
+        self,
+        x: Tensor,
+        e0: Tensor,
+        table: Tensor,
+        self_attention: Callable[[Tensor, Tensor, Tensor], Tensor],
+        cross_attention: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """``x [B, F, S, dim]`` (S tokens per frame), ``e0 [B, F or 1, 6, dim]`` fp32."""
+        dtype = x.dtype
+        x = x.float()
+        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + e0).unsqueeze(3).unbind(2)
+        h = torch.addcmul(shift1, layer_norm(x, self.eps), 1 + scale1).to(dtype).flatten(1, 2)
+        h = self.self_attn.o(self_attention(*self.self_attn.rotated(h, table)))
+        x = torch.addcmul(x, h.view_as(x), gate1)
+        h = F.layer_norm(x, x.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), self.eps)
+        h = self.cross_attn.o(cross_attention(self.cross_attn.queries(h.to(dtype).flatten(1, 2))))
+        x = x + h.view_as(x)
+        h = self.ffn(torch.addcmul(shift2, layer_norm(x, self.eps), 1 + scale2).to(dtype))
+        return torch.addcmul(x, h.float(), gate2).to(dtype)
+
+
+class WanHead(nn.Module):
+    """Last norm, modulated by the time embedding itself, and the projection to patches; all fp32."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.head = Fp32Linear(config.dim, config.out_dim * math.prod(config.patch))
+        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim))
+        self.eps = config.eps
+
+    def forward(self, x: Tensor, e: Tensor) -> Tensor:
+        shift, scale = (self.modulation.float() + e.unsqueeze(2)).unsqueeze(3).unbind(2)
+        return self.head(torch.addcmul(shift, layer_norm(x.float(), self.eps), 1 + scale))
+
+
+def layer_norm(x: Tensor, eps: float) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=eps)
+
+
+class WanTransformer(nn.Module):
+    """Velocity (noise minus clean) of latents at given timesteps under a prompt.
+
+    Timesteps run from 0 (clean) to 1000 (noise). Latents are ``[B, in_dim, F, H, W]`` with H and W multiples of the
+    patch; a frame has ``H / 2 * W / 2`` tokens. ``fps`` counts only for models with a frame-rate embedding, which knows
+    16 and everything else (24, the default).
+    """
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        # Kept as a convolution for its key names and shape; computed as a product, see patch_tokens.
+        self.patch_embedding = nn.Conv3d(config.in_dim, dim, config.patch, config.patch)
+        self.text_embedding = nn.Sequential(nn.Linear(config.text_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(Fp32Linear(config.freq_dim, dim), nn.SiLU(), Fp32Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), Fp32Linear(dim, 6 * dim))
+        if config.fps_embedding:
+            self.fps_embedding = nn.Embedding.from_pretrained(torch.empty(2, dim), freeze=False)
+            self.fps_projection = nn.Sequential(Fp32Linear(dim, dim), nn.SiLU(), Fp32Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(WanBlock(config) for _ in range(config.num_layers))
+        self.head = WanHead(config)
+        if not self.patch_embedding.weight.is_meta:  # a draw on meta fills nothing and costs seconds of imports
+            self._init_weights()
+
+    def _init_weights(self) -> None:
+        """Wan's start for training: Xavier, no biases, and a head that says zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patch_embedding.weight.flatten(1))
+        nn.init.zeros_(cast(Tensor, self.patch_embedding.bias))
+        for sequential in (self.text_embedding, self.time_embedding):
+            for module in sequential:
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=0.02)
+        if self.config.fps_embedding:
+            nn.init.normal_(self.fps_embedding.weight)
+        for modulation in (*(block.modulation for block in self._blocks()), self.head.modulation):
+            nn.init.normal_(modulation, std=self.config.dim**-0.5)
+        nn.init.zeros_(self.head.head.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights, of K/V and of the token stream."""
+        return self.patch_embedding.weight.dtype
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Text | Sequence[Text],
+        *,
+        first_frame: int = 0,
+        chunk_frames: Sequence[int] | None = None,
+        fps: int | None = None,
+    ) -> Tensor:
+        """Velocity ``[B, out_dim, F, H, W]`` (fp32) of a whole window in one pass.
+
+        ``timesteps`` is ``[B]`` or ``[B, F]``; ``context`` the text encoder's ``[B, T, text_dim]`` or what
+        :meth:`prepare_text` made of it. With ``chunk_frames`` (lengths that add up to F) a chunk sees itself and the
+        chunks before it, and ``context`` may be a sequence with one prompt per chunk. Without, every frame sees every
+        frame.
+        """
+        tokens, frames = self.tokens_per_frame(x), x.shape[2]
+        chunks = [frames] if chunk_frames is None else list(chunk_frames)
+        ok = sum(chunks) == frames and min(chunks) > 0
+        require(ok, "chunk_frames", chunks, f"lengths of at least 1 that add up to {frames}")
+        lengths = [count * tokens for count in chunks]
+        texts = [context] if isinstance(context, Tensor | PreparedText) else list(context)
+        accepted = f"one prompt, or one for each of {len(chunks)} chunks"
+        require(len(texts) in (1, len(chunks)), "context", len(texts), accepted)
+
+        def self_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend_block_causal(q, k, v, lengths)
+
+        e, e0 = self._time(timesteps, fps, frames)
+        stream = self._stack(self._embed(x), e0, texts, lengths, first_frame, x, self_attention)
+        return self._head(stream, e, x)
+
+    def forward_chunk(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Text,
+        *,
+        first_frame: int,
+        memory: Memory,
+        fps: int | None = None,
+        return_residual: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Velocity of one chunk ``x [B, C, f, H, W]`` whose first latent frame is frame ``first_frame`` of the video.
+
+        In every layer ``memory(layer, q, k, v)`` gets the chunk's own ``[B, heads, tokens, head_dim]`` (q and k
+        normalised and rotated) and returns the K and V to attend to: earlier chunks, then its own. With
+        ``return_residual`` also returns what the block stack added to the tokens, ``[B, tokens, dim]``, for
+        :meth:`from_residual`.
+        """
+
+        def self_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attend(q, *memory(layer, q, k, v))
+
+        e, e0 = self._time(timesteps, fps, x.shape[2])
+        tokens = self._embed(x)
+        lengths = [x.shape[2] * self.tokens_per_frame(x)]
+        stream = self._stack(tokens, e0, [context], lengths, first_frame, x, self_attention)
+        velocity = self._head(stream, e, x)
+        return (velocity, (stream - tokens).flatten(1, 2)) if return_residual else velocity
+
+    def from_residual(self, x: Tensor, timesteps: Tensor, residual: Tensor, fps: int | None = None) -> Tensor:
+        """Velocity as if the block stack had added ``residual [B, tokens, dim]`` again: embedding and head only."""
+        tokens = self._embed(x)
+        e, _ = self._time(timesteps, fps, x.shape[2])
+        return self._head(tokens + residual.view_as(tokens), e, x)
+
+    def patch_tokens(self, x: Tensor) -> Tensor:
+        """Tokens ``[B, F * H / 2 * W / 2, dim]`` after the patch embedding, in (frame, row, column) order."""
+        return self._embed(x).flatten(1, 2)
+
+    def time_modulation(self, timesteps: Tensor, fps: int | None = None) -> Tensor:
+        """e0 ``[*timesteps.shape, 6, dim]`` in fp32: what modulates the blocks, the same for all tokens of a frame."""
+        return self._time_embedding(timesteps, fps)[1]
+
+    def prepare_text(self, context: Tensor) -> PreparedText:
+        """Everything that depends on the prompt ``[B, T, text_dim]`` alone, to be computed once per run."""
+        ok = context.dim() == 3 and context.shape[-1] == self.config.text_dim
+        require(ok, "context", tuple(context.shape), f"[B, T, {self.config.text_dim}]")
+        text = self.text_embedding(context.to(self.dtype))
+        pairs = [block.cross_attn.keys_values(text) for block in self._blocks()]
+        return PreparedText(tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
+
+    def tokens_per_frame(self, x: Tensor) -> int:
+        """Tokens of one latent frame of ``x [B, in_dim, F, H, W]``; SettingError when x does not fit the model."""
+        _, rows, columns = self.config.patch
+        ok = x.dim() == 5 and x.shape[1] == self.config.in_dim and x.shape[3] % rows == x.shape[4] % columns == 0
+        accepted = f"[B, {self.config.in_dim}, F, multiple of {rows}, multiple of {columns}]"
+        require(ok, "latents", tuple(x.shape), accepted)
+        return (x.shape[3] // rows) * (x.shape[4] // columns)
+
+    def _blocks(self) -> Iterator[WanBlock]:
+        return cast("Iterator[WanBlock]", iter(self.blocks))
+
+    def _embed(self, x: Tensor) -> Tensor:
+        """``[B, F, tokens per frame, dim]``. A matrix product, since patches do not overlap: faster than conv3d."""
+        self.tokens_per_frame(x)
+        _, rows, columns = self.config.patch
+        patches = x.to(self.dtype).unflatten(4, (-1, columns)).unflatten(3, (-1, rows)).permute(0, 2, 3, 5, 1, 4, 6)
+        weight, bias = self.patch_embedding.weight.flatten(1), self.patch_embedding.bias
+        return F.linear(patches.flatten(4).flatten(2, 3), weight, bias)
+
+    def _time_embedding(self, timesteps: Tensor, fps: int | None) -> tuple[Tensor, Tensor]:
+        """e ``[..., dim]`` and e0 ``[..., 6, dim]``, fp32."""
+        wide = torch.float32 if timesteps.device.type == "mps" else torch.float64
+        half = self.config.freq_dim // 2
+        rates = 10000.0 ** (torch.arange(half, dtype=wide, device=timesteps.device) / -half)
+        angles = timesteps.to(wide).unsqueeze(-1) * rates
+        e = self.time_embedding(torch.cat((angles.cos(), angles.sin()), -1).to(self.dtype))
+        e0 = self.time_projection(e)
+        if self.config.fps_embedding:
+            e0 = e0 + self.fps_projection(self.fps_embedding.weight[0 if fps == 16 else 1])
+        return e, e0.unflatten(-1, (6, -1))
+
+    def _time(self, timesteps: Tensor, fps: int | None, frames: int) -> tuple[Tensor, Tensor]:
+        """e ``[B, F or 1, dim]`` and e0 ``[B, F or 1, 6, dim]`` for timesteps ``[B]`` or ``[B, F]``."""
+        if timesteps.dim() == 1:
+            timesteps = timesteps.unsqueeze(1)
+        ok = timesteps.dim() == 2 and timesteps.shape[1] in (1, frames)
+        require(ok, "timesteps", tuple(timesteps.shape), f"[B] or [B, {frames}]")
+        return self._time_embedding(timesteps, fps)
+
+    def _stack(
+        self,
+        stream: Tensor,
+        e0: Tensor,
+        texts: Sequence[Text],
+        lengths: Sequence[int],
+        first_frame: int,
+        x: Tensor,
+        self_attention: SelfAttention,
+    ) -> Tensor:
+        """All blocks over ``stream [B, F, S, dim]``; one text for all tokens, or one for each of ``lengths``."""
+        require_count("first_frame", first_frame, minimum=0)
+        _, rows, columns = self.config.patch
+        grid = (x.shape[2], x.shape[3] // rows, x.shape[4] // columns)
+        table = rope_table(first_frame, *grid, self.config.head_dim, x.device)
+        prepared = [text if isinstance(text, PreparedText) else self.prepare_text(text) for text in texts]
+        for layer, block in enumerate(self._blocks()):
+
+            def own(q: Tensor, k: Tensor, v: Tensor, layer: int = layer) -> Tensor:
+                return self_attention(layer, q, k, v)
+
+            def cross(q: Tensor, layer: int = layer) -> Tensor:
+                parts = q.split(list(lengths), 2) if len(prepared) > 1 else (q,)
+                out = [attend(p, t.keys[layer], t.values[layer]) for p, t in zip(parts, prepared, strict=True)]
+                return out[0] if len(out) == 1 else torch.cat(out, 1)
+
+            stream = block(stream, e0, table, own, cross)
+        return stream
+
+    def _head(self, stream: Tensor, e: Tensor, x: Tensor) -> Tensor:
+        """Tokens ``[B, F, S, dim]`` to velocities shaped like ``x``."""
+        _, rows, columns = self.config.patch
+        patches = self.head(stream, e).unflatten(3, (rows, columns, -1)).unflatten(2, (-1, x.shape[4] // columns))
+        return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
+
+
+def load_wan(path: str | Path, dtype: torch.dtype | None = None) -> WanTransformer:
+    """Transformer with the weights of a .safetensors, .pt or .pth file, frozen and in eval mode, on the CPU.
+
+    Keys may stand under a common prefix (``model.diffusion_model.``). ``dtype`` defaults to that of the file's
+    attention weights. SettingError when the file is damaged, runs code or holds another architecture.
+    """
+    tensors, metadata = read_state_dict(path)
+    return wan_from_tensors(tensors, metadata, path, dtype)
+
+
+def wan_from_tensors(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: str | Path, dtype: torch.dtype | None = None
+) -> WanTransformer:
+    """What :func:`load_wan` makes of a file's content. ``path`` is only named in errors."""
+    name = f"checkpoint {Path(path).name}"
+    state_dict = without_prefix(tensors, path)
+    try:
+        config = WanConfig.from_state_dict(state_dict, metadata)
+    except SettingError as error:
+        raise SettingError(f"{name}: {error.field}", error.value, error.accepted) from error
+    with torch.device("meta"):
+        model = WanTransformer(config)
+    load_strict(model, state_dict, path)
+    model = model.to(dtype or state_dict["blocks.0.self_attn.q.weight"].dtype)
+    return model.eval().requires_grad_(False)
+
+
+def without_prefix(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
+    """The transformer's tensors under their official names; those of other models in the same file are left out."""
+    anchor = "patch_embedding.weight"
+    prefix = next((key[: -len(anchor)] for key in tensors if key.endswith(anchor)), None)
+    if prefix is None:
+        accepted = "a Wan 2.1 text-to-video transformer under official key names"
+        raise SettingError(f"checkpoint {Path(path).name}", f"no {anchor}", accepted)
+    return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}

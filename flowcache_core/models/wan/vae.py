@@ -1,0 +1,384 @@
+"""The causal 3D video autoencoder of Wan 2.1, at any base width.
+
+A video of 1 + 4k frames becomes 1 + k latent frames, 8 times smaller in each direction, with 16 channels. Everything is
+causal in time: a latent frame never depends on later pixels. That is what lets `StreamDecoder` hand out a video chunk
+by chunk with constant memory and still produce exactly what decoding the whole would.
+
+Architecture and the latent constants: Wan 2.1 (https://github.com/Wan-Video/Wan2.1, arXiv 2503.20314). Parameter names
+and shapes are those of the official checkpoint, so official files and the bundled miniature load alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import require
+from ..common.checkpoint import load_strict, read_state_dict
+
+LATENT_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+LATENT_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)  # fmt: skip
+SPATIAL_STRIDE = 8
+TIME_STRIDE = 4
+ACCEPTED = "a Wan 2.1 video autoencoder (16 latent channels, stride 4/8/8) under its official key names"
+
+# What causal layers remember between the parts of one stream: a module's last input frames.
+StreamState = dict[nn.Module, Tensor]
+
+
+@dataclass(frozen=True)
+class WanVAEConfig:
+    """Sizes of the autoencoder. Only `dim` differs between known checkpoints (96 in the official one)."""
+
+    dim: int = 96
+    z_dim: int = 16
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    res_blocks: int = 2
+    time_down: tuple[bool, ...] = (False, True, True)
+
+
+class CausalConv3d(nn.Conv3d):
+    """Convolution that pads time at the front only; with a state it continues where the last part ended."""
+
+    def __init__(self, in_dim: int, out_dim: int, kernel: int | tuple[int, int, int], *, stride: int = 1) -> None:
+        size = (kernel,) * 3 if isinstance(kernel, int) else kernel
+        super().__init__(in_dim, out_dim, size, (stride, 1, 1), (0, size[1] // 2, size[2] // 2))
+        self.history = size[0] - 1
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        if self.history == 0:
+            return super().forward(x)
+        tail = None if state is None else state.get(self)
+        if tail is not None:
+            x = torch.cat([tail, x], dim=2)
+        missing = self.history - (0 if tail is None else tail.shape[2])
+        if state is not None:
+            state[self] = x[:, :, -self.history :].clone()  # a view would keep the whole part alive
+        if x.shape[2] == 1 and missing == self.history:  # one lone frame: the zeros before it contribute nothing
+            return F.conv3d(x, self.weight[:, :, -1:], self.bias, 1, self.padding)
+        if missing:
+            x = F.pad(x, (0, 0, 0, 0, missing, 0))
+        return super().forward(x)
+
+
+class ChannelNorm(nn.Module):
+    """Scales each position's channel vector to length sqrt(dim), then by a learned gain (Wan's `RMS_norm`)."""
+
+    def __init__(self, dim: int, spatial_axes: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, *(1,) * spatial_axes))
+        self.scale = dim**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(x, dim=1) * (self.gamma * self.scale)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        # The Identity stands where the official module list has dropout: it keeps the parameter names.
+        self.residual = nn.Sequential(
+            ChannelNorm(in_dim, 3), nn.SiLU(), CausalConv3d(in_dim, out_dim, 3),
+            ChannelNorm(out_dim, 3), nn.SiLU(), nn.Identity(), CausalConv3d(out_dim, out_dim, 3),
+        )  # fmt: skip
+        self.shortcut = CausalConv3d(in_dim, out_dim, 1) if in_dim != out_dim else nn.Identity()
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        return self.shortcut(x) + _run(self.residual, x, state)
+
+
+class FrameAttention(nn.Module):
+    """Self-attention with one head among the positions of each frame by itself."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = ChannelNorm(dim, 2)
+        self.to_qkv = nn.Conv2d(dim, dim * 3, 1)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        frames = _to_frames(x)
+        rows, dim, height, width = frames.shape
+        qkv = self.to_qkv(self.norm(frames)).reshape(rows, 3, dim, height * width).transpose(2, 3)
+        mixed = F.scaled_dot_product_attention(*qkv.unbind(1))
+        mixed = self.proj(mixed.transpose(1, 2).reshape(rows, dim, height, width))
+        return x + _to_video(mixed, x.shape[0])
+
+
+class Downsample(nn.Module):
+    """Halves height and width, and with `time` also the frames after the first of the stream."""
+
+    def __init__(self, dim: int, time: bool) -> None:
+        super().__init__()
+        self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(dim, dim, 3, stride=2))
+        if time:
+            self.time_conv = CausalConv3d(dim, dim, (3, 1, 1), stride=2)
+        self.time = time
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        x = _to_video(self.resample(_to_frames(x)), x.shape[0])
+        if not self.time:
+            return x
+        last = None if state is None else state.get(self)
+        if state is not None:
+            state[self] = x[:, :, -1:].clone()
+        # Two new frames and the one before them give one; the very first frame stays as it is.
+        whole = x if last is None else torch.cat([last, x], dim=2)
+        paired = nn.Conv3d.forward(self.time_conv, whole) if whole.shape[2] >= 3 else whole[:, :, :0]
+        return torch.cat([x[:, :, :1], paired], dim=2) if last is None else paired
+
+
+class Upsample(nn.Module):
+    """Doubles height and width, and with `time` also the frames after the first of the stream."""
+
+    def __init__(self, dim: int, time: bool) -> None:
+        super().__init__()
+        enlarge = nn.Upsample(scale_factor=2.0, mode="nearest-exact")
+        self.resample = nn.Sequential(enlarge, nn.Conv2d(dim, dim // 2, 3, padding=1))
+        if time:
+            self.time_conv = CausalConv3d(dim, dim * 2, (3, 1, 1))
+        self.time = time
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        if self.time:
+            x = self._double_frames(x, state)
+        return _to_video(self.resample(_to_frames(x)), x.shape[0])
+
+    def _double_frames(self, x: Tensor, state: StreamState | None) -> Tensor:
+        started = state is not None and self in state
+        if state is not None:
+            state[self] = x[:, :, :0]  # only a mark: the first frame is behind us
+        # The first frame is neither doubled nor seen by the temporal convolution.
+        first, rest = (x[:, :, :0], x) if started else (x[:, :, :1], x[:, :, 1:])
+        if rest.shape[2] == 0:
+            return first
+        pairs = self.time_conv(rest, state)
+        batch, _, frames, height, width = pairs.shape
+        pairs = pairs.unflatten(1, (2, -1)).movedim(1, 3).reshape(batch, -1, frames * 2, height, width)
+        return torch.cat([first, pairs], dim=2) if first.shape[2] else pairs
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: WanVAEConfig) -> None:
+        super().__init__()
+        widths = [config.dim * m for m in (1, *config.multipliers)]
+        self.conv1 = CausalConv3d(3, widths[0], 3)
+        layers: list[nn.Module] = []
+        for level, (in_dim, out_dim) in enumerate(zip(widths[:-1], widths[1:])):
+            layers += [ResidualBlock(in_dim if i == 0 else out_dim, out_dim) for i in range(config.res_blocks)]
+            if level < len(config.time_down):
+                layers.append(Downsample(out_dim, config.time_down[level]))
+        self.downsamples = nn.Sequential(*layers)
+        top = widths[-1]
+        self.middle = nn.Sequential(ResidualBlock(top, top), FrameAttention(top), ResidualBlock(top, top))
+        self.head = nn.Sequential(ChannelNorm(top, 3), nn.SiLU(), CausalConv3d(top, config.z_dim * 2, 3))
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        x = self.conv1(x, state)
+        for part in (self.downsamples, self.middle, self.head):
+            x = _run(part, x, state)
+        return x
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: WanVAEConfig) -> None:
+        super().__init__()
+        widths = [config.dim * m for m in (config.multipliers[-1], *reversed(config.multipliers))]
+        time_up = config.time_down[::-1]
+        top = widths[0]
+        self.conv1 = CausalConv3d(config.z_dim, top, 3)
+        self.middle = nn.Sequential(ResidualBlock(top, top), FrameAttention(top), ResidualBlock(top, top))
+        layers: list[nn.Module] = []
+        for level, (in_dim, out_dim) in enumerate(zip(widths[:-1], widths[1:])):
+            if level > 0:
+                in_dim //= 2  # the upsampling before this level halved the channels
+            layers += [ResidualBlock(in_dim if i == 0 else out_dim, out_dim) for i in range(config.res_blocks + 1)]
+            if level < len(time_up):
+                layers.append(Upsample(out_dim, time_up[level]))
+        self.upsamples = nn.Sequential(*layers)
+        self.head = nn.Sequential(ChannelNorm(widths[-1], 3), nn.SiLU(), CausalConv3d(widths[-1], 3, 3))
+
+    def forward(self, x: Tensor, state: StreamState | None = None) -> Tensor:
+        x = self.conv1(x, state)
+        for part in (self.middle, self.upsamples, self.head):
+            x = _run(part, x, state)
+        return x
+
+
+class WanVAE(nn.Module):
+    """Encodes videos to normalised latents and back. See the module's docstring; load files with `load_wan_vae`."""
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, config: WanVAEConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or WanVAEConfig()
+        z_dim = self.config.z_dim
+        require(z_dim == len(LATENT_MEAN), "z_dim", z_dim, f"{len(LATENT_MEAN)}, for which the latent constants are")
+        self.encoder = Encoder(self.config)
+        self.conv1 = CausalConv3d(z_dim * 2, z_dim * 2, 1)
+        self.conv2 = CausalConv3d(z_dim, z_dim, 1)
+        self.decoder = Decoder(self.config)
+        mean, std = _constants()
+        self.register_buffer("latent_mean", mean, persistent=False)
+        self.register_buffer("latent_std", std, persistent=False)
+
+    def encode(self, video: Tensor, *, frames_at_once: int | None = 16) -> Tensor:
+        """Posterior mean of `video`, normalised by Wan's constants per channel.
+
+        Args:
+            video: [B, 3, 1 + 4k, H, W] in -1..1, H and W multiples of 8.
+            frames_at_once: pixel frames per part (a multiple of 4), which bounds the memory; None takes all at once.
+                The result does not depend on it.
+
+        Returns:
+            [B, 16, 1 + k, H / 8, W / 8].
+
+        Raises:
+            SettingError: the video's shape or `frames_at_once` is not as stated.
+        """
+        _check_video(video)
+        at_once = video.shape[2] if frames_at_once is None else frames_at_once
+        fits = frames_at_once is None or (at_once >= TIME_STRIDE and at_once % TIME_STRIDE == 0)
+        require(fits, "frames_at_once", frames_at_once, f"a multiple of {TIME_STRIDE}, or None")
+        # The first frame of a stream has no partners, so it joins the first part.
+        parts = [video[:, :, : at_once + 1], *video[:, :, at_once + 1 :].split(at_once, dim=2)]
+        parts = [part for part in parts if part.shape[2]]
+        state: StreamState | None = {} if len(parts) > 1 else None
+        latents = torch.cat([self.conv1(self.encoder(part, state)) for part in parts], dim=2)
+        return (latents[:, : self.config.z_dim] - self.latent_mean) / self.latent_std
+
+    def decode(self, latents: Tensor, *, frames_at_once: int | None = 4) -> Tensor:
+        """The video of normalised `latents` [B, 16, F, h, w]: [B, 3, 1 + 4 (F - 1), 8h, 8w], clamped to -1..1.
+
+        `frames_at_once` is the number of latent frames per part (None: all in one); the result does not depend on it.
+        Raises SettingError if the shape is not as stated or `frames_at_once` is below 1.
+        """
+        _check_latents(latents, self.config.z_dim)
+        fits = frames_at_once is None or frames_at_once >= 1
+        require(fits, "frames_at_once", frames_at_once, "1 or more, or None")
+        if frames_at_once is None or latents.shape[2] <= frames_at_once:
+            return self._decode_part(latents, None)
+        return torch.cat(list(self.decode_stream(latents.split(frames_at_once, dim=2))), dim=2)
+
+    def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Decodes latent chunks one after the other; the pieces joined are the decoded whole."""
+        decoder = StreamDecoder(self)
+        for chunk in chunks:
+            yield decoder(chunk)
+
+    def _decode_part(self, latents: Tensor, state: StreamState | None) -> Tensor:
+        raw = latents * self.latent_std + self.latent_mean
+        return self.decoder(self.conv2(raw), state).clamp(-1, 1)
+
+
+class StreamDecoder:
+    """Decodes one video piece by piece, remembering only the last frames each causal layer needs.
+
+    Call it with latents [B, 16, f, h, w] of any f >= 1, in order. The very first latent frame of the stream gives one
+    pixel frame and every later one four. Memory does not grow with the length of the stream.
+    """
+
+    def __init__(self, vae: WanVAE) -> None:
+        self._vae = vae
+        self._state: StreamState = {}
+        self._shape: torch.Size | None = None
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Pixel frames [B, 3, n, 8h, 8w] in -1..1 of the next latents. SettingError if their shape changes midway."""
+        _check_latents(latents, self._vae.config.z_dim)
+        shape = latents[:, :, :1].shape
+        started = self._shape or shape
+        require(shape == started, "latents of a stream", tuple(shape), f"{tuple(started)} per frame, as it started")
+        self._shape = shape
+        return self._vae._decode_part(latents, self._state)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes remembered between calls."""
+        return sum(t.numel() * t.element_size() for t in self._state.values())
+
+
+def load_wan_vae(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> WanVAE:
+    """Loads a Wan 2.1 autoencoder of any base width from .safetensors, or from .pth/.pt holding tensors only.
+
+    SettingError when the file is absent, cut short, runs code or holds another architecture: it names the file, what is
+    wrong with it and what is accepted.
+    """
+    tensors, _ = read_state_dict(path)
+    vae = _on_meta(tensors, f"checkpoint {Path(path).name}")
+    load_strict(vae, tensors, path)
+    # Not part of the file, so still without values.
+    vae.latent_mean, vae.latent_std = _constants()
+    return vae.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def wan_decoder(tensors: Mapping[str, Tensor], name: str, *, device: torch.device, dtype: torch.dtype) -> StreamDecoder:
+    """A stream over an autoencoder that someone else has loaded, by its state dict; shares tensors where it can.
+
+    SettingError naming ``name`` when they are of another architecture.
+    """
+    vae = _on_meta(tensors, name)
+    parts = {"decoder.": vae.decoder, "conv2.": vae.conv2}
+    for prefix, module in parts.items():
+        own = {key.removeprefix(prefix): tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+        load_strict(module, {key: tensor.to(device, dtype) for key, tensor in own.items()}, name)
+    vae.latent_mean, vae.latent_std = (values.to(device, dtype) for values in _constants())
+    return StreamDecoder(vae.eval().requires_grad_(False))
+
+
+def _on_meta(tensors: Mapping[str, Tensor], name: str) -> WanVAE:
+    """The module for these tensors, without values; SettingError when they are of another architecture."""
+    telling = ("decoder.head.0.gamma", "conv2.weight")
+    missing = [key for key in telling if key not in tensors]
+    require(not missing, name, f"no {' and no '.join(missing)}", ACCEPTED)
+    dim, z_dim = (tensors[key].shape[0] for key in telling)
+    require(z_dim == len(LATENT_MEAN), name, f"{z_dim} latent channels", ACCEPTED)
+    with torch.device("meta"):
+        return WanVAE(WanVAEConfig(dim=dim))
+
+
+def _constants() -> tuple[Tensor, Tensor]:
+    shape = (1, len(LATENT_MEAN), 1, 1, 1)
+    return torch.tensor(LATENT_MEAN).reshape(shape), torch.tensor(LATENT_STD).reshape(shape)
+
+
+def _run(layers: nn.Sequential, x: Tensor, state: StreamState | None) -> Tensor:
+    for layer in layers:
+        x = layer(x, state) if isinstance(layer, _STATEFUL) else layer(x)
+    return x
+
+
+_STATEFUL = (CausalConv3d, ResidualBlock, FrameAttention, Downsample, Upsample)
+
+
+def _to_frames(video: Tensor) -> Tensor:
+    return video.transpose(1, 2).flatten(0, 1)
+
+
+def _to_video(frames: Tensor, batch: int) -> Tensor:
+    return frames.unflatten(0, (batch, -1)).transpose(1, 2)
+
+
+def _check_video(video: Tensor) -> None:
+    fits = video.ndim == 5 and video.shape[1] == 3 and video.shape[2] % TIME_STRIDE == 1
+    fits = fits and video.shape[3] % SPATIAL_STRIDE == video.shape[4] % SPATIAL_STRIDE == 0
+    accepted = f"[B, 3, 1 + {TIME_STRIDE}k, H, W] with H and W multiples of {SPATIAL_STRIDE}"
+    require(fits, "video", tuple(video.shape), accepted)
+
+
+def _check_latents(latents: Tensor, z_dim: int) -> None:
+    fits = latents.ndim == 5 and latents.shape[1] == z_dim and latents.shape[2] >= 1
+    require(fits, "latents", tuple(latents.shape), f"[B, {z_dim}, F, h, w] with F >= 1")

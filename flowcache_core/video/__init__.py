@@ -1,0 +1,1 @@
+"""Runs from prompt to pixels, one module a model family."""

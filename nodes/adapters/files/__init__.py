@@ -1,0 +1,1 @@
+"""Which files the host has, and what becomes of them."""

@@ -1,0 +1,1 @@
+"""The host's own AR sampler with our settings on its model."""

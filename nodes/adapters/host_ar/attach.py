@@ -1,0 +1,105 @@
+"""The patch nodes with the host's own AR sampler: what is checked and attached before the model is loaded."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import comfy.k_diffusion.sampling
+import torch
+from comfy.ldm.wan.ar_model import CausalWanModel
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from torch import Tensor
+
+from ....flowcache_core.errors import require
+from ....flowcache_core.kv.size import peak_bytes
+from ....flowcache_core.plan.base import Chunk, Plan, offset_ticks
+from ..naming import naming
+from ..run.memory import announce
+from ..run.settings import FlowCacheSettings, refuse_other_caches, settings_of
+from .run import HOST_SAMPLER, INSTEAD, KEY, OUR_SAMPLER, HostRun, spec_of
+
+
+def is_host_ar(sampler: Any) -> bool:
+    """Whether a SAMPLER is what the host's SamplerARVideo makes."""
+    return getattr(sampler, "sampler_function", None) is comfy.k_diffusion.sampling.sample_ar_video
+
+
+def warn_unused(model_options: Any) -> None:
+    """Say that the patch nodes on this model change nothing, because no AR sampler runs it."""
+    settings = settings_of(model_options)
+    chosen = (("FlowCache Chunkwise Reuse", settings.reuse), ("KV Cache Compressor", settings.kv))
+    names = " and ".join(name for name, setting in chosen if setting is not None)
+    if names:
+        logging.warning("%s: no effect with this sampler; use %s or %s", names, OUR_SAMPLER, HOST_SAMPLER)
+
+
+def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> None:
+    """Before the model is loaded: check, announce the K/V, and have the run wrapped. ``latents`` ``[B, C, F, H, W]``.
+
+    ``guider.model_options`` are the run's own copy, so what is put there ends with it.
+    """
+    options, model = guider.model_options, guider.model_patcher.model
+    block = sampler.extra_options.get("num_frame_per_block", 1)
+    given = start_frames(options)
+    if latents.ndim != 5 or given >= latents.shape[2] or len(sigmas) < 2:
+        return  # the host refuses it, or there is no step to take
+    settings = settings_of(options)
+    with naming(HOST_SAMPLER):
+        check(guider, settings)
+        plan = plan_of(latents.shape[2], block, len(sigmas) - 1, given)
+        with naming("KV Cache Compressor"):
+            kv_bytes = peak_bytes(spec_of(model, latents, settings), settings.kv_settings, plan)
+        announce(guider, max(chunk.frames for chunk in plan.chunks), kv_bytes)
+
+    def sampling(
+        executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *rest: Any
+    ) -> Any:
+        with naming(HOST_SAMPLER):
+            single_chunk = len(plan.chunks) == 1
+            mask = rest[1] if len(rest) > 1 else None
+            require(mask is None or single_chunk, "noise mask", "a mask", f"none, or {INSTEAD}")
+            run = HostRun.of(guider.inner_model, noise, sigmas, plan, settings)
+            return run.sample(partial(executor, guider, sigmas, extra_args, callback, noise, *rest), extra_args)
+
+    add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, sampling, options, is_model_options=True)
+
+
+def check(guider: Any, settings: FlowCacheSettings) -> None:
+    """SettingError for what the host's sampler cannot do, as far as it can be seen before the run."""
+    model = guider.model_patcher.model
+    kind = type(model.diffusion_model).__name__
+    causal = isinstance(model.diffusion_model, CausalWanModel)
+    require(causal, "model", kind, "a causal Wan model, from Load AR Video Model; or " + INSTEAD)
+    refuse_other_caches(guider.model_options)
+    cfg = getattr(guider, "cfg", 1.0)
+    require(cfg == 1.0 or not guider.conds.get("negative"), "cfg", cfg, f"1, or {INSTEAD}")
+    if settings.reuse is not None:
+        with naming("FlowCache Chunkwise Reuse"):
+            quantity = settings.reuse.quantity
+            usable = f"velocity or increment, or {INSTEAD}"
+            require(not quantity.needs_residual, "reused quantity", quantity.name, usable)
+    kv = settings.kv_settings
+    with naming("KV Cache Compressor"):
+        own = model.get_dtype_inference()
+        require(kv.dtype in (None, own), "dtype", str(kv.dtype), f"same as the model ({own}), or {INSTEAD}")
+        device = guider.model_patcher.load_device
+        here = kv.device is None or torch.device(kv.device).type == device.type
+        require(here, "device", kv.device, f"same as the model ({device}), or {INSTEAD}")
+
+
+def start_frames(model_options: Any) -> int:
+    """Latent frames of ARVideoI2V's start image, 0 without one."""
+    config = model_options.get("transformer_options", {}).get("ar_config", {})
+    image = config.get("initial_latent")
+    return 0 if image is None else image.shape[2]
+
+
+def plan_of(frames: int, chunk_frames: int, steps: int, given: int) -> Plan:
+    """The host's order: the given frames in one pass, then blocks of ``chunk_frames``, the last one shorter."""
+    starts = [0, *range(given, frames, chunk_frames)] if given else [*range(0, frames, chunk_frames)]
+    ends = [*starts[1:], frames]
+    chunks = tuple(Chunk(i, first, end - first) for i, (first, end) in enumerate(zip(starts, ends)))
+    prefix = int(given > 0)
+    return Plan(HOST_SAMPLER, chunks, steps, offset_ticks(chunks, prefix, steps, steps), prefix)

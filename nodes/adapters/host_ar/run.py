@@ -1,0 +1,242 @@
+"""One run of the host's own AR sampler with our settings: by wrappers and replaced methods, never by its code.
+
+The sampler calls the model once per step of a block and once more at noise level 0, which leaves the block's final K/V;
+a start image gets one such pass before. That order is followed here call by call.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from torch import Tensor
+
+from ....flowcache_core.denoiser import ChunkInput
+from ....flowcache_core.engine import EngineSettings
+from ....flowcache_core.errors import SettingError, require
+from ....flowcache_core.kv.size import peak_bytes
+from ....flowcache_core.kv.spec import KVSpec
+from ....flowcache_core.plan.base import Chunk, Plan
+from ....flowcache_core.report.events import (
+    CacheCompressed,
+    CachePass,
+    ChunkFinished,
+    RunFinished,
+    RunStarted,
+    StepTaken,
+)
+from ....flowcache_core.report.record import Recorder
+from ....flowcache_core.schedule import from_sigmas
+from ....flowcache_core.solvers import SOLVERS
+from ..naming import naming
+from ..run.settings import FlowCacheSettings
+from ..wan.denoiser import kv_spec
+from .kv import HostKV, LayerCache
+from .reuse import Embeddings, StepReuse
+
+KEY = "flowcache"
+HOST_SAMPLER = "Sampler AR Video"
+OUR_SAMPLER = "AR Video Sampler (FlowCache)"
+INSTEAD = f"{OUR_SAMPLER} in the place of {HOST_SAMPLER}"
+
+
+@dataclass
+class HostRun:
+    """All state of one run of the host's sampler, as its model calls show it."""
+
+    model: Any
+    settings: EngineSettings
+    kv: HostKV
+    bounded: bool
+    reuse: StepReuse
+    recorder: Recorder
+    keep: Callable[[Recorder], None]
+    seconds: float = 0.0
+    last_call: tuple[int, float] | None = None
+    calls: Iterator[tuple[Chunk, int | None]] = field(init=False)
+
+    @classmethod
+    def of(cls, model: Any, noise: Tensor, sigmas: Tensor, plan: Plan, settings: FlowCacheSettings) -> HostRun:
+        """SettingError for settings that do not fit the plan, or sigmas that do not fall to 0."""
+        schedule = from_sigmas(sigmas.tolist())
+        last = schedule.sigmas[-1]
+        require(last == 0, "sigmas", f"an end at {last:g}", f"an end at 0, or {INSTEAD}")
+        chosen = settings.reuse
+        picked: dict[str, Any] = {} if chosen is None else chosen.engine_fields
+        kv = settings.kv_settings
+        solver = SOLVERS["renoise"]()
+        engine = EngineSettings(plan, schedule, solver, kv=kv, clean_pass=True, **picked)
+        embeddings = Embeddings(model, noise.device)
+        with naming("FlowCache Chunkwise Reuse"):
+            if chosen is not None:
+                chosen.check(schedule)
+            reuse = StepReuse(engine, engine.policy.begin(schedule, embeddings), embeddings)
+        with naming("KV Cache Compressor"):
+            cache = HostKV(spec_of(model, noise, settings, noise.device), kv, plan)
+        return cls(model, engine, cache, settings.kv is not None, reuse, Recorder.of(engine), settings.slot.keep)
+
+    def __post_init__(self) -> None:
+        self.plan = self.settings.plan
+        self.calls = expected_calls(self.plan)
+
+    # -- the run -------------------------------------------------------------------------------------------------------
+
+    def sample(self, execute: Callable[[], Any], extra_args: dict[str, Any]) -> Any:
+        """The host's sampler with everything attached; all of it is gone when this returns or raises."""
+        begun = time.perf_counter()
+        add_wrapper_with_key(
+            WrappersMP.APPLY_MODEL, KEY, self.apply_model, extra_args["model_options"], is_model_options=True
+        )
+        try:
+            with ExitStack() as stack:
+                if self.bounded:
+                    stack.enter_context(self.kv.attached(self.model.diffusion_model))
+                self.start()
+                output = execute()
+            seconds = time.perf_counter() - begun
+            self.recorder(RunFinished(seconds, seconds - self.seconds))
+            return output
+        finally:
+            self.keep(self.recorder)
+            self.reuse.forget()
+            self.kv.release()
+
+    def start(self) -> None:
+        notes = self.settings.notes()
+        for note in notes:
+            logging.warning("FlowCache: %s", note)
+        self.recorder(
+            RunStarted(
+                plan=self.plan.name,
+                chunks=len(self.plan.chunks),
+                prefix_chunks=self.plan.prefix_chunks,
+                steps=self.plan.steps,
+                total_steps=self.plan.total_steps,
+                kv_bytes=peak_bytes(self.kv.spec, self.settings.kv, self.plan),
+                kv_tokens=self.kv.capacity_tokens,
+                budget_tokens=self.kv.budget_tokens,
+                notes=notes,
+            )
+        )
+
+    # -- one model call ------------------------------------------------------------------------------------------------
+
+    def apply_model(
+        self,
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Any,
+        c_crossattn: Any,
+        control: Any,
+        transformer_options: dict[str, Any],
+        **kwargs: Any,
+    ) -> Tensor:
+        """The host's APPLY_MODEL: noisy latents ``[B, C, f, H, W]`` to their clean prediction."""
+        compute = partial(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        state = transformer_options.get("ar_state")
+        if state is None:
+            return compute()  # not a call of this sampler
+        chunk, step = self.next_call(x, t, state["start_frame"], transformer_options["cond_or_uncond"])
+        caches = state["kv_caches"]
+        if step is None:
+            return self.cache_pass(chunk, x, caches, compute)
+        return self.denoise(chunk, step, x, caches, compute)
+
+    def next_call(self, x: Tensor, t: Tensor, start_frame: int, entries: Sequence[int]) -> tuple[Chunk, int | None]:
+        """What the sampler asks for now. SettingError when one step makes several calls: there is one K/V for all."""
+        call = (start_frame, float(t[0]))  # no further device sync: the sampler itself waits for every sigma
+        if len(entries) != 1 or call == self.last_call:
+            accepted = f"one conditioning evaluated once per step (CFG 1), or {INSTEAD}"
+            raise SettingError("conditioning", "several model evaluations in one step", accepted)
+        self.last_call = call
+        chunk, step = next(self.calls, (None, None))
+        if chunk is None or (chunk.first_frame, chunk.frames) != (start_frame, x.shape[2]):
+            raise RuntimeError(
+                f"{HOST_SAMPLER} samples frames {start_frame} to {start_frame + x.shape[2] - 1} where {chunk} was "
+                f"expected: this ComfyUI is newer than FlowCache knows; use {OUR_SAMPLER}"
+            )
+        return chunk, step
+
+    def begin_chunk(self, chunk: Chunk, caches: Sequence[LayerCache], tick: int) -> None:
+        begun = time.perf_counter()
+        result = self.kv.begin(chunk, caches)
+        if result is not None:
+            seconds = time.perf_counter() - begun
+            self.recorder(CacheCompressed(tick, chunk.index, result.tokens_before, result.tokens_after, seconds))
+
+    def denoise(
+        self, chunk: Chunk, step: int, x: Tensor, caches: Sequence[LayerCache], compute: Callable[[], Tensor]
+    ) -> Tensor:
+        tick = self.plan.first_tick[chunk.index] + step
+        if step == 0:
+            self.begin_chunk(chunk, caches, tick)
+        begun = time.perf_counter()
+        schedule = self.settings.schedule
+        item = ChunkInput(chunk, step, schedule.sigmas[step], schedule.timesteps[step], x)
+        clean, decision = self.reuse.step(item, partial(self.timed, compute))
+        if decision.reuses:
+            self.kv.advance(chunk, caches)
+        self.recorder(
+            StepTaken(
+                tick=tick,
+                chunk=chunk.index,
+                step=step,
+                sigma=item.sigma,
+                action=decision.action,
+                reason=decision.reason,
+                distance=decision.distance,
+                accumulated=decision.accumulated,
+                branches=1,
+                tokens=chunk.frames * self.kv.spec.tokens_per_frame,
+                context_tokens=0 if decision.reuses else self.kv.context_tokens(chunk),
+                kv_tokens=self.kv.tokens,
+                seconds=time.perf_counter() - begun,
+            )
+        )
+        return clean
+
+    def cache_pass(
+        self, chunk: Chunk, x: Tensor, caches: Sequence[LayerCache], compute: Callable[[], Tensor]
+    ) -> Tensor:
+        """The pass that leaves a chunk's final K/V; never skipped."""
+        given = chunk.index < self.plan.prefix_chunks
+        if given:
+            self.begin_chunk(chunk, caches, 0)
+        begun = time.perf_counter()
+        with self.kv.listening(self.model.diffusion_model, chunk):
+            output = self.timed(compute)
+        tokens, context = chunk.frames * self.kv.spec.tokens_per_frame, self.kv.context_tokens(chunk)
+        kind = "prefix" if given else "clean"
+        self.recorder(CachePass(kind, chunk.index, 1, tokens, context, time.perf_counter() - begun))
+        self.kv.commit(chunk)
+        if not given:
+            self.reuse.finish(chunk)
+            self.recorder(ChunkFinished(self.plan.last_tick[chunk.index], chunk.index, chunk.first_frame, x))
+        return output
+
+    def timed(self, compute: Callable[[], Tensor]) -> Tensor:
+        begun = time.perf_counter()
+        output = compute()
+        self.seconds += time.perf_counter() - begun
+        return output
+
+
+def expected_calls(plan: Plan) -> Iterator[tuple[Chunk, int | None]]:
+    """(chunk, own step) of every model call, None for the step of a pass that only leaves K/V."""
+    for chunk in plan.chunks:
+        if chunk.index >= plan.prefix_chunks:
+            yield from ((chunk, step) for step in range(plan.steps))
+        yield chunk, None
+
+
+def spec_of(model: Any, latents: Tensor, settings: FlowCacheSettings, device: Any = "cpu") -> KVSpec:
+    """The K/V of this run: in the dtype the model computes in, once the compressor allocates it."""
+    spec = kv_spec(model, latents.shape, 1, device)
+    return spec if settings.kv is not None else replace(spec, dtype=model.get_dtype())

@@ -1,0 +1,1 @@
+"""MAGI-1 in the host: model, text, sampling, autoencoder."""

@@ -1,0 +1,242 @@
+"""One run of MAGI-1 behind the host's SAMPLER: the core's denoiser over the transformer that the host has loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from comfy.ldm.modules.attention import optimized_attention
+from comfy.model_sampling import CONST
+from torch import Tensor
+
+from ....flowcache_core.denoiser import ChunkInput
+from ....flowcache_core.engine import EngineSettings, generate
+from ....flowcache_core.errors import require
+from ....flowcache_core.kv.size import peak_bytes
+from ....flowcache_core.models.magi.denoiser import MagiDenoiser
+from ....flowcache_core.models.magi.guidance import CLEAN_TIME
+from ....flowcache_core.models.magi.layers import AttentionKernel
+from ....flowcache_core.models.magi.transformer import MagiTransformer
+from ....flowcache_core.plan import window
+from ....flowcache_core.plan.base import Plan
+from ....flowcache_core.report.record import Recorder
+from ....flowcache_core.schedule import SHORTCUTS, Schedule, from_sigmas, magi, magi_distill_times
+from ....flowcache_core.solvers.renoise import host_noise
+from ....flowcache_core.video.magi import DISTILLED_STEPS
+from ..naming import naming
+from ..run.memory import announce, make_room
+from ..run.plan_choice import PlanChoice
+from ..run.prefix import clean_frames
+from ..run.prompt_schedule import recached
+from ..run.settings import FlowCacheSettings, refuse_other_caches, settings_of
+from ..shown.live_preview import Display, LivePreview
+from ..shown.progress import Progress
+from .model import MagiLatents, MagiVariant
+from .text import ChunkCaptions
+from .vae import magi_preview
+
+PLAN = "sliding window"
+SAME_LEVEL = 2e-6
+"""Sigmas went through the host's float32."""
+
+
+def is_magi(model: Any) -> bool:
+    return isinstance(model.diffusion_model, MagiTransformer)
+
+
+@dataclass
+class HostMagiDenoiser(MagiDenoiser):
+    """clean: the newest clean prediction of the video ``[B, C, F, H, W]``, written with every step, for previews."""
+
+    clean: Tensor | None = None
+
+    def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:
+        guided = super().guide(velocity, item)
+        if self.clean is not None:
+            self.clean[:, :, item.chunk.first_frame : item.chunk.end_frame] = item.latents - item.sigma * guided
+        return guided
+
+
+class MagiSampling:
+    """Everything is checked and planned when it is made, computed in :meth:`run`."""
+
+    def __init__(
+        self,
+        choice: PlanChoice,
+        given: Tensor | None,
+        display: Display,
+        inpainting: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        disable: bool,
+        callback: Any,
+    ) -> None:
+        """As in :class:`.sampler.Sampling`. callback: the host's, per step."""
+        self.guider, options = inpainting.inner_model, extra_args["model_options"]
+        self.model, self.x, self.seed = self.guider.inner_model, x, extra_args.get("seed") or 0
+        check(self.guider, self.model, choice, x, options)
+        self.settings = settings_of(options)
+        steps = MagiSteps.of(sigmas.tolist(), self.model.variant)
+        mask = extra_args.get("denoise_mask")
+        self.prefix = clean_frames(given, options, mask, inpainting.latent_image, self.model, x)
+        prefix_frames = 0 if self.prefix is None else self.prefix.shape[2]
+        rest = mask is None or not bool((mask[:, :, prefix_frames:] != 1).any())
+        require(rest, "noise mask", "a mask inside frames", "one that keeps whole frames at the start, or none")
+        plan = plan_of(choice, x.shape[2], steps.schedule.steps, prefix_frames)
+        self.engine = engine_settings(choice, plan, steps.schedule, self.settings, self.guider.conds)
+        self.progress = Progress(
+            total=plan.total_steps,
+            clean=x.new_zeros(x.shape),
+            noisy=x,
+            callback=callback,
+            ends_clean=True,
+            disable=disable,
+            node_id=display.node_id,
+            preview=self.preview(display),
+        )
+        config = self.model.diffusion_model.config
+        captions = ChunkCaptions(
+            entries=self.guider.conds["positive"],
+            chunks=len(plan.chunks),
+            first=plan.prefix_chunks,
+            dim=config.text_dim,
+            length=config.text_len,
+            model_sampling=self.model.model_sampling,
+        )
+        self.denoiser = denoiser_of(
+            self.model, captions, steps.step_times, kernel=host_kernel(options["transformer_options"])
+        )
+        self.denoiser.clean = self.progress.clean
+
+    def preview(self, display: Display) -> LivePreview | None:
+        own = isinstance(self.model.latent_format, MagiLatents)
+        return magi_preview(display, self.x) if own else display.preview(self.x)
+
+    def run(self) -> Tensor:
+        engine = self.engine
+        if self.settings.kv_settings.device != "cpu":
+            spec = self.denoiser.kv_spec(self.x)
+            make_room(self.guider.model_patcher, self.x.device, peak_bytes(spec, engine.kv, engine.plan))
+        if self.prefix is not None:
+            self.progress.clean[:, :, : self.prefix.shape[2]] = self.prefix
+        recorder = Recorder.of(engine)
+        self.progress.begin(0, recorder)
+        try:
+            noise = host_noise(self.seed, engine.plan.prefix_chunks)
+            return generate(
+                self.denoiser, engine, self.x, prefix=self.prefix, noise_source=noise, observe=self.progress
+            )
+        finally:
+            self.progress.close()
+            self.settings.slot.keep(recorder)
+
+
+@dataclass(frozen=True)
+class MagiSteps:
+    """A schedule and, for distilled weights, what they are told about each step."""
+
+    schedule: Schedule
+    step_times: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, sigmas: list[float], variant: MagiVariant) -> MagiSteps:
+        """Base weights take any sigmas down to 0; distilled ones the published schedules. SettingError otherwise."""
+        given = from_sigmas(sigmas)
+        require(given.sigmas[-1] == 0, "sigmas", f"a schedule that ends at {given.sigmas[-1]:g}", "one that ends at 0")
+        published = {mode: magi(given.steps, mode) for mode in SHORTCUTS}
+        for mode, schedule in published.items():
+            if all(abs(a - b) < SAME_LEVEL for a, b in zip(given.sigmas, schedule.sigmas, strict=True)):
+                if not variant.distilled:
+                    accepted = "another number with base weights: the 12 steps are of two lengths, for distilled ones"
+                    require(given.steps != 12, "steps", 12, accepted)
+                    return cls(schedule)
+                accepted = f"{', '.join(map(str, DISTILLED_STEPS))} with distilled weights"
+                require(given.steps in DISTILLED_STEPS, "steps", given.steps, accepted)
+                return cls(schedule, magi_distill_times(given.steps, mode))
+        accepted = "those of MAGI-1 Schedule: distilled weights know only the noise levels they were distilled at"
+        require(not variant.distilled, "sigmas", tuple(round(sigma, 4) for sigma in given.sigmas[:4]), accepted)
+        return cls(Schedule(given.sigmas, tuple(1 - sigma for sigma in given.sigmas[:-1])))
+
+
+def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tensor) -> None:
+    """Before the model is loaded: refuse what cannot be sampled and tell the host about the K/V."""
+    model, settings = guider.model_patcher.model, settings_of(guider.model_options)
+    check(guider, model, choice, latent_image, guider.model_options)
+    plan = plan_of(choice, latent_image.shape[2], max(1, len(sigmas) - 1), 0)
+    spec = denoiser_of(model, {0: ()}, ()).kv_spec(latent_image)
+    needed = 0 if settings.kv_settings.device == "cpu" else peak_bytes(spec, settings.kv_settings, plan)
+    announce(guider, choice.chunk_frames, needed)
+
+
+def plan_of(choice: PlanChoice, frames: int, steps: int, prefix_frames: int) -> Plan:
+    """A prefix that is no whole chunks is held in the first chunk, as the model was trained."""
+    return window(frames, choice.chunk_frames, steps, choice.window_chunks, prefix_frames, hold_prefix=True)
+
+
+def denoiser_of(
+    model: Any, captions: Mapping[int, Any], step_times: tuple[float, ...], **fields: Any
+) -> HostMagiDenoiser:
+    variant: MagiVariant = model.variant
+    return HostMagiDenoiser(
+        model.diffusion_model,
+        captions,
+        guidance=None if variant.distilled else variant.guidance,
+        step_times=step_times,
+        nearly_clean=variant.nearly_clean,
+        ranges=variant.ranges,
+        **fields,
+    )
+
+
+def host_kernel(transformer_options: Mapping[str, Any]) -> AttentionKernel:
+    """The host's attention, with what other nodes put in its place."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        options = {"skip_reshape": True, "skip_output_reshape": True, "transformer_options": transformer_options}
+        out: Tensor = optimized_attention(q, k, v, q.shape[1], **options)
+        return out
+
+    return attend
+
+
+def engine_settings(
+    choice: PlanChoice, plan: Plan, schedule: Schedule, settings: FlowCacheSettings, conds: Mapping[str, Any]
+) -> EngineSettings:
+    """What the model carries and the sampler's fields together. Errors name the node whose field does not fit."""
+    reuse: dict[str, Any] = {}
+    if settings.reuse is not None:
+        with naming("FlowCache Chunkwise Reuse"):
+            settings.reuse.check(schedule)
+        reuse = settings.reuse.engine_fields
+    with naming("AR Prompt Schedule"):
+        require(not recached(conds), "recache", True, "off: chunks of the sliding window overlap in time")
+    return EngineSettings(
+        plan=plan,
+        schedule=schedule,
+        solver=choice.solver,
+        kv=settings.kv_settings,
+        clean_pass=choice.clean_pass,
+        clean_timestep=CLEAN_TIME,
+        **reuse,
+    )
+
+
+def check(guider: Any, model: Any, choice: PlanChoice, latents: Tensor, options: Mapping[str, Any]) -> None:
+    """SettingError naming what MAGI-1 cannot be sampled with."""
+    require(choice.name == PLAN, "plan", choice.name, f"{PLAN}, with MAGI-1")
+    require(isinstance(model.model_sampling, CONST), "model", "a model that is not flow matching", "a MAGI-1 model")
+    accepted = "Basic Guider, or cfg 1: MAGI-1 has guidance of its own (Load MAGI-1 Model, variant base)"
+    cfg = getattr(guider, "cfg", 1.0)
+    plain = "positive" in guider.conds or "positive" in guider.original_conds
+    require(plain and cfg == 1, "guider", f"{type(guider).__name__} with cfg {cfg:g}", accepted)
+    shape = tuple(latents.shape)
+    multiple = model.diffusion_model.config.patch[1]
+    fits = latents.ndim == 5 and shape[1] == 16 and shape[3] % multiple == shape[4] % multiple == 0
+    sides = f"width and height multiples of {8 * multiple}"
+    require(fits, "latent_image", shape, f"video latents [B, 16, F, H, W], {sides}, from Empty MAGI-1 Latent")
+    refuse_other_caches(options)
+    for key, name in (("context_handler", "context windows"), ("multigpu_clones", "several GPUs")):
+        accepted = f"one without: chunks and {name} exclude each other"
+        require(key not in options, "model", f"a model with {name}", accepted)

@@ -1,0 +1,31 @@
+"""The one OUTER_SAMPLE wrapper of a MODEL with FlowCache settings: what happens before the host loads the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP
+
+KEY = "flowcache"
+
+
+def install_outer(model: Any) -> None:
+    """Put the wrapper on a ModelPatcher; once, however many of our nodes it went through."""
+    model.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, outer_sample)
+
+
+def outer_sample(
+    executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any
+) -> Any:
+    from ..host_ar.attach import attach, is_host_ar, warn_unused
+    from ..wan.sampling import ChunkSampler
+
+    guider = executor.class_obj
+    if isinstance(sampler, ChunkSampler):
+        sampler.reserve(guider, latent_image, sigmas)
+    elif is_host_ar(sampler):
+        attach(guider, sampler, latent_image, sigmas)
+    else:
+        warn_unused(guider.model_options)
+    return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)

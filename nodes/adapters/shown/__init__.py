@@ -1,0 +1,1 @@
+"""What a run shows while it lasts and afterwards: progress, previews, pictures."""

@@ -1,0 +1,101 @@
+"""The finished part of a video, decoded and shown on the sampler's node while later chunks still run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import comfy.model_management
+import folder_paths
+import torch
+from torch import Tensor
+
+from ....flowcache_core.errors import require_count
+from ....flowcache_core.models.wan.vae import SPATIAL_STRIDE, wan_decoder
+from .growing_video import GrowingVideo
+
+KEPT = 2  # files: the newest, and the one before it, which a browser may still be reading
+
+
+@dataclass(frozen=True)
+class Display:
+    """Where a run shows itself. node_id: of the sampler's node. vae: a host VAE, None for no preview. fps: of it."""
+
+    node_id: str | None = None
+    vae: Any = None
+    fps: int = 16
+
+    def __post_init__(self) -> None:
+        require_count("preview_fps", self.fps, minimum=1, maximum=240)
+
+    def preview(self, latents: Tensor) -> LivePreview | None:
+        """For a run over ``latents [B, C, F, H, W]``. SettingError naming preview_vae when it is not Wan 2.1's."""
+        if self.vae is None:
+            return None
+        decode = wan_decoder(self.vae.get_sd(), "preview_vae", device=latents.device, dtype=self.vae.vae_dtype)
+        height, width = (SPATIAL_STRIDE * side for side in latents.shape[3:])
+        return LivePreview(self, decode, GrowingVideo(width, height, self.fps), self.vae.vae_dtype)
+
+
+@dataclass
+class LivePreview:
+    """One run's preview. A failure to show it is noted and ends the preview, not the run.
+
+    decode: latents of ``at_once`` frames to pixels ``[B, 3, n, H, W]`` in -1..1, the next ones with every call.
+    """
+
+    display: Display
+    decode: Callable[[Tensor], Tensor]
+    video: GrowingVideo
+    dtype: torch.dtype
+    at_once: int = 1
+    name: str = field(default_factory=lambda: f"flowcache_{uuid.uuid4().hex[:8]}")
+    files: list[Path] = field(default_factory=list)
+    stopped: bool = False
+
+    def show(self, latents: Tensor) -> None:
+        """The next clean frames ``[B, C, n, H, W]`` of the video, n >= 1; the first video of a batch is shown."""
+        if self.stopped:
+            return
+        try:
+            # As few frames as give the same result: the least memory beside the model's.
+            for frames in latents[:1].to(self.dtype).split(self.at_once, 2):
+                pixels = self.decode(frames)[0].permute(1, 2, 3, 0)
+                self.video.add(((pixels.float() + 1) * 127.5).round().to("cpu", torch.uint8))
+            self.write()
+        except (comfy.model_management.OOM_EXCEPTION, av.FFmpegError, OSError) as error:
+            self.stopped = True
+            logging.warning("FlowCache: no more previews in this run: %s", str(error).splitlines()[0])
+
+    def write(self) -> None:
+        folder = Path(folder_paths.get_temp_directory())
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.name}_{len(self.files):05}.mp4"
+        self.video.write(path)
+        self.files.append(path)
+        show_video(self.display.node_id, path.name)
+        for old in self.files[:-KEPT]:
+            with suppress(OSError):
+                old.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        with suppress(av.FFmpegError):  # of an encoder that never got a frame
+            self.video.close()
+
+
+def show_video(node_id: str | None, filename: str) -> None:
+    """Show a file of the temp folder on a node, as the host does when a node is done; nothing where no server runs."""
+    instance: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if instance is None or node_id is None:
+        return
+    output = {"images": [{"filename": filename, "subfolder": "", "type": "temp"}], "animated": (True,)}
+    prompt = getattr(instance, "last_prompt_id", None)
+    message = {"node": node_id, "display_node": node_id, "output": output, "prompt_id": prompt}
+    instance.send_sync("executed", message, instance.client_id)

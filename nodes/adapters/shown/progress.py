@@ -1,0 +1,112 @@
+"""Core events on the host's progress bar and preview."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_management
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ....flowcache_core.report.events import ChunkFinished, Event, RunStarted, StepTaken
+from ....flowcache_core.report.progress import time_left
+from ....flowcache_core.report.record import Recorder
+from .live_preview import LivePreview
+
+PAUSE = 0.5  # seconds between two texts on the node
+
+HostCallback = Callable[[int, Tensor, Tensor, int], None]
+"""``callback(step, x0, x, total_steps)`` as the host's sampler nodes make it."""
+
+
+@dataclass
+class Progress:
+    """Observer of a run of one or more windows; every chunk step counts, computed or reused.
+
+    clean: the clean prediction of the whole video ``[B, C, F, H, W]``, filled by the denoiser; what latent previews and
+    ``denoised_output`` show. node_id: the node that says how far the run is. preview: gets the frames of chunks as they
+    finish, in order, and the given ones before them.
+    """
+
+    total: int
+    clean: Tensor
+    noisy: Tensor
+    callback: HostCallback | None
+    ends_clean: bool
+    disable: bool
+    node_id: str | None = None
+    preview: LivePreview | None = None
+    done: int = 0
+    reused: int = 0
+    finished: int = 0
+    shown_frames: int = 0
+    told: float = 0.0
+    offset: int = field(default=0, init=False)
+    recorder: Recorder | None = field(default=None, init=False)
+    noted: set[str] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        self.bar = tqdm(total=self.total, disable=self.disable, desc="chunk steps")
+        self.started = time.monotonic()
+
+    def begin(self, first_frame: int, recorder: Recorder) -> None:
+        """The next window, which starts at this frame of the video; its events go to ``recorder`` first."""
+        self.offset, self.recorder = first_frame, recorder
+
+    def __call__(self, event: Event) -> None:
+        if self.recorder is not None:
+            self.recorder(event)
+        if isinstance(event, RunStarted):
+            for note in event.notes:
+                if note not in self.noted:
+                    logging.warning("FlowCache: %s", note)
+            self.noted.update(event.notes)
+        elif isinstance(event, ChunkFinished):
+            self.finished += 1
+            if self.ends_clean:
+                self.finish(event)
+        elif isinstance(event, StepTaken):
+            # Reused steps call no operation of the host that would notice an interrupt.
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            self.done += 1
+            self.reused += event.action == "reuse"
+            self.bar.update()
+            self.tell()
+            if self.callback is not None:
+                self.callback(self.done - 1, self.clean, self.noisy, self.total)
+
+    def finish(self, event: ChunkFinished) -> None:
+        first = self.offset + event.first_frame
+        end = first + event.latents.shape[2]
+        self.clean[:, :, first:end] = event.latents
+        if self.preview is not None:
+            self.preview.show(self.clean[:, :, self.shown_frames : end])
+            self.shown_frames = end
+
+    def tell(self) -> None:
+        """How far the run is, on the node: not at every step, but after the last one."""
+        now = time.monotonic()
+        if now - self.told < PAUSE and self.done < self.total:
+            return
+        self.told = now
+        left = time_left(self.done, self.total, now - self.started)
+        steps = f"{self.done} of {self.total} chunk steps, {self.reused} of them reused"
+        show_text(self.node_id, f"{steps}; {self.finished} chunks finished; {left} left")
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.preview is not None:
+            self.preview.close()
+
+
+def show_text(node_id: str | None, text: str) -> None:
+    """Write ``text`` on a node; nothing where no server runs."""
+    server: Any = sys.modules.get("server")
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
+    if instance is not None and node_id is not None:
+        instance.send_progress_text(text, node_id)

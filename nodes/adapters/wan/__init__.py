@@ -1,0 +1,1 @@
+"""The core's engine over the host's own Wan model."""

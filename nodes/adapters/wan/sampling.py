@@ -1,0 +1,241 @@
+"""The SAMPLER: a plan, run by the core's engine over the host's own model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import comfy.samplers
+from comfy.ldm.wan.ar_model import CausalWanModel
+from comfy.ldm.wan.model import WanModel
+from comfy.model_sampling import CONST
+from torch import Tensor
+
+from ....flowcache_core.engine import EngineSettings, generate
+from ....flowcache_core.errors import require
+from ....flowcache_core.kv.size import peak_bytes
+from ....flowcache_core.plan.staggered import Window
+from ....flowcache_core.report.record import Recorder
+from ....flowcache_core.schedule import Schedule, from_sigmas
+from ....flowcache_core.solvers.renoise import host_noise
+from ..magi.sampling import MagiSampling, is_magi, reserve
+from ..naming import naming
+from ..run.memory import announce, make_room
+from ..run.plan_choice import PlanChoice
+from ..run.prefix import clean_frames, given_latents
+from ..run.prompt_schedule import recached, starts
+from ..run.settings import FlowCacheSettings, refuse_other_caches, settings_of
+from ..shown.live_preview import Display
+from ..shown.progress import Progress
+from .branches import Branches, names_that_run
+from .denoiser import HostDenoiser, Inpaint, kv_spec
+from .rope import exact_positions
+
+CALLBACK = "flowcache_callback"
+WAN = "a Wan 2.1 text-to-video model (Self-Forcing, Causal-Forcing, SkyReels-V2 DF ...)"
+
+
+class ChunkSampler(comfy.samplers.KSAMPLER):
+    """A host SAMPLER without state of its own: everything a run needs is made in :meth:`run`."""
+
+    def __init__(
+        self,
+        node: str,
+        choice: PlanChoice,
+        latent: Any = None,
+        prefix_frames: int = 0,
+        display: Display | None = None,
+    ) -> None:
+        """node: display name for errors. latent: a LATENT whose last ``prefix_frames`` (0: all) begin the video."""
+        super().__init__(self.run)
+        self.node, self.choice, self.display = node, choice, display or Display()
+        self.given = None if latent is None else given_latents(latent, prefix_frames)
+
+    def reserve(self, guider: Any, latent_image: Tensor, sigmas: Tensor) -> None:
+        """Before the model is loaded: refuse what cannot be sampled and tell the host about the K/V."""
+        model, settings = guider.model_patcher.model, settings_of(guider.model_options)
+        with naming(self.node):
+            if is_magi(model):
+                return reserve(guider, self.choice, latent_image, sigmas)
+            check(model, latent_image, guider.model_options)
+            steps, frames = max(1, len(sigmas) - 1), latent_image.shape[2]
+            plans = [self.choice.plan(part, steps) for part in self.choice.windows(frames, 0)]
+        needed = 0
+        if self.choice.attention == "block-causal" and settings.kv_settings.device != "cpu":
+            spec = kv_spec(model, latent_image.shape, branch_bound(guider), latent_image.device)
+            needed = max(peak_bytes(spec, settings.kv_settings, plan) for plan in plans)
+        at_once = self.choice.chunk_frames if self.choice.attention == "block-causal" else max(p.frames for p in plans)
+        announce(guider, at_once, needed)
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """As the host calls it. Its callback for sampler functions counts sigmas only, so ours takes another way."""
+        return super().sample(model_wrap, sigmas, {**extra_args, CALLBACK: callback}, None, *args, **kwargs)
+
+    def run(
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None
+    ) -> Tensor:
+        """The sampler function. x: ``[B, C, F, H, W]`` at the first noise level; returns it at the last one."""
+        common = (self.choice, self.given, self.display, model, x, sigmas, extra_args, bool(disable))
+        with naming(self.node):
+            if is_magi(model.inner_model.inner_model):
+                return MagiSampling(*common, callback=extra_args.get(CALLBACK)).run()
+            return Sampling(*common).run()
+
+
+class Sampling:
+    """One run: everything is checked and planned when it is made, computed in :meth:`run`."""
+
+    def __init__(
+        self,
+        choice: PlanChoice,
+        given: Tensor | None,
+        display: Display,
+        inpainting: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        disable: bool,
+    ) -> None:
+        """inpainting: the host's KSamplerX0Inpaint around the guider; the rest as in ``ChunkSampler.run``."""
+        self.guider, self.options = inpainting.inner_model, extra_args["model_options"]
+        self.model, self.choice, self.x, self.seed = self.guider.inner_model, choice, x, extra_args.get("seed") or 0
+        check(self.model, x, self.options)
+        self.settings, self.schedule = settings_of(self.options), from_sigmas(sigmas.tolist())
+        mask = extra_args.get("denoise_mask")
+        self.prefix = clean_frames(given, self.options, mask, inpainting.latent_image, self.model, x)
+        prefix_frames = 0 if self.prefix is None else self.prefix.shape[2]
+        self.inpaint = None
+        if mask is not None and bool((mask[:, :, prefix_frames:] != 1).any()):
+            self.inpaint = Inpaint(mask.expand(x.shape), inpainting.latent_image, inpainting.noise, sigmas)
+        self.windows = choice.windows(x.shape[2], prefix_frames)
+        common = (self.schedule, self.settings, self.guider.conds)
+        self.engines = [engine_settings(choice, part, *common) for part in self.windows]
+        levels = (*self.schedule.sigmas[:-1], 0.0)
+        self.recorder = Recorder.of(self.engines[0])
+        names = names_that_run(self.guider, x[:, :, : choice.chunk_frames], levels, self.options)
+        self.branches = Branches(self.guider.conds, names, levels, self.model.model_sampling)
+        self.progress = Progress(
+            total=sum(engine.plan.total_steps for engine in self.engines),
+            clean=x.new_zeros(x.shape),
+            noisy=x,
+            callback=extra_args.get(CALLBACK),
+            ends_clean=self.schedule.sigmas[-1] == 0,
+            disable=disable,
+            node_id=display.node_id,
+            preview=display.preview(x) if self.schedule.sigmas[-1] == 0 else None,
+        )
+
+    def run(self) -> Tensor:
+        self.make_room()
+        output = self.x.clone()
+        if self.prefix is not None:
+            self.progress.clean[:, :, : self.prefix.shape[2]] = self.prefix
+        try:
+            with exact_positions(self.model.diffusion_model):
+                for number, part in enumerate(self.windows):
+                    output[:, :, part.first_frame : part.end_frame] = self.window(number, part)
+        finally:
+            self.progress.close()
+        if self.prefix is not None:
+            # The host will take everything to be at the last noise level and divide by what is left of the signal.
+            output[:, :, : self.prefix.shape[2]] *= 1 - self.schedule.sigmas[-1]
+        return output
+
+    def window(self, number: int, part: Window) -> Tensor:
+        """The latents of one window; its prefix is the video's, or the end of the window before."""
+        engine, frames = self.engines[number], slice(part.first_frame, part.end_frame)
+        clean = self.progress.clean[:, :, frames]
+        denoiser = HostDenoiser(
+            guider=self.guider,
+            model_options=self.options,
+            seed=self.seed,
+            all_branches=self.branches,
+            clean=clean,
+            first_chunk=part.first_frame // self.choice.chunk_frames,
+            prefix_frames=part.prefix_frames,
+            leftover=self.schedule.sigmas[-1] > 0,
+            inpaint=self.inpaint and self.inpaint.of(frames),
+        )
+        self.progress.begin(part.first_frame, self.recorder)
+        # The host's own seed rule; later windows draw far from earlier ones.
+        noise = host_noise((self.seed + 1_000_003 * number) % 2**64, engine.plan.prefix_chunks)
+        prefix = clean[:, :, : part.prefix_frames].clone() if part.prefix_frames else None
+        try:
+            return generate(
+                denoiser, engine, self.x[:, :, frames], prefix=prefix, noise_source=noise, observe=self.progress
+            )
+        finally:
+            self.settings.slot.keep(self.recorder)
+
+    def make_room(self) -> None:
+        if self.choice.attention == "block-causal" and self.settings.kv_settings.device != "cpu":
+            spec = kv_spec(self.model, self.x.shape, self.branches.count, self.x.device)
+            needed = max(peak_bytes(spec, engine.kv, engine.plan) for engine in self.engines)
+            make_room(self.guider.model_patcher, self.x.device, needed)
+
+
+def engine_settings(
+    choice: PlanChoice,
+    part: Window,
+    schedule: Schedule,
+    settings: FlowCacheSettings,
+    conds: Mapping[str, Any],
+) -> EngineSettings:
+    """What the model carries and the sampler's fields together. Errors name the node whose field does not fit."""
+    reuse: dict[str, Any] = {}
+    if settings.reuse is not None:
+        chosen = settings.reuse
+        with naming("FlowCache Chunkwise Reuse"):
+            chosen.check(schedule)
+        reuse = chosen.engine_fields
+    if choice.attention == "bidirectional":
+        with naming("KV Cache Compressor"):
+            accepted = "no KV Cache Compressor with attention bidirectional, which keeps no K/V"
+            require(settings.kv is None, "budget", settings.kv and settings.kv.budget, accepted)
+        with naming("AR Prompt Schedule"):
+            accepted = "no AR Prompt Schedule with attention bidirectional, where one prompt holds for the whole window"
+            switches = starts(conds)[1:]
+            require(not switches, "start_2", switches[:1], accepted)
+    plan, recache = choice.plan(part, schedule.steps), frozenset[int]()
+    if switches := recached(conds):
+        with naming("AR Prompt Schedule"):
+            accepted = "off with this plan; on with plan blockwise of the whole video"
+            require(choice.name == "blockwise", "recache", True, accepted)
+        recache = frozenset(chunk for chunk in switches if plan.prefix_chunks <= chunk < len(plan.chunks))
+    return EngineSettings(
+        plan=plan,
+        schedule=schedule,
+        solver=choice.solver,
+        kv=settings.kv_settings,
+        clean_pass=choice.clean_pass,
+        attention=choice.attention,
+        prefix_noise=choice.prefix_noise,
+        recache=recache,
+        **reuse,
+    )
+
+
+def check(model: Any, latents: Tensor, options: Mapping[str, Any]) -> None:
+    """SettingError naming what cannot be sampled chunk by chunk."""
+    transformer = model.diffusion_model
+    kind = type(transformer)
+    require(kind in (WanModel, CausalWanModel), "model", kind.__name__, WAN)
+    require(isinstance(model.model_sampling, CONST), "model", "a model that is not flow matching", WAN)
+    shape = tuple(latents.shape)
+    accepted = "video latents [B, C, F, H, W], from Empty AR Video Latent"
+    require(latents.ndim == 5, "latent_image", shape, accepted)
+    channels = transformer.in_dim
+    require(shape[1] == channels, "latent_image", shape, f"{channels} channels, as this model takes")
+    refuse_other_caches(options)
+    for key, name in (("context_handler", "context windows"), ("multigpu_clones", "several GPUs")):
+        accepted = f"one without: chunks and {name} exclude each other"
+        require(key not in options, "model", f"a model with {name}", accepted)
+
+
+def branch_bound(guider: Any) -> int:
+    """At most this many K/V branches, as far as can be told before the guider has run."""
+    conds = guider.conds
+    if math.isclose(getattr(guider, "cfg", 0.0), 1.0) and "positive" in conds:
+        conds = {"positive": conds["positive"]}
+    return max(1, sum(len(entries) for entries in conds.values()))
