@@ -45,7 +45,7 @@ class MiniModel:
     guidance: float = GUIDANCE
 
     def noise(self, chunks: int, seed: int, batch: int = 1) -> Tensor:
-        """Standard normal latents [batch, 16, 3 * chunks, 8, 8], the same on every device."""
+        """Standard normal latents [batch, 16, 3 * chunks, 8, 8], drawn on the CPU whatever device computes."""
         generator = torch.Generator().manual_seed(seed)
         side = self.frame_size // 8
         weight = self.transformer.patch_embedding.weight

@@ -58,7 +58,7 @@ class MiniMagi:
     guidance: float = TEXT_SCALE
 
     def noise(self, chunks: int, seed: int) -> Tensor:
-        """Standard normal latents [1, 16, 3 * chunks, 8, 8], the same on every device."""
+        """Standard normal latents [1, 16, 3 * chunks, 8, 8], drawn on the CPU whatever device computes."""
         side = self.frame_size // 8
         shape = (1, 16, chunks * self.chunk_frames, side, side)
         return window_noise(seed, 0, shape).to(self.transformer.rope.bands.device)

@@ -397,9 +397,11 @@ class WanTransformer(nn.Module):
 
     def _time_embedding(self, timesteps: Tensor, fps: int | None) -> tuple[Tensor, Tensor]:
         """e ``[..., dim]`` and e0 ``[..., 6, dim]``, fp32."""
-        wide = torch.float32 if timesteps.device.type == "mps" else torch.float64
+        narrow = timesteps.device.type == "mps"  # has no float64, in which no processor's rounding shows
+        wide = torch.float32 if narrow else torch.float64
         half = self.config.freq_dim // 2
-        rates = 10000.0 ** (torch.arange(half, dtype=wide, device=timesteps.device) / -half)
+        exponents = torch.arange(half, dtype=torch.float64, device="cpu" if narrow else timesteps.device) / -half
+        rates = (10000.0**exponents).to(wide).to(timesteps.device)
         angles = timesteps.to(wide).unsqueeze(-1) * rates
         e = self.time_embedding(torch.cat((angles.cos(), angles.sin()), -1).to(self.dtype))
         e0 = self.time_projection(e)
