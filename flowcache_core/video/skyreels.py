@@ -162,7 +162,7 @@ def nearest(pixels: int, stride: int) -> int:
 
 
 def window_noise(seed: int, window: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal start latents of a window, fp32, drawn on the CPU: the same but for the last bit on every machine."""
+    """Standard normal start latents of a window, fp32, drawn on the CPU: the same everywhere but for a last bit."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed((seed + 1_000_003 * window) % 2**63))
 
 

@@ -1,8 +1,8 @@
 """Random weights of the MAGI golden data, drawn again from their seeds (tests/golden/README.md says how they came).
 
 They were drawn with ``torch.randn``, whose last bits depend on the processor. So the same stream of whole numbers is
-drawn here (MT19937, from NumPy, which keeps it as it is for good), made normal in float64, and rounded to bf16. Where the
-original rounded to the other neighbour the data says so.
+drawn here (MT19937, from NumPy, which keeps it as it is for good), made normal in float64, and rounded to bf16. Where
+the original rounded to the other neighbour the data says so.
 """
 
 from __future__ import annotations
