@@ -1,0 +1,42 @@
+"""The table of p per head that a calibration ends in, and what it promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from .assignment import assign
+from .head_errors import HeadErrors
+
+
+@dataclass(frozen=True)
+class HeadBudget:
+    """p per head (``p[layer][head]``, for :class:`XAttention`). error: of the velocity, as if the heads' errors added
+    up; density: mean over heads, on the samples' contexts.
+    """
+
+    p: tuple[tuple[float, ...], ...]
+    error: float
+    density: float
+
+
+def share_out(errors: HeadErrors, density: float) -> HeadBudget:
+    """The least summed error at a mean density of at most ``density``. SettingError when no table is so sparse."""
+    table = assign(*errors.means(), density)
+    return _budget(errors, table.choice, table.error, table.density)
+
+
+def shared(errors: HeadErrors, candidate: int) -> HeadBudget:
+    """One p for all heads: what :func:`share_out` is compared with, at the density this one has."""
+    error, density = errors.means()
+    choice = (candidate,) * len(error)
+    return _budget(errors, choice, float(error[:, candidate].sum()), float(density[:, candidate].mean()))
+
+
+def _budget(errors: HeadErrors, choice: tuple[int, ...], error: float, density: float) -> HeadBudget:
+    subject = errors.subject
+    p = np.array(subject.candidates)[list(choice)].tolist()
+    cuts = range(0, len(p) + 1, subject.heads)
+    return HeadBudget(tuple(tuple(p[a:b]) for a, b in pairwise(cuts)), error, density)

@@ -1,0 +1,60 @@
+"""What a user decides about sparse attention: how blocks are chosen, what stays dense, how long a mask serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..errors import require, require_count
+from .attend import AUTO, ENGINE_NAMES
+from .mask_reuse import MaskReuse
+from .method import SparseMethod
+from .xattention import XAttention
+
+
+@dataclass(frozen=True)
+class SparseSettings:
+    """Immutable settings of a run's sparse self-attention.
+
+    method: how the blocks are chosen. dense_chunks: chunks whose context, their own tokens included, is of up to that
+    many chunks stay dense (with everything sparse, errors of the first chunks run through the whole video; the default
+    is what that measurement ended in). dense_steps: a chunk's first steps that stay dense. dense_lasting: passes
+    that only write K/V for the chunks to come stay dense. reuse: how long a mask serves, None makes each step's anew.
+    engine: see :func:`flowcache_core.sparse.attend.choose_engine`.
+    """
+
+    method: SparseMethod = field(default_factory=XAttention)
+    dense_chunks: int = 2
+    dense_steps: int = 0
+    dense_lasting: bool = True
+    reuse: MaskReuse | None = None
+    engine: str = AUTO
+
+    def __post_init__(self) -> None:
+        require_count("dense_chunks", self.dense_chunks, minimum=0)
+        require_count("dense_steps", self.dense_steps, minimum=0)
+        require(self.engine in ENGINE_NAMES, "engine", self.engine, " or ".join(ENGINE_NAMES))
+
+    def check(self, chunk_tokens: Sequence[int], layers: int, heads: int) -> None:
+        """SettingError when these settings do not suit a model of ``layers`` with ``heads`` query heads, or a video
+        whose chunks have ``chunk_tokens``.
+        """
+        largest = max(chunk_tokens)
+        require(self.method.block <= largest, "block", self.method.block, f"at most the {largest} tokens of a chunk")
+        self.method.check_model(layers, heads)
+
+    def dense(self, step: int, context_tokens: int, chunk_tokens: int, *, lasting: bool = False) -> bool:
+        """Whether a forward of ``step`` attends to everything. ``chunk_tokens`` of the largest chunk, the unit of
+        dense_chunks; ``lasting``: the forward is there for the K/V it writes.
+        """
+        short = context_tokens <= self.dense_chunks * chunk_tokens
+        return short or step < self.dense_steps or (lasting and self.dense_lasting)
+
+    def note(self, longest_context: int, chunk_tokens: int, steps: int) -> str | None:
+        """A sentence when nothing can become sparse in a video of these sizes, None when something can."""
+        if self.dense_steps >= steps:
+            return f"dense_steps {self.dense_steps} of {steps}: every step is dense"
+        if self.dense(steps - 1, longest_context, chunk_tokens):
+            longest = f"{longest_context / chunk_tokens:g} chunks at most"
+            return f"dense_chunks {self.dense_chunks}: no context is longer ({longest}), all stay dense"
+        return None
