@@ -55,7 +55,7 @@ def assign(
 
     room = round((budget + _SLACK) * _UNIT)
     costs = np.rint(share * _UNIT).astype(np.int64)
-    scale = _UNIT / max(float(errors.max(1).sum()), float(np.finfo(np.float64).tiny))
+    scale = _UNIT / (float(errors.max(1).sum()) or 1.0)
     losses = np.rint(errors * scale).astype(np.int64)
     bounds = _Relaxation.of_tails(costs, losses)
     best = _greedy(costs, losses, room)

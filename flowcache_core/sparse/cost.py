@@ -50,7 +50,7 @@ def sparse_density(forwards: Sequence[Forward], overall: float) -> float:
     total = sum(forward.pairs for forward in forwards)
     taken = sum(forward.pairs for forward in forwards if forward.dense)
     accepted = f"more than {taken / total:.3g}: what the forwards that stay dense take alone"
-    require(overall * total > taken, "density", overall, accepted)
+    require(overall * total > taken or overall == 1, "density", overall, accepted)
     return (overall * total - taken) / (total - taken) if total > taken else 1.0
 
 

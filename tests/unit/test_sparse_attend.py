@@ -262,7 +262,7 @@ def test_running_out_of_memory_is_no_reason_to_take_more(monkeypatch: pytest.Mon
         attend(*given, engine="flex")
 
 
-# -- SpargeAttn: its package runs on NVIDIA cards only, so a stand-in computes what its call is documented to ------------
+# -- SpargeAttn: its package runs on NVIDIA cards only, so a stand-in computes what its call is documented to ----------
 
 
 def _by_mask_id(rows: int, columns: int) -> ModuleType:
