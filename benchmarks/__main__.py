@@ -6,6 +6,11 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from flowcache_core.__main__ import BAD_INPUT, NOT_FINITE
+from flowcache_core.errors import NotFiniteError, SettingError
+
+from .results import require_writable
+
 # name -> what it measures; each is a module here with ``main(argv) -> exit status``
 BENCHMARKS = {
     "redundancy": "redundancy scores, linear against naive form",
@@ -36,9 +41,17 @@ def main(argv: Sequence[str]) -> int:
         print(f"bench: got {unknown[0]!r}, accepted: {', '.join(BENCHMARKS)}", file=sys.stderr)
         return 2
     status = 0
-    for name in names:
-        print(f"== {name}: {BENCHMARKS[name]}", flush=True)
-        status = max(status, importlib.import_module(f".{name}", __package__).main([]))
+    try:
+        require_writable()
+        for name in names:
+            print(f"== {name}: {BENCHMARKS[name]}", flush=True)
+            status = max(status, importlib.import_module(f".{name}", __package__).main([]))
+    except SettingError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except NotFiniteError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return max(status, NOT_FINITE)
     return status
 
 

@@ -14,6 +14,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -30,7 +31,7 @@ from flowcache_core.reuse.teacache import TeaCache
 from . import lpips
 from .contact_sheet import contact_sheet
 from .mini_runs import HELD_OUT, Pair, Setup, run, videos
-from .results import FOLDER, save
+from .results import save, save_picture
 
 PAIRS = HELD_OUT[:4]
 FAST_SHARE = 18 / 50  # computed steps of the paper's fast variant on SkyReels-V2
@@ -173,7 +174,6 @@ def main(argv: Sequence[str]) -> int:
     figures = {name: [asdict(row) for row in rows] for name, rows in named.items()}
     print(f"\nsaved: {save('ablation', {'pairs': [list(pair) for pair in PAIRS], **figures})}")
     for name, table in (("ablation-reuse", reuse), ("ablation-compression", compression)):
-        path = FOLDER / f"{name}.png"
-        contact_sheet(table.pictures).save(path, optimize=True)
-        print(f"saved: {path}")
+        sheet = contact_sheet(table.pictures)
+        print(f"saved: {save_picture(name, partial(sheet.save, format='PNG', optimize=True))}")
     return 0

@@ -9,9 +9,10 @@ Rows are saved as they are made; a second call goes on where the first stopped.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from flowcache_core.solvers.euler import Euler
 from flowcache_core.solvers.unipc import UniPC
 
 from .mini_runs import Comparison, Pair, Row, Setup, mini, pairs
-from .results import FOLDER, save
+from .results import save, save_picture, stored
 
 SETUPS: dict[str, tuple[Setup, dict[str, Any]]] = {
     "blockwise": (Setup(chunks=4), {}),
@@ -129,12 +130,6 @@ def calibrated_tables(steps: int) -> list[tuple[float, StaticSchedule]]:
     ]
 
 
-def stored(name: str) -> dict[str, Any]:
-    path = FOLDER / f"{name}.json"
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else {}
-    return content
-
-
 def at_shares(rows: Sequence[dict[str, Any]], column: str, shares: Sequence[float] = SHARES) -> dict[str, list[float]]:
     """Every method's figure at the same shares of computed steps, on straight lines between what was measured.
 
@@ -158,8 +153,8 @@ def at_shares_text(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def draw(rows: Sequence[dict[str, Any]], title: str, path: str) -> None:
-    """PSNR over computed share, one line a method."""
+def draw(rows: Sequence[dict[str, Any]], title: str, name: str) -> Path:
+    """PSNR over computed share, one line a method, as ``results/<name>.png``."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
     for name in dict.fromkeys(row["method"] for row in rows):
@@ -174,7 +169,7 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: str) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, ncols=2)
-    figure.savefig(path, dpi=120)
+    return save_picture(name, partial(figure.savefig, format="png", dpi=120))
 
 
 def main(argv: Sequence[str]) -> int:
@@ -200,8 +195,8 @@ def main(argv: Sequence[str]) -> int:
         rows.append({"method": method.name, "point": method.point, **asdict(row)})
         save(name, {"setup": options.setup, "pairs": options.pairs, "rows": rows})
     print(f"\n{at_shares_text(rows)}\n")
-    draw(rows, f"{options.setup}, {setup.steps} steps, guidance {setup.guidance:g}", str(FOLDER / f"{name}.png"))
-    print(f"saved: {FOLDER / name}.json, .png")
+    path = draw(rows, f"{options.setup}, {setup.steps} steps, guidance {setup.guidance:g}", name)
+    print(f"saved: {path.with_suffix('')}.json, .png")
     return 0
 
 

@@ -10,7 +10,6 @@ every step and keeps all K/V. Rows are saved as they are made; a second call goe
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -27,6 +26,7 @@ from .magi_reuse import margins, methods
 from .magi_runs import mini, run, setup
 from .mini_runs import Comparison, Pair, Row, Setup, looks_at_content, pairs
 from .results import FOLDER, save
+from .results import stored as stored_figures
 
 PARTS = ("reuse", "compression", "flops")
 REUSE_CHUNKS, REUSE_STEPS = 5, 64
@@ -36,8 +36,7 @@ BUDGETS_TOTAL = (5, 6)
 
 def stored() -> dict[str, Any]:
     """What has been saved so far, if it belongs to these weights."""
-    path = FOLDER / "magi.json"
-    figures: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["figures"] if path.is_file() else {}
+    figures = stored_figures("magi")
     return figures if figures.get("weights") == weights() else {"weights": weights()}
 
 
@@ -67,7 +66,7 @@ def reuse(count: int) -> None:
         rows.append({"method": method.name, "point": method.point, **asdict(row)})
         chosen = {"pairs": count, "chunks": REUSE_CHUNKS, "steps": REUSE_STEPS}
         keep("reuse", {**chosen, "rows": rows, "margin_dB": margins(rows)})
-    draw(rows, f"mini MAGI, window, {REUSE_STEPS} steps", str(FOLDER / "magi.png"))
+    draw(rows, f"mini MAGI, window, {REUSE_STEPS} steps", "magi")
     print("\nours above each method at equal computed share, dB")
     for name, margin in margins(rows).items():
         print(f"{name:44} " + "  ".join(f"{share} {decibels:+.2f}" for share, decibels in margin.items()))

@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .errors import SettingError
+from .errors import NotFiniteError, SettingError
 
 # Each module has ``main(argv) -> exit status`` and is imported only when its command is called.
 COMMANDS = {
@@ -19,11 +19,12 @@ COMMANDS = {
     "evaluate-mini": ".mini.evaluate",
     "evaluate-mini-magi": ".mini_magi.evaluate",
 }
-BAD_INPUT, INTERRUPTED = 2, 130
+NOT_FINITE, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one command. What the user can put right is one plain line and exit status 2."""
+    """Run one command. What the user can put right is one plain line and exit status 2; values that
+    are not finite are one line and 1."""
     if argv and argv[0] in ("-h", "--help"):
         print(f"python -m flowcache_core COMMAND, one of: {', '.join(COMMANDS)}. COMMAND --help lists its arguments.")
         return 0
@@ -37,6 +38,9 @@ def main(argv: Sequence[str]) -> int:
     except SettingError as error:
         print(f"{command}: {error}", file=sys.stderr)
         return BAD_INPUT
+    except NotFiniteError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return NOT_FINITE
     except KeyboardInterrupt:
         print(f"\n{command}: stopped", file=sys.stderr)
         return INTERRUPTED

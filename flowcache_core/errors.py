@@ -1,4 +1,5 @@
-"""The one error a user's setting can cause: it names the field, the value and what is accepted."""
+"""The error a user's setting can cause, which names the field, the value and what is accepted; and that of a run whose
+values stopped being finite."""
 
 from __future__ import annotations
 
@@ -11,6 +12,10 @@ class SettingError(ValueError):
     def __init__(self, field: str, value: object, accepted: str) -> None:
         self.field, self.value, self.accepted = field, value, accepted
         super().__init__(f"{field}: got {value!r}, accepted: {accepted}")
+
+
+class NotFiniteError(ArithmeticError):
+    """A result cannot be used: it holds NaN or infinite values. Its text says since when."""
 
 
 def require(condition: bool, field: str, value: object, accepted: str) -> None:

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from ..calibrate.tables import Tables, calibrated, even, splits
 from ..engine import EngineSettings, generate
-from ..errors import require, require_count, require_finite
+from ..errors import SettingError, require, require_count, require_finite
+from ..files import only_writer, require_file, write_json
 from ..mini import TRANSFORMER_FILE, MiniModel, load_mini
 from ..models.wan.denoiser import WanDenoiser
 from ..plan.blockwise import blockwise
 from ..presets import SCHEMA, read_presets
-from ..report.files import require_folder, whole_file
 from ..report.quality import compare
 from ..reuse.base import ReusePolicy
 from ..reuse.forecast import Forecast
@@ -239,8 +239,7 @@ def check(options: argparse.Namespace) -> None:
     require(
         importlib.util.find_spec("torchmetrics") is not None, "calibrate", "no torchmetrics", "pip install torchmetrics"
     )
-    require_folder(options.out.parent)
-    require(not options.out.is_dir(), "out", str(options.out), "a file, not a folder")
+    require_file(options.out)
     if options.out.exists():
         read_presets(options.out)  # its rows stay beside the new one
 
@@ -280,21 +279,28 @@ def main(argv: Sequence[str]) -> int:
             point = measure(totals(options.steps, [share])[0])
             text = f"Calibrated: {steps_of(point, options.steps)}; the others are forecast."
             rows[shipped_name(name, options.steps)] = entry(options, mini, point, curve, text)
-        print(f"\nwritten: {write(options.out, rows)}")
+        print(f"\nwritten: {keep(options.out, rows)}")
         return 0
     point, outcome = choose(options, curve, measure)
     text = f"Calibrated: {outcome}."
-    path = write(options.out, {options.name: entry(options, mini, point, curve, text)})
+    path = keep(options.out, {options.name: entry(options, mini, point, curve, text)})
     print(f"\n{outcome}\nwritten: {path}")
     return 0
 
 
+def keep(path: Path, rows: dict[str, Any]) -> Path:
+    """:func:`write`; where that fails after all, the rows are printed, so that an hour's work is not lost."""
+    try:
+        return write(path, rows)
+    except SettingError:
+        print(json.dumps({"schema": SCHEMA, "presets": rows}))
+        raise
+
+
 def write(path: Path, rows: dict[str, Any]) -> Path:
     """The presets as a file of the form of presets/*.json; rows of other names that are there already stay."""
-    content: dict[str, Any] = {"schema": SCHEMA, "presets": {}}
-    if path.is_file():
-        content = read_presets(path)
-    content["presets"] = {**content["presets"], **rows}
-    with whole_file(path) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    with only_writer(path.parent):  # of two calibrations into one file neither loses its rows
+        content: dict[str, Any] = read_presets(path) if path.is_file() else {"schema": SCHEMA, "presets": {}}
+        content["presets"] = {**content["presets"], **rows}
+        write_json(path, content)
     return path

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..cost import WanShape
 from ..engine import EngineSettings, generate
 from ..errors import SettingError, require, require_count, require_finite
+from ..files import require_folder, whole_folder
 from ..kv import COMPRESSORS
 from ..kv.settings import KVSettings
 from ..mini import GUIDANCE, MiniModel, load_mini
@@ -26,7 +27,6 @@ from ..plan.staggered import staggered
 from ..presets import Preset, load_preset, preset_names
 from ..report import document, figure, text
 from ..report.events import Event
-from ..report.files import require_folder
 from ..report.progress import Progress
 from ..report.quality import Quality, compare
 from ..report.record import Recorder, RunRecord, settings_tag
@@ -44,6 +44,7 @@ LONG, QUICK = (8, 50), (4, 30)  # chunks and steps, by default and with --quick
 DEFAULT_PRESET = "balanced"
 CHOICES = tuple(name for name in POLICIES if name != "magcache")  # which needs a curve measured first
 VANILLA, FLOWCACHE = "vanilla", "flowcache"
+FILES = (f"{VANILLA}.mp4", f"{FLOWCACHE}.mp4", "compare.mp4", "map.png", "report.json")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -217,13 +218,14 @@ def described(options: argparse.Namespace, demo: Demo) -> dict[str, Any]:
 def write(
     out: Path, fps: int, records: dict[str, RunRecord], videos: dict[str, Tensor], content: dict[str, Any]
 ) -> None:
-    """All five files into ``out``."""
-    for name, video in videos.items():
-        write_video(out / f"{name}.mp4", video, fps=fps)
+    """All five files into ``out``, or none: they belong together."""
     labels = [f"{name}: {r.computed_steps} steps, {r.seconds or 0:.1f} s" for name, r in records.items()]
-    write_video(out / "compare.mp4", side_by_side(list(videos.values()), labels), fps=fps)
-    figure.save(records[FLOWCACHE], out / "map.png")
-    document.write_document(out / "report.json", content)
+    with whole_folder(out) as folder:
+        for name, video in videos.items():
+            write_video(folder / f"{name}.mp4", video, fps=fps)
+        write_video(folder / "compare.mp4", side_by_side(list(videos.values()), labels), fps=fps)
+        figure.save(records[FLOWCACHE], folder / "map.png")
+        document.write_document(folder / "report.json", content)
 
 
 def expected_psnr(demo: Demo, record: RunRecord) -> float | None:
@@ -266,7 +268,7 @@ def main(argv: Sequence[str]) -> int:
     missing = [package for module, package in EXTRAS.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise SettingError("demo", f"no {', '.join(missing)}", f"pip install {' '.join(missing)}")
-    require_folder(options.out)
+    require_folder(options.out, names=FILES)
     demo = configure(options, load_mini())
     demo.warm_up()
     records: dict[str, RunRecord] = {}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import io
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..files import whole_file
 from ..models.wan.vae import WanVAE
 from . import data
 from .text import TOKENS, encode_prompt
@@ -43,10 +44,10 @@ class ClipPool:
         """The next file of clips, made when it does not exist."""
         path = self._path()
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}")
-            torch.save(self._encode(), partial)
-            partial.replace(path)
+            content = io.BytesIO()
+            torch.save(self._encode(), content)
+            with whole_file(path, "work") as part:
+                part.write_bytes(content.getbuffer())
         return path
 
     def skip(self) -> None:
@@ -79,8 +80,22 @@ class ClipPool:
         return torch.cat([self.vae.encode(part, frames_at_once=None).half().cpu() for part in video.split(4)])
 
     def _take(self, path: Path) -> None:
+        latents = self._read(path)
+        if latents is None:
+            path.unlink()
+            latents = self._read(self.file())
+            assert latents is not None
         self.clips += self._next_clips()
-        self.latents += torch.load(path, weights_only=True).unbind(0)
+        self.latents += latents.unbind(0)
+
+    def _read(self, path: Path) -> Tensor | None:
+        """A file's latents; None for one that is damaged, which can be made again."""
+        try:
+            latents = torch.load(path, weights_only=True)
+        except Exception:  # whatever torch makes of half a file
+            return None
+        fits = isinstance(latents, Tensor) and latents.ndim == 5 and latents.shape[:3:2] == (FILE_CLIPS, self.frames)
+        return latents if fits and bool(latents.isfinite().all()) else None
 
 
 def _thinned(prompt: str, generator: torch.Generator) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor
 
 from ..engine import EngineSettings, generate
+from ..errors import require, require_count, require_finite
+from ..files import require_file, whole_file, write_json
 from ..models.wan.denoiser import WanDenoiser
 from ..plan.blockwise import blockwise
 from ..schedule import shifted
@@ -101,8 +104,15 @@ def contact_sheet(videos: Tensor, prompts: list[str], path: Path, columns: int =
         for column, picture in enumerate(pixels):
             frame = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(frame, (margin + column * (side + gap), top))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(128).save(path, optimize=True)
+    with whole_file(path, "picture") as part:
+        sheet.quantize(128).save(part, format=picture_format(path), optimize=True)
+
+
+def picture_format(path: Path) -> str:
+    """Pillow's name for a picture of this extension that 128 colours fit into. SettingError for any other."""
+    formats = {".png": "PNG", ".gif": "GIF", ".bmp": "BMP"}
+    require(path.suffix.lower() in formats, "picture", str(path), f"a name that ends in {', '.join(formats)}")
+    return formats[path.suffix.lower()]
 
 
 def add_arguments(parser: argparse.ArgumentParser, steps: int, guidance: float) -> None:
@@ -118,7 +128,17 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int, guidance: float) 
 
 
 def asked(options: argparse.Namespace) -> list[data.Clip]:
-    """The clips whose prompts are sampled."""
+    """The clips whose prompts are sampled. SettingError for options that would come to nothing, before any sampling."""
+    for name in ("samples", "chunks", "steps", "rows"):
+        require_count(name, getattr(options, name), minimum=1)
+    require_count("seed", options.seed, minimum=0, maximum=2**62)
+    require_finite("guidance", options.guidance, minimum=0.0)
+    if options.json:
+        require_file(options.json, "json")
+    if options.picture:
+        require(importlib.util.find_spec("PIL") is not None, "picture", "no pillow", "pip install pillow")
+        picture_format(options.picture)
+        require_file(options.picture, "picture")
     return data.random_clips(options.samples, seed=10_000 + options.seed)
 
 
@@ -134,8 +154,7 @@ def report(options: argparse.Namespace, videos: Tensor) -> None:
     print(f"frames with a shape                      {result.alive:7.1%}")
     print(json.dumps(asdict(result)))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(asdict(result), indent=2) + "\n")
+        write_json(options.json, asdict(result), "json")
     if options.picture:
         contact_sheet(videos[: options.rows], [clip.prompt for clip in clips[: options.rows]], options.picture)
 

@@ -36,6 +36,9 @@ class Muon:
         return self.velocity
 
     def load_state_dict(self, state: list[Tensor]) -> None:
+        """ValueError when it is not of matrices of these shapes."""
+        if [tuple(saved.shape) for saved in state] != [tuple(kept.shape) for kept in self.velocity]:
+            raise ValueError("Muon's state is of matrices of other shapes")
         for kept, saved in zip(self.velocity, state):
             kept.copy_(saved)
 

@@ -10,23 +10,25 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
-from ..errors import require_count, require_finite
+from ..errors import require, require_count, require_finite
+from ..files import require_folder, whole_file
 from ..models.wan.vae import load_wan_vae
-from . import TRANSFORMER_FILE, VAE_FILE, WEIGHTS, data, metadata
-from .transformer_training import CONFIG, FIRST_CLIPS, PHASES, encode_ahead, train_transformer
+from . import TRANSFORMER_FILE, VAE_FILE, WEIGHTS, data, metadata, transformer_training, vae_training
+from .transformer_training import CONFIG, FIRST_CLIPS, PHASES, clip_bytes, encode_ahead, train_transformer
 from .vae_training import train_decoder, train_vae
 
 KINDS = len(data.COLOURS) * len(data.SHAPES) * len(data.DIRECTIONS)
 DATA = f"generated clips of one moving shape, {KINDS} combinations of colour, shape and direction"
 STAGES = ("vae", "decoder", "encode", "transformer", "all")
+WEIGHTS_ROOM, CHECKPOINT_ROOM = 20_000_000, 100_000_000  # bytes; checkpoints take 30 MB, twice that while replaced
 STAGES_HELP = (
     "vae: the autoencoder; decoder: its decoder alone, on longer clips; transformer: on the latents of clips; "
     "encode: clips for a transformer training that runs beside this; all (default): vae, decoder, transformer"
@@ -39,18 +41,22 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--stage", choices=STAGES, default="all", help=STAGES_HELP)
     add_arguments(parser, WEIGHTS, "per stage (default: vae 24, decoder 20, transformer 70)")
     options = parser.parse_args(argv)
-    shared = checked(options)
-    device = shared["device"]
-    if options.stage in ("vae", "all"):
+    stages = ("vae", "decoder", "transformer") if options.stage == "all" else (options.stage,)
+    shared = checked(options, [VAE_FILE.name, TRANSFORMER_FILE.name])
+    device, vae_file = shared["device"], options.out / VAE_FILE.name
+    if options.resume:
+        require_resumable(options, stages)
+    if "vae" not in stages:
+        load_wan_vae(vae_file)  # what this stage builds on: refused before the clips are made
+    if "vae" in stages:
         vae, figures = train_vae(minutes=options.minutes or 24, checkpoint=options.work / "vae.pt", **shared)
-        save_vae(vae, options.out / VAE_FILE.name, options.seed, figures)
-    vae_file = options.out / VAE_FILE.name
-    if options.stage in ("decoder", "all"):
+        save_vae(vae, vae_file, options.seed, figures)
+    if "decoder" in stages:
         _finish_decoder(vae_file, options, device)
-    if options.stage == "encode":
+    if "encode" in stages:
         folder = options.work / "clips"
         encode_ahead(load_wan_vae(vae_file, device=device), seed=options.seed, folder=folder, say=say)
-    if options.stage in ("transformer", "all"):
+    if "transformer" in stages:
         transformer, figures = train_transformer(
             load_wan_vae(vae_file, device=device),
             minutes=options.minutes or 70,
@@ -72,15 +78,33 @@ def add_arguments(parser: argparse.ArgumentParser, weights: Path, minutes: str) 
     parser.add_argument("--seed", type=int, default=0)
 
 
-def checked(options: argparse.Namespace) -> dict[str, Any]:
-    """The parsed options that every training function takes."""
+def checked(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The parsed options that every training function takes. names: of the weight files.
+
+    SettingError for what would come to nothing: before any training.
+    """
     if options.steps is not None:
         require_count("steps", options.steps, minimum=1)
     if options.minutes is not None:
         require_finite("minutes", options.minutes, minimum=0.01)
+    require_count("seed", options.seed, minimum=0, maximum=2**63 - 1)
+    require(options.device != "cuda" or torch.cuda.is_available(), "device", "cuda", "cpu: no CUDA device is here")
     name = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    require_folder(options.out, "out", names, room=WEIGHTS_ROOM)
+    require_folder(options.work, "work", room=clip_bytes() + CHECKPOINT_ROOM)
     chosen = {"steps": options.steps, "seed": options.seed, "resume": options.resume}
     return {**chosen, "device": torch.device(name), "say": say}
+
+
+def require_resumable(options: argparse.Namespace, stages: Sequence[str]) -> None:
+    """SettingError when a checkpoint of these stages cannot be gone on from, or there is none at all."""
+    checks = {"vae": vae_training.require_resumable, "transformer": transformer_training.require_resumable}
+    places = {stage: options.work / f"{stage}.pt" for stage in stages if stage in checks}
+    accepted = "no --resume: this stage leaves no checkpoint"
+    require(bool(places), "resume", f"stage {options.stage}", accepted)
+    there = [stage for stage, path in places.items() if path.is_file()] or list(places)[:1]
+    for stage in there:
+        checks[stage](places[stage])
 
 
 def _finish_decoder(vae_file: Path, options: argparse.Namespace, device: torch.device) -> None:
@@ -126,10 +150,9 @@ def provenance(seed: int, figures: Mapping[str, float | str]) -> dict[str, str]:
 def write(path: Path, model: nn.Module, dtype: torch.dtype, metadata: dict[str, str]) -> None:
     """Writes the model's weights with this metadata."""
     tensors = {key: value.detach().to("cpu", dtype).contiguous() for key, value in model.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    save_file(tensors, partial, metadata=metadata)
-    partial.replace(path)  # never written in place: whoever has the old file open keeps reading it
+    content = serialized(tensors, metadata)
+    with whole_file(path) as part:  # never written in place: whoever has the old file open keeps reading it
+        part.write_bytes(content)
     say(f"wrote {path} ({path.stat().st_size / 2**20:.1f} MiB)")
 
 

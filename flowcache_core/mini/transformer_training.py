@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..models.wan.transformer import WanConfig, WanTransformer
 from ..models.wan.vae import WanVAE
+from .checkpoint import Stand, load, require_finite_loss, save, save_or_say
 from .clip_pool import CHUNK_FRAMES, ClipPool
 from .noise_levels import chunk_sigmas
 from .optim import Muon
@@ -68,6 +70,46 @@ PHASES = (Phase(0.25, 2, 24, 4, 1536), Phase(0.7, 4, 12, 4, 3072), Phase(1.01, 8
 FIRST_CLIPS = 256  # enough to start a phase with; then at least one more for every fourth step
 
 
+def clip_bytes() -> int:
+    """What the clip files of a whole training take on disk: latents of 16 x 8 x 8 values a frame, two bytes each."""
+    return sum(phase.clips * phase.pool_chunks * CHUNK_FRAMES * 16 * 8 * 8 * 2 for phase in PHASES)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training changes: the weights, their running average, and the two optimizers' state.
+
+    others: the parameters that AdamW steps.
+    """
+
+    model: nn.Module
+    average: nn.Module
+    muon: Muon
+    adam: torch.optim.AdamW
+    others: list[nn.Parameter]
+
+    @classmethod
+    def begin(cls, recipe: Recipe, device: torch.device) -> Trained:
+        model = recipe.build().to(device)
+        average = copy.deepcopy(model).eval().requires_grad_(False)
+        matrices = [p for name, p in model.named_parameters() if recipe.for_muon(name, p)]
+        chosen = {id(p) for p in matrices}
+        others = [p for p in model.parameters() if id(p) not in chosen]
+        adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)
+        return cls(model, average, Muon(matrices), adam, others)
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """By their names in a checkpoint."""
+        return {"model": self.model, "average": self.average, "muon": self.muon, "adam": self.adam}
+
+
+def require_resumable(checkpoint: Path, recipe: Recipe | None = None) -> None:
+    """SettingError when a training of ``recipe`` cannot go on from ``checkpoint``."""
+    with torch.random.fork_rng(devices=[]):
+        load(checkpoint, Trained.begin(recipe or WAN, torch.device("cpu")).parts)
+
+
 def encode_ahead(vae: WanVAE, *, seed: int, folder: Path, say: Callable[[str], None]) -> None:
     """Writes the clip files that a training with this seed will want, in the order it will want them."""
     for phase in PHASES:
@@ -97,26 +139,17 @@ def train_transformer(
     recipe = recipe or WAN
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    model = recipe.build().to(device)
-    average = copy.deepcopy(model).eval().requires_grad_(False)
-    matrices = [p for name, p in model.named_parameters() if recipe.for_muon(name, p)]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    muon = Muon(matrices)
-    adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)
-    step, spent, loss_mean = 0, 0.0, 1.0
+    trained = Trained.begin(recipe, device)
+    model, average, muon, adam, others = trained.model, trained.average, trained.muon, trained.adam, trained.others
+    stand = Stand()
     if resume and checkpoint.is_file():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
-        muon.load_state_dict(saved["muon"])
-        adam.load_state_dict(saved["adam"])
-        step, spent, loss_mean = saved["step"], saved["spent"], saved.get("loss", 1.0)
-        generator.manual_seed(seed + step)
+        stand = load(checkpoint, trained.parts)
+        generator.manual_seed(seed + stand.step)
+    step, loss_mean = stand.step, stand.loss
     pools: dict[int, ClipPool] = {}
     drawn: Counter[int] = Counter()
     folder = checkpoint.parent / "clips"
-    clock = _Clock(spent)
+    clock = _Clock(stand.spent)
     while (progress := step / steps if steps else clock.seconds / (60 * minutes)) < 1:
         phase = _phase(progress, step)
         pool = pools.get(phase.pool_chunks) or pools.setdefault(phase.pool_chunks, phase.pool(vae, seed, folder))
@@ -137,6 +170,7 @@ def train_transformer(
         model.zero_grad(set_to_none=True)
         step += 1
         _follow(average, model, min(0.9985, 1 - 9 / (step + 9)))
+        require_finite_loss(loss.item(), f"transformer step {step}")
         loss_mean += (loss.item() - loss_mean) * max(0.01, 1 / step)
         if step % 50 == 0:
             clips = " and ".join(f"{len(p.clips)} clips of {chunks}" for chunks, p in pools.items())
@@ -146,9 +180,9 @@ def train_transformer(
                 f"loss {loss_mean:.4f}"
             )
         if clock.since_mark > 150:
-            _save(checkpoint, model, average, muon, adam, step, clock.seconds, loss_mean)
+            save_or_say(checkpoint, trained.parts, Stand(step, clock.seconds, loss_mean), say)
             clock.mark()
-    _save(checkpoint, model, average, muon, adam, step, clock.seconds, loss_mean)
+    save(checkpoint, trained.parts, Stand(step, clock.seconds, loss_mean))
     return average, {"steps": step, "loss": loss_mean}
 
 
@@ -196,28 +230,3 @@ class _Clock:
 @torch.no_grad()
 def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-
-
-def _save(
-    path: Path,
-    model: nn.Module,
-    average: nn.Module,
-    muon: Muon,
-    adam: torch.optim.Optimizer,
-    step: int,
-    seconds: float,
-    loss: float,
-) -> None:
-    content = {
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "muon": muon.state_dict(),
-        "adam": adam.state_dict(),
-        "step": step,
-        "spent": seconds,
-        "loss": loss,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    torch.save(content, partial)
-    partial.replace(path)

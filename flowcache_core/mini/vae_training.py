@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ from ..models.wan.vae import (
     WanVAEConfig,
 )
 from . import data
+from .checkpoint import Stand, load, require_finite_loss, save, save_or_say
 
 BASE_DIM = 8
 PEAK_RATE = 3e-3
@@ -106,23 +108,16 @@ def train_vae(
 ) -> tuple[WanVAE, dict[str, float]]:
     """Trains for `minutes` of wall-clock time, or `steps`; the schedules follow it. Returns the VAE and its figures."""
     torch.manual_seed(seed)
-    model = NormalisedVAE().to(device)
-    average = copy.deepcopy(model).eval().requires_grad_(False)
+    parts = _begin(device)
+    model, average, optimizer = parts["model"], parts["average"], parts["optimizer"]
     for module in model.modules():
         if isinstance(module, nn.Conv3d):
             module.to(memory_format=torch.channels_last_3d)  # twice the speed on a CPU
         elif isinstance(module, ChannelNorm) and fuse:
             module.compile(dynamic=True)  # the norms take almost half the time otherwise
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=1e-3)
-    step, spent = 0, 0.0
-    if resume and checkpoint.is_file():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(saved["model"])
-        average.load_state_dict(saved["average"])
-        optimizer.load_state_dict(saved["optimizer"])
-        step, spent = saved["step"], saved["spent"]
-    begin, saved_at = time.monotonic() - spent, time.monotonic()
-    loss_mean = 0.0
+    stand = load(checkpoint, parts) if resume and checkpoint.is_file() else Stand(loss=0.0)
+    step, loss_mean = stand.step, stand.loss
+    begin, saved_at = time.monotonic() - stand.spent, time.monotonic()
     while (progress := step / steps if steps else (time.monotonic() - begin) / (60 * minutes)) < 1:
         frames, batch, side = next(stage[1:] for stage in CURRICULUM if progress < stage[0])
         warm = min(1.0, (step + 1) / 100)
@@ -137,16 +132,30 @@ def train_vae(
         optimizer.step()
         step += 1
         _follow(average, model, decay=min(0.998, 1 - 10 / (step + 10)))
+        require_finite_loss(loss.item(), f"vae step {step}")
         loss_mean += (loss.item() - loss_mean) * max(0.02, 1 / step)
         if step % 100 == 0:
             say(f"vae step {step}  {100 * progress:.1f} %  {frames} frames  loss {loss_mean:.5f}")
         if time.monotonic() - saved_at > 120:
-            _save(checkpoint, model, average, optimizer, step, time.monotonic() - begin)
+            save_or_say(checkpoint, parts, Stand(step, time.monotonic() - begin, loss_mean), say)
             say(f"vae step {step}  PSNR {psnr(average.export(), device):.2f} dB (45-frame clips)")
             saved_at = time.monotonic()
-    _save(checkpoint, model, average, optimizer, step, time.monotonic() - begin)
+    save(checkpoint, parts, Stand(step, time.monotonic() - begin, loss_mean))
     vae = average.export().eval().requires_grad_(False)
     return vae, {"steps": step, "loss": loss_mean, "psnr_db": psnr(vae, device)}
+
+
+def _begin(device: torch.device) -> dict[str, Any]:
+    """What the first stage changes, by its names in a checkpoint."""
+    model = NormalisedVAE().to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=1e-3)
+    return {"model": model, "average": copy.deepcopy(model).eval().requires_grad_(False), "optimizer": optimizer}
+
+
+def require_resumable(checkpoint: Path) -> None:
+    """SettingError when the first stage cannot go on from ``checkpoint``."""
+    with torch.random.fork_rng(devices=[]):
+        load(checkpoint, _begin(torch.device("cpu")))
 
 
 def train_decoder(
@@ -190,6 +199,7 @@ def train_decoder(
         step += 1
         _follow(average, parts, decay=min(0.998, 1 - 10 / (step + 10)))
         if time.monotonic() - told > 120:
+            require_finite_loss(loss.item(), f"decoder step {step}")
             say(f"decoder step {step}  {100 * progress:.1f} %  loss {loss.item():.5f}")
             current = copy.deepcopy(parts.state_dict())
             parts.load_state_dict(average.state_dict())
@@ -198,7 +208,9 @@ def train_decoder(
             told = time.monotonic()
     parts.load_state_dict(average.state_dict())
     parts.requires_grad_(False)
-    return {"decoder_steps": step, "psnr_db": psnr(vae, device)}
+    reached = psnr(vae, device)
+    require_finite_loss(reached, f"decoder step {step}")
+    return {"decoder_steps": step, "psnr_db": reached}
 
 
 @torch.no_grad()
@@ -232,19 +244,3 @@ def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
     for kept, new in zip(average.buffers(), model.buffers()):
         kept.copy_(new)
-
-
-def _save(
-    path: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, step: int, spent: float
-) -> None:
-    content = {
-        "model": model.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "step": step,
-        "spent": spent,
-    }
-    partial = path.with_suffix(".partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, partial)
-    partial.replace(path)

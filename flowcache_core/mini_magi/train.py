@@ -12,7 +12,7 @@ import torch
 
 from ..mini import VAE_FILE
 from ..mini.train import add_arguments, checked, provenance, write
-from ..mini.transformer_training import train_transformer
+from ..mini.transformer_training import require_resumable, train_transformer
 from ..models.wan.vae import load_wan_vae
 from . import TRANSFORMER_FILE, WEIGHTS
 from .training import RECIPE
@@ -25,9 +25,11 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="train-mini-magi", description=__doc__)
     add_arguments(parser, WEIGHTS, f"(default: {MINUTES:g})")
     options = parser.parse_args(argv)
-    shared = checked(options)
-    vae = load_wan_vae(VAE_FILE, device=shared["device"])
+    shared = checked(options, [TRANSFORMER_FILE.name])
     minutes, checkpoint = options.minutes or MINUTES, options.work / "mini_magi.pt"
+    if options.resume:
+        require_resumable(checkpoint, RECIPE)
+    vae = load_wan_vae(VAE_FILE, device=shared["device"])
     transformer, figures = train_transformer(vae, minutes=minutes, checkpoint=checkpoint, recipe=RECIPE, **shared)
     title = "FlowCache mini MAGI: text-to-video transformer"
     facts = {"title": title, **provenance(options.seed, figures)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -14,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .files import whole_file
+from ..files import write_json
 from .quality import Quality
 from .record import RunRecord
 
@@ -70,8 +69,7 @@ def document(
 
 def write_document(path: Path, content: Mapping[str, Any]) -> None:
     """Write the report as JSON; the file is whole or absent. Raises SettingError when the folder cannot be written."""
-    with whole_file(path) as part:
-        part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, content)
 
 
 def machine() -> dict[str, Any]:

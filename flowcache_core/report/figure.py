@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .files import whole_file
+from ..files import whole_file
 from .record import Kind, RunRecord
 from .text import headline
 

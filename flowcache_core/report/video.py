@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingError, require, require_count, require_finite
-from .files import whole_file
+from ..files import whole_file
 
 VIEW_SIZE = 256  # pixels; smaller videos are enlarged for viewing
 

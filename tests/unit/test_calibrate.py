@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -138,6 +142,39 @@ def test_every_split_computes_what_was_asked_for(steps, chunks, share):
         assert 2 <= way.later <= way.first + chunks and 2 <= way.first <= steps
         policy = even(way, steps)
         assert (len(policy.first), len(policy.computed)) == (way.first, way.later)
+
+
+@pytest.mark.parametrize("place", ["file/mine.json", "a\0b.json", "x" * 300 + ".json"])
+def test_places_that_cannot_be_written_are_refused_before_the_work(monkeypatch, tmp_path, place):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr(command, "load_mini", lambda: pytest.fail("the work has begun"))
+    with pytest.raises(SettingError, match="out: got .* can be written"):
+        command.main(["--model", "mini", "--target", "0.5", "--out", str(tmp_path / place)])
+
+
+def test_two_calibrations_into_one_file_both_keep_their_rows(tmp_path):
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from flowcache_core.commands import calibrate as command
+        for i in range(20):
+            command.write(Path(sys.argv[1]), {f"{sys.argv[2]}-{i}": {}})
+    """
+    out = tmp_path / "mine.json"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, str(out), name], cwd=Path(__file__).parents[2]) for name in "ab"
+    ]
+    assert [writer.wait(timeout=120) for writer in writers] == [0, 0]
+    assert set(json.loads(out.read_text())["presets"]) == {f"{name}-{i}" for name in "ab" for i in range(20)}
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]
+
+
+def test_rows_that_cannot_be_written_after_all_are_printed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("flowcache_core.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
+    with pytest.raises(SettingError, match="the disk is full"):
+        command.keep(tmp_path / "mine.json", {"mine": {"computed": [0, 1]}})
+    assert json.loads(capsys.readouterr().out) == {"schema": 1, "presets": {"mine": {"computed": [0, 1]}}}
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("taken", ["a folder", "no presets"])

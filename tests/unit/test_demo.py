@@ -156,11 +156,29 @@ def test_a_disk_that_fills_up_leaves_no_half_file(call: Any, tmp_path: Path, mon
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flowcache_core.report.files.os.replace", full)
-    monkeypatch.setattr(demo, "require_folder", lambda out: None)
+    monkeypatch.setattr("flowcache_core.files.os.replace", full)
+    monkeypatch.setattr(demo, "require_folder", lambda out, names: None)
     status, _, err = call()
     assert status == 2 and err.splitlines()[-1].startswith("demo: out: ") and "the disk is full" in err
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_rerun_that_fails_leaves_the_old_files_all_together(call: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    assert call("--policy", "never")[0] == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    monkeypatch.setattr(demo.figure, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    status, _, err = call("--policy", "never", "--seed", "1")  # two of its three videos are written by then
+    assert status == 2 and "the disk is full" in err
+    after = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert after == {**before, "mine.txt": b"mine"}
+
+
+def test_a_folder_in_the_place_of_a_result_is_said_first(call: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(demo, "load_mini", lambda: pytest.fail("work was begun"))
+    (tmp_path / "out" / "map.png").mkdir(parents=True)
+    status, out, err = call()
+    assert (status, out) == (2, "") and "map.png', accepted: a file, not a folder" in err and err.count("\n") == 1
 
 
 def test_an_interrupt_is_not_a_traceback(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from dummy import DummyDenoiser
 
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
+from flowcache_core.files import require_folder, whole_file
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.plan.blockwise import blockwise
 from flowcache_core.report import document, figure, text
@@ -34,7 +35,6 @@ from flowcache_core.report.events import (
     StepTaken,
     WindowPass,
 )
-from flowcache_core.report.files import require_folder, whole_file
 from flowcache_core.report.quality import Quality, compare
 from flowcache_core.report.record import Recorder, RunRecord, kind, record, settings_tag
 from flowcache_core.report.video import enlarge, even, read_video, side_by_side, write_video

@@ -17,7 +17,8 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ....flowcache_core.errors import require_count
+from ....flowcache_core.errors import SettingError, require_count
+from ....flowcache_core.files import whole_file
 from ....flowcache_core.models.wan.vae import SPATIAL_STRIDE, wan_decoder
 from .growing_video import GrowingVideo
 
@@ -70,7 +71,7 @@ class LivePreview:
                 pixels = self.decode(frames)[0].permute(1, 2, 3, 0)
                 self.video.add(((pixels.float() + 1) * 127.5).round().to("cpu", torch.uint8))
             self.write()
-        except (comfy.model_management.OOM_EXCEPTION, av.FFmpegError, OSError) as error:
+        except (comfy.model_management.OOM_EXCEPTION, av.FFmpegError, OSError, SettingError) as error:
             self.stopped = True
             logging.warning("FlowCache: no more previews in this run: %s", str(error).splitlines()[0])
 
@@ -78,7 +79,8 @@ class LivePreview:
         folder = Path(folder_paths.get_temp_directory())
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}_{len(self.files):05}.mp4"
-        self.video.write(path)
+        with whole_file(path, "preview") as part:
+            self.video.write(part)
         self.files.append(path)
         show_video(self.display.node_id, path.name)
         for old in self.files[:-KEPT]:
