@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SettingError, require, require_count, require_finite
-from ..report.files import whole_file
+from ..files import whole_file
 from .antidiagonal import require_stride
 from .xattention import require_p
 
