@@ -79,7 +79,9 @@ def _warn_once(note: str) -> None:
 def dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of every query to every key; shapes as in :func:`attend`."""
     k, v = (x.expand(q.shape[0], -1, -1, -1) for x in (k, v))
-    return F.scaled_dot_product_attention(q, k, v, enable_gqa=q.shape[1] != k.shape[1])
+    # Heads that share keys are more queries to them: a call that every torch knows, and no copy of K/V.
+    grouped = q.unflatten(1, (k.shape[1], -1))
+    return F.scaled_dot_product_attention(grouped.flatten(2, 3), k, v).unflatten(2, grouped.shape[2:4]).flatten(1, 2)
 
 
 def _checked(q: Tensor, k: Tensor, v: Tensor, mask: SparseMask) -> Call:

@@ -119,6 +119,12 @@ def test_a_mask_of_one_head_or_item_holds_for_all() -> None:
     assert torch.equal(attend(q, k, v, one), attend(q, k, v, expected))
 
 
+def test_dense_attention_is_that_of_a_full_mask() -> None:
+    q, k, v, mask = case(37, 101)
+    full = replace(mask, kept=torch.ones_like(mask.kept))
+    assert (dense(q, k, v) - by_definition(q, k, v, full)).abs().max() < 1e-5
+
+
 def test_half_precision_is_as_good_as_dense_attention_in_it() -> None:
     q, k, v, mask = case(37, 101)
     half = [x.bfloat16() for x in (q, k, v)]
