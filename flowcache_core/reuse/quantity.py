@@ -37,7 +37,7 @@ class Computed:
 
 @dataclass(frozen=True)
 class Quantity(ABC):
-    """Pure function from a chunk's last ``keep`` computed steps (oldest first) to this step's velocity.
+    """Pure function from a chunk's last ``keep`` computed steps (a tuple, oldest first) to this step's velocity.
 
     The steps may be kept on another device than the run's; the engine moves the velocity to where it is needed.
     """
@@ -56,7 +56,7 @@ class Quantity(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def velocity(self, history: Sequence[Computed], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+    def velocity(self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
         """Velocities ``[branches, B, ...]`` for a step from ``item.sigma`` to ``sigma_next``."""
 
 
@@ -66,7 +66,7 @@ class Velocity(Quantity):
 
     name: ClassVar[str] = "velocity"
 
-    def velocity(self, history: Sequence[Computed], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+    def velocity(self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
         return history[-1].velocity
 
 
@@ -79,7 +79,7 @@ class Increment(Quantity):
 
     name: ClassVar[str] = "increment"
 
-    def velocity(self, history: Sequence[Computed], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+    def velocity(self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
         last = history[-1]
         constant = last.increment / (sigma_next - item.sigma)
         return constant.expand(last.velocity.shape[0], *constant.shape)
@@ -92,7 +92,7 @@ class Residual(Quantity):
     name: ClassVar[str] = "residual"
     needs_residual: ClassVar[bool] = True
 
-    def velocity(self, history: Sequence[Computed], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+    def velocity(self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
         last = history[-1]
         if last.residual is None:
             raise SettingError("reused quantity", self.name, "a denoiser that returns the block-stack residual")

@@ -16,12 +16,14 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_ar_video import SamplerARVideo
 from comfy_extras.nodes_custom_sampler import SplitSigmas
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
-from hostkit import HEIGHT, WIDTH, hosts, latent, load, module, ours, prompt, sample, sigmas_of
+from hostkit import HEIGHT, WIDTH, hosts, latent, load, module, node, ours, prompt, sample, sigmas_of
 from torch.nn import functional
 
 settings = module("nodes.adapters.run.settings")
 errors = module("flowcache_core.errors")
 reuse = module("flowcache_core.reuse")
+build = module("flowcache_core.reuse.build")
+presets = module("flowcache_core.presets")
 kv = module("flowcache_core.kv")
 KVSettings = module("flowcache_core.kv.settings").KVSettings
 host_ar = module("nodes.adapters.host_ar.attach")
@@ -218,6 +220,72 @@ def test_same_as_our_sampler(model):
         video = latent(LONG)
         theirs, mine = sample(patched, hosts(), start=video)[0], sample(patched, ours(), start=video)[0]
         torch.testing.assert_close(theirs, mine, atol=1e-5, rtol=1e-5)
+
+
+# Short gaps and even sigmas: a polynomial carried far enlarges the last bits in which the two samplers differ.
+POLICIES = {
+    "chunkwise": {"threshold": 3.0, "warmup_steps": 2, "max_reuses": 2},
+    "teacache": {"threshold": 0.9, "warmup_steps": 2},
+    "easycache": {"threshold": 3.0, "warmup_steps": 2, "max_reuses": 2},
+    "magcache": {"threshold": 0.3, "curve": (1.0, 0.98, 0.96, 0.97, 0.95, 0.93, 0.9, 0.8), "warmup_steps": 2},
+    "interval": {"interval": 3, "warmup_steps": 1},
+    "schedule": {"computed": (0, 1, 3, 6), "first": (0, 1, 2, 4, 6), "together": True, "always_last": False},
+    "never": {"warmup_steps": 1},
+}
+QUANTITIES = (
+    "velocity",
+    "increment",
+    "forecast",
+    {"name": "forecast", "order": 2, "correction": 4},
+    {"name": "forecast", "order": 2, "correction": 0, "damping": 0.7},
+    "taylor",
+    {"name": "taylor", "order": 2},
+    "offset",
+)
+
+
+def same_in_both_samplers(patched, sigmas):
+    """Decisions and latents of the host's sampler are those of ours."""
+    video = latent(33)
+    made, records = [], []
+    for sampler in (hosts(), ours()):
+        made.append(sample(patched, sampler, start=video, sigmas=sigmas)[0])
+        records.append(settings.last_record(patched))
+    torch.testing.assert_close(made[0], made[1], atol=1e-5, rtol=1e-5)
+    assert records[0].kinds == records[1].kinds and len(records[0].kinds) == 3
+    return records[0]
+
+
+def test_rows_name_every_policy_and_every_quantity():
+    assert {*POLICIES} == {*reuse.POLICIES}
+    assert {name if isinstance(name, str) else name["name"] for name in QUANTITIES} == {
+        name for name, kind in reuse.QUANTITIES.items() if not kind.needs_residual
+    }
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES, ids=str)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_every_policy_with_every_quantity(model, policy, quantity):
+    chosen = with_reuse(
+        model, build.build_policy({"name": policy, **POLICIES[policy]}), build.build_quantity(quantity)
+    )
+    record = same_in_both_samplers(chosen, torch.linspace(1, 0, 9))
+    assert (record.reused_steps > 0) == (policy != "never")
+
+
+@pytest.mark.parametrize("name", module("nodes.reuse").preset_rows())
+def test_every_preset_of_the_node(name):
+    row = presets.load_preset(*module("nodes.reuse").preset_rows()[name])
+    made_for = row.requires or {"steps": 10, "shift": 5.0}
+    model = load(shift=made_for["shift"])
+    patched, sigmas = node("ChunkwiseReuse", model=model, preset={"preset": name}), sigmas_of(model, made_for["steps"])
+    if row.quantity.needs_residual:
+        with pytest.raises(errors.SettingError, match=r"Chunkwise Reuse, reused quantity.*AR Video Sampler"):
+            sample(patched, hosts(), sigmas=sigmas)
+        return
+    record = same_in_both_samplers(patched, sigmas)
+    if row.requires:
+        assert record.reused_steps > 0
 
 
 def test_finished_chunks_are_dropped_by_the_policy(model, monkeypatch):

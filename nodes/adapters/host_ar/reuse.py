@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import comfy.model_management
@@ -34,12 +34,16 @@ class Embeddings:
 
 @dataclass
 class StepReuse:
-    """State of one run. The host's sampler has one chunk in work at a time, so one history is enough."""
+    """State of one run. The host's sampler has one chunk in work at a time, so one history is enough.
+
+    gap: the steps reused since the last computed one, and the clean predictions that the sampler was answered.
+    """
 
     settings: EngineSettings
     policy: PolicyState
     denoiser: Any
     history: deque[Computed] = field(init=False)
+    gap: list[tuple[ChunkInput, Tensor]] = field(default_factory=list, init=False)
     newest: tuple[ChunkInput, Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -55,12 +59,32 @@ class StepReuse:
             # No operation of the host runs here that would notice an interrupt.
             comfy.model_management.throw_exception_if_processing_interrupted()
             sigma_next = self.settings.schedule.sigmas[item.step + 1]
-            velocity = self.settings.quantity.velocity(self.history, item, sigma_next, self.denoiser)[0]
-            return item.latents - item.sigma * velocity.to(item.latents.device), decision
+            velocity = self.settings.quantity.velocity(tuple(self.history), item, sigma_next, self.denoiser)[0]
+            clean = item.latents - item.sigma * velocity.to(item.latents.device)
+            if self.settings.quantity.corrects:
+                self.gap.append((item, clean))
+            return clean, decision
         clean = compute()
-        self.newest = (item, ((item.latents - clean) / item.sigma).unsqueeze(0))
+        velocity = ((item.latents - clean) / item.sigma).unsqueeze(0)
+        if self.gap:
+            item = self.close_gap(item, velocity)
+            clean = item.latents - item.sigma * velocity[0]
+        self.newest = (item, velocity)
         self.policy.observe(*self.newest)
         return clean, decision
+
+    def close_gap(self, item: ChunkInput, velocity: Tensor) -> ChunkInput:
+        """As the engine's: the computed step ``item``, from where the reused ones lead when gone through again knowing
+        it. The sampler keeps its noise and takes ``(1 - sigma)`` of an answer, so that much of a correction arrives.
+        """
+        nodes = [*((one.item.sigma, one.velocity.to(velocity)) for one in self.history), (item.sigma, velocity)]
+        latents = self.gap[0][0].latents
+        following = (*(reused for reused, _ in self.gap[1:]), item)
+        for (reused, answered), after in zip(self.gap, following, strict=True):
+            clean = latents - reused.sigma * self.settings.quantity.between(nodes, reused.sigma)[0]
+            latents = after.latents + (1 - after.sigma) * (clean - answered)
+        self.gap.clear()
+        return replace(item, latents=latents)
 
     def complete(self, now: ChunkInput) -> None:
         """The increment of a computed step is known when the sampler comes back with what it made of it."""
@@ -77,4 +101,5 @@ class StepReuse:
 
     def forget(self) -> None:
         self.history.clear()
+        self.gap.clear()
         self.newest = None
