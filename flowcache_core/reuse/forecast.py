@@ -69,7 +69,9 @@ class Forecast(Quantity):
         weights = lagrange([at for at, _ in nodes], sigma)
         return combine(weights, [velocity for _, velocity in nodes])
 
-    def velocity(self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+    def velocity(
+        self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser
+    ) -> Tensor:
         history = history[-(self.order + 1) :]
         weights = lagrange([computed.item.sigma for computed in history], item.sigma)
         if self.damping < 1:
@@ -96,7 +98,9 @@ class Taylor(Quantity):
     def keep(self) -> int:  # type: ignore[override]
         return self.order + 1
 
-    def velocity(self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+    def velocity(
+        self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser
+    ) -> Tensor:
         steps = [computed.item.step for computed in history]
         level = [computed.velocity for computed in history]
         total, factor, ahead = level[-1], 1.0, item.step - steps[-1]
@@ -114,6 +118,8 @@ class Offset(Quantity):
 
     name: ClassVar[str] = "offset"
 
-    def velocity(self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+    def velocity(
+        self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser
+    ) -> Tensor:
         last = history[-1]
         return last.velocity + (item.latents.to(last.velocity.device) - last.item.latents)

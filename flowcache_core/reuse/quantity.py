@@ -56,7 +56,9 @@ class Quantity(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def velocity(self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+    def velocity(
+        self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser
+    ) -> Tensor:
         """Velocities ``[branches, B, ...]`` for a step from ``item.sigma`` to ``sigma_next``."""
 
 
@@ -66,7 +68,9 @@ class Velocity(Quantity):
 
     name: ClassVar[str] = "velocity"
 
-    def velocity(self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+    def velocity(
+        self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser
+    ) -> Tensor:
         return history[-1].velocity
 
 
@@ -79,7 +83,9 @@ class Increment(Quantity):
 
     name: ClassVar[str] = "increment"
 
-    def velocity(self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+    def velocity(
+        self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser
+    ) -> Tensor:
         last = history[-1]
         constant = last.increment / (sigma_next - item.sigma)
         return constant.expand(last.velocity.shape[0], *constant.shape)
@@ -92,7 +98,9 @@ class Residual(Quantity):
     name: ClassVar[str] = "residual"
     needs_residual: ClassVar[bool] = True
 
-    def velocity(self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser) -> Tensor:
+    def velocity(
+        self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser
+    ) -> Tensor:
         last = history[-1]
         if last.residual is None:
             raise SettingError("reused quantity", self.name, "a denoiser that returns the block-stack residual")

@@ -266,9 +266,7 @@ def test_rows_name_every_policy_and_every_quantity():
 @pytest.mark.parametrize("quantity", QUANTITIES, ids=str)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_with_every_quantity(model, policy, quantity):
-    chosen = with_reuse(
-        model, build.build_policy({"name": policy, **POLICIES[policy]}), build.build_quantity(quantity)
-    )
+    chosen = with_reuse(model, build.build_policy({"name": policy, **POLICIES[policy]}), build.build_quantity(quantity))
     record = same_in_both_samplers(chosen, torch.linspace(1, 0, 9))
     assert (record.reused_steps > 0) == (policy != "never")
 

@@ -15,10 +15,12 @@ from torch import Tensor
 from ....flowcache_core.errors import require
 from ....flowcache_core.kv.size import peak_bytes
 from ....flowcache_core.plan.base import Chunk, Plan, offset_ticks
+from ....flowcache_core.reuse import QUANTITIES
 from ..naming import naming
 from ..run.memory import announce
 from ..run.settings import FlowCacheSettings, refuse_other_caches, settings_of
-from .run import HOST_SAMPLER, INSTEAD, KEY, OUR_SAMPLER, HostRun, spec_of
+from ..wan.denoiser import kv_spec
+from .run import HOST_SAMPLER, INSTEAD, KEY, OUR_SAMPLER, HostRun
 
 
 def is_host_ar(sampler: Any) -> bool:
@@ -50,7 +52,7 @@ def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> None:
         check(guider, settings)
         plan = plan_of(latents.shape[2], block, len(sigmas) - 1, given)
         with naming("KV Cache Compressor"):
-            kv_bytes = peak_bytes(spec_of(model, latents, settings), settings.kv_settings, plan)
+            kv_bytes = peak_bytes(kv_spec(model, latents.shape, 1, "cpu"), settings.kv_settings, plan)
         announce(guider, max(chunk.frames for chunk in plan.chunks), kv_bytes)
 
     def sampling(
@@ -78,7 +80,8 @@ def check(guider: Any, settings: FlowCacheSettings) -> None:
     if settings.reuse is not None:
         with naming("FlowCache Chunkwise Reuse"):
             quantity = settings.reuse.quantity
-            usable = f"velocity or increment, or {INSTEAD}"
+            free = [name for name, kind in QUANTITIES.items() if not kind.needs_residual]
+            usable = f"{', '.join(free)}, or {INSTEAD}"
             require(not quantity.needs_residual, "reused quantity", quantity.name, usable)
     kv = settings.kv_settings
     with naming("KV Cache Compressor"):

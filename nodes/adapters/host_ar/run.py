@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from ....flowcache_core.denoiser import ChunkInput
 from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.errors import SettingError, require
 from ....flowcache_core.kv.size import peak_bytes
-from ....flowcache_core.kv.spec import KVSpec
 from ....flowcache_core.plan.base import Chunk, Plan
 from ....flowcache_core.report.events import (
     CacheCompressed,
@@ -37,7 +36,7 @@ from ....flowcache_core.solvers import SOLVERS
 from ..naming import naming
 from ..run.settings import FlowCacheSettings
 from ..wan.denoiser import kv_spec
-from .kv import HostKV, LayerCache
+from .kv import HostKV, LayerCache, replaced
 from .reuse import Embeddings, StepReuse
 
 KEY = "flowcache"
@@ -78,7 +77,7 @@ class HostRun:
                 chosen.check(schedule)
             reuse = StepReuse(engine, engine.policy.begin(schedule, embeddings), embeddings)
         with naming("KV Cache Compressor"):
-            cache = HostKV(spec_of(model, noise, settings, noise.device), kv, plan)
+            cache = HostKV(kv_spec(model, noise.shape, 1, noise.device), kv, plan)
         return cls(model, engine, cache, settings.kv is not None, reuse, Recorder.of(engine), settings.slot.keep)
 
     def __post_init__(self) -> None:
@@ -95,6 +94,7 @@ class HostRun:
         )
         try:
             with ExitStack() as stack:
+                stack.enter_context(computing_dtype(self.model))
                 if self.bounded:
                     stack.enter_context(self.kv.attached(self.model.diffusion_model))
                 self.start()
@@ -236,7 +236,9 @@ def expected_calls(plan: Plan) -> Iterator[tuple[Chunk, int | None]]:
         yield chunk, None
 
 
-def spec_of(model: Any, latents: Tensor, settings: FlowCacheSettings, device: Any = "cpu") -> KVSpec:
-    """The K/V of this run: in the dtype the model computes in, once the compressor allocates it."""
-    spec = kv_spec(model, latents.shape, 1, device)
-    return spec if settings.kv is not None else replace(spec, dtype=model.get_dtype())
+def computing_dtype(model: Any) -> AbstractContextManager[None]:
+    """While the sampler runs, the dtype it makes K/V and the start image in is the one the model computes in: it asks
+    for that of the weights, and fp8 weights cannot be computed with.
+    """
+    dtype = model.get_dtype_inference()
+    return replaced(model, "get_dtype", lambda original: lambda: dtype)
