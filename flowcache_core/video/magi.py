@@ -167,7 +167,7 @@ def generate_video(
     on_frames: gets ``[1, 3, n, H, W]`` as soon as a chunk is finished, while later ones still run; joined they are the
     video. Raises SettingError before anything is computed.
     """
-    require_count("seed", seed, minimum=0)
+    require_count("seed", seed, minimum=0, maximum=2**64 - 1)
     if prefix is not None:
         count = prefix.shape[2] if prefix.ndim == 5 else 0
         fits = count == 1 or (count > 0 and count % TIME_STRIDE == 0)

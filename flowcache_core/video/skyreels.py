@@ -216,7 +216,7 @@ def generate_video(
     observe: gets every event with the number of its window. on_frames: gets ``[B, 3, n, H, W]`` as soon as a chunk is
     finished, while later ones still run; joined they are the video. Raises SettingError before anything is computed.
     """
-    require_count("seed", seed, minimum=0)
+    require_count("seed", seed, minimum=0, maximum=2**64 - 1)
     denoiser = WanDenoiser(transformer, {0: tuple(prompts)}, settings.guidance, settings.fps)
     film, latents = Film(settings.frames, on_frames), []
     side = (settings.height // SPATIAL_STRIDE, settings.width // SPATIAL_STRIDE)
