@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from torch import Tensor
 
-from ...errors import SettingError
+from ...errors import Found, SettingError, listed, require, shown
+from ...reading.json_text import read_object
+from ...reading.regular_file import is_file
+from ...reading.tensors import require_names
 from .checkpoint import read_state_dict
 
 NAMES = ("model.safetensors", "diffusion_pytorch_model.safetensors")
@@ -23,46 +25,62 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     A folder without weights that holds one ``inference_weight*`` folder (as MAGI-1 is published) stands for that one.
     SettingError naming the shards that are missing, or the folders to choose from.
     """
+    return read_sharded(path)[0]
+
+
+def read_sharded(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """:func:`read_weights` with the text metadata: of the file, or of all shards together."""
     path = Path(path)
     if path.is_dir():
         path = _in_folder(path)
     if path.name.endswith(".index.json"):
         return _read_shards(path)
-    return read_state_dict(path)[0]
+    return read_state_dict(path)
 
 
 def _in_folder(folder: Path) -> Path:
-    for name in NAMES:
-        for candidate in (folder / f"{name}.index.json", folder / name):
-            if candidate.is_file():
-                return candidate
-    inner = sorted(item for item in folder.glob(SUBFOLDERS) if item.is_dir())
+    try:
+        for name in NAMES:
+            for candidate in (folder / f"{name}.index.json", folder / name):
+                if candidate.exists():
+                    return candidate
+        inner = sorted(item for item in folder.glob(SUBFOLDERS) if item.is_dir())
+        held = sorted(item.name for item in folder.iterdir())
+    except OSError as error:
+        raise SettingError(f"model folder {folder.name}", Found(f"unreadable: {error.strerror}"), ACCEPTED) from error
     if len(inner) == 1:
         return _in_folder(inner[0])
-    found = ", ".join(item.name for item in inner) or ", ".join(sorted(item.name for item in folder.iterdir())[:6])
+    found = listed((item.name for item in inner) if inner else held)
     accepted = f"one of the folders in it: {found}" if inner else ACCEPTED
-    raise SettingError(f"model folder {folder.name}", found or "an empty folder", accepted)
+    raise SettingError(f"model folder {folder.name}", Found(found or "an empty folder"), accepted)
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    name = f"index {index.name}"
-    try:
-        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(places.values()))
-        plain = bool(files) and all(Path(file).name == file and file.endswith(".safetensors") for file in files)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingError(name, f"unreadable: {error!r}", "JSON with a weight_map of key to shard") from error
-    if not plain:
-        raise SettingError(name, files[:4], "names of .safetensors files in the same folder")
-    missing = [file for file in files if not (index.parent / file).is_file()]
+def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    name, accepted = f"index {index.name}", "JSON with a weight_map of key to shard"
+    places = read_object(index, name, accepted).get("weight_map")
+    mapped = isinstance(places, dict) and bool(places)
+    require(mapped, name, Found(f"the weight_map {shown(places)}"), accepted)
+    require_names(places, name)
+    plain = all(isinstance(file, str) and _in_same_folder(file) for file in places.values())
+    wrong = [file for file in places.values() if not isinstance(file, str) or not _in_same_folder(file)]
+    require(plain, name, wrong[:1], "names of .safetensors files in the same folder")
+    files = sorted(set(places.values()))
+    missing = [file for file in files if not is_file(index.parent / file)]
     if missing:
-        found = f"{len(missing)} of {len(files)} shards missing: {', '.join(missing[:4])}"
+        found = Found(f"{len(missing)} of {len(files)} shards missing: {listed(missing)}")
         raise SettingError(name, found, "all shards in the index's folder; download the missing ones")
     tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
     for file in files:
-        tensors |= read_state_dict(index.parent / file)[0]
+        held, said = read_state_dict(index.parent / file)
+        foreign = [key for key in held if places.get(key) != file]
+        require(not foreign, name, Found(f"{file} also holds {listed(foreign)}"), "shards of one model")
+        tensors |= held
+        metadata |= said
     absent = [key for key in places if key not in tensors]
-    if absent:
-        found = f"{len(absent)} keys not in their shards: {', '.join(absent[:4])}"
-        raise SettingError(name, found, "shards of one model")
-    return tensors
+    require(not absent, name, Found(f"{len(absent)} keys not in their shards: {listed(absent)}"), "shards of one model")
+    return tensors, metadata
+
+
+def _in_same_folder(file: str) -> bool:
+    return Path(file).name == file and file.endswith(".safetensors") and "\\" not in file

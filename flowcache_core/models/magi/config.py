@@ -9,6 +9,8 @@ from typing import cast
 from torch import Tensor
 
 from ...errors import require, require_count
+from ...reading.limits import LAYERS, WIDEST
+from ..common.layers import count_layers
 
 LATENT_CHANNELS = 16
 # The released model with 32 input channels (24B) scales latents by this before, and velocities after; not in its
@@ -41,8 +43,8 @@ class MagiConfig:
     def __post_init__(self) -> None:
         counts = ("dim", "ffn_dim", "num_layers", "num_heads", "kv_heads", "head_dim", "cond_dim", "text_dim", "bands")
         for name in counts:
-            require_count(name, getattr(self, name), minimum=1)
-        require_count("text_len", self.text_len, minimum=2)
+            require_count(name, getattr(self, name), minimum=1, maximum=LAYERS if name == "num_layers" else WIDEST)
+        require_count("text_len", self.text_len, minimum=2, maximum=WIDEST)
         grouped = self.num_heads % self.kv_heads == 0
         require(grouped, "num_heads", self.num_heads, f"a multiple of {self.kv_heads} K/V heads")
         require(self.freq_dim % 2 == 0, "freq_dim", self.freq_dim, "an even number")
@@ -73,6 +75,7 @@ class MagiConfig:
         first = BLOCKS + "0."
         dim, in_dim, *patch = shape("x_embedder.weight", 5)
         (head_dim,) = shape(first + "self_attention.q_layernorm.weight", 1)
+        require_count("head_dim", head_dim, minimum=1, maximum=WIDEST)
         ffn_dim = shape(first + "mlp.linear_fc2.weight", 2)[1]
         wide = shape(first + "mlp.linear_fc1.weight", 2)[0]
         accepted = f"{ffn_dim} rows (plain), or {2 * ffn_dim} (gated), as linear_fc2 has {ffn_dim} columns"
@@ -82,7 +85,7 @@ class MagiConfig:
         return cls(
             dim=dim,
             ffn_dim=ffn_dim,
-            num_layers=len({key[len(BLOCKS) :].split(".")[0] for key in state_dict if key.startswith(BLOCKS)}),
+            num_layers=count_layers(state_dict, BLOCKS),
             num_heads=shape(first + "self_attention.linear_qkv.q.weight", 2)[0] // head_dim,
             kv_heads=shape(first + "self_attention.linear_qkv.k.weight", 2)[0] // head_dim,
             head_dim=head_dim,

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ...errors import require
+from ...errors import Found, require
 
 FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 SCALES = ("weight_scale", "input_scale", "smooth_scale", "scale_weight", "scale_input")
@@ -38,7 +38,10 @@ def dequantize(state_dict: Mapping[str, Tensor], dtype: torch.dtype = torch.bflo
     result: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
         module, _, name = key.rpartition(".")
-        if name in SCALES or name == MARKER:
+        if key == MARKER:
+            continue
+        if name in SCALES:
+            _require_weight(state_dict, key, module)
             continue
         if tensor.dtype not in FP8:
             result[key] = tensor
@@ -49,6 +52,17 @@ def dequantize(state_dict: Mapping[str, Tensor], dtype: torch.dtype = torch.bflo
         require(scale is not None or not scaled, key, "fp8 without weight_scale", accepted)
         result[key] = (weight.float() if scale is None else weight.float() * scale).to(dtype)
     return result
+
+
+def _require_weight(state_dict: Mapping[str, Tensor], key: str, module: str) -> None:
+    """SettingError for a scale that says nothing about an fp8 weight: it would be lost silently."""
+    weight, scale = state_dict.get(f"{module}.weight"), state_dict[key]
+    found = "a scale beside " + ("no weight" if weight is None else f"a weight of {weight.dtype}").replace("torch.", "")
+    require(weight is not None and weight.dtype in FP8, key, Found(found), f"{module}.weight in fp8")
+    main = any(f"{module}.{name}" in state_dict for name in ("weight_scale", "scale_weight"))
+    require(main, key, Found("no weight_scale beside it"), f"{module}.weight_scale")
+    floats = scale.dtype in (torch.float32, torch.float16, torch.bfloat16) and bool(scale.float().isfinite().all())
+    require(floats, key, Found(f"a scale of {scale.dtype}, or one that is not finite"), "finite fp32, fp16 or bf16")
 
 
 def _scale(state_dict: Mapping[str, Tensor], module: str, weight: Tensor) -> Tensor | None:

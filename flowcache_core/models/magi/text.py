@@ -6,7 +6,6 @@ tokens are learned rows in the same space, read from the ``special_tokens.npz`` 
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import SettingError, require, require_count
+from ...errors import Found, require, require_count
+from ...reading.npz_file import read_tables
 
 TEXT_DIM = 4096
 TEXT_LEN = 800
@@ -77,19 +77,15 @@ class TokenSwitches:
 def load_special_tokens(path: str | Path, dim: int = TEXT_DIM) -> SpecialTokens:
     """Read the table; SettingError naming what the file holds when it is not the one that MAGI-1 ships."""
     path = Path(path)
+    field, shapes = f"special tokens {path.name}", {name: (count, dim) for name, count in TABLE.items()}
     accepted = "special_tokens.npz of MAGI-1 with " + ", ".join(f"{n} {c} x {dim}" for n, c in TABLE.items())
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise SettingError(f"special tokens {path.name}", f"unreadable: {error}", accepted) from error
-    found = ", ".join(f"{name} {' x '.join(map(str, array.shape))}" for name, array in arrays.items()) or "nothing"
-    fits = all(name in arrays and arrays[name].shape == (count, dim) for name, count in TABLE.items())
-    fits = fits and all(np.issubdtype(arrays[name].dtype, np.floating) for name in TABLE)
-    require(fits, f"special tokens {path.name}", found, accepted)
+    arrays = read_tables(path, shapes, field, accepted)
     # The original goes through fp16.
-    tensors = [torch.from_numpy(arrays[name].astype(np.float16)).float() for name in TABLE]
-    return SpecialTokens(*tensors)
+    with np.errstate(over="ignore"):
+        tensors = {name: torch.from_numpy(arrays[name].astype(np.float16)).float() for name in TABLE}
+    for name, tensor in tensors.items():
+        require(bool(tensor.isfinite().all()), f"{field}, {name}", Found("values that are not finite"), accepted)
+    return SpecialTokens(*tensors.values())
 
 
 def fit_caption(caption: Tensor, mask: Tensor | None = None, length: int = TEXT_LEN) -> tuple[Tensor, Tensor]:

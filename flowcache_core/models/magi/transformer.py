@@ -15,6 +15,7 @@ code; no output of it could be compared.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,8 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import SettingError, require, require_count
-from ..common.checkpoint import load_strict
+from ...errors import SettingError, listed, require, require_count
+from ..common.checkpoint import load_strict, require_fit
 from ..common.operations import CastingOperations, LayerNorm1p, Operations
 from ..common.sharded import read_weights
 from .config import BLOCKS, LATENT_CHANNELS, MagiConfig
@@ -196,13 +197,18 @@ def read_magi(path: str | Path) -> tuple[MagiConfig, dict[str, Tensor]]:
     """
     tensors = read_weights(path)
     name = f"checkpoint {Path(path).name}"
-    anchor = "x_embedder.weight"
-    prefixes = [key[: -len(anchor)] for key in tensors if key.endswith(anchor)]
-    if not prefixes or prefixes[0] + "rope.bands" not in tensors:
-        raise SettingError(name, f"no {anchor} and rope.bands", "a MAGI-1 transformer under official key names")
-    prefix = min(prefixes, key=len)
-    state_dict = dequantize({key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)})
+    anchors = ("x_embedder.weight", "rope.bands")
+    prefixes = [key[: -len(anchors[0])] for key in tensors if key == anchors[0] or key.endswith("." + anchors[0])]
+    prefix = min(prefixes, key=len, default="")
+    missing = [anchor for anchor in anchors if prefix + anchor not in tensors]
+    accepted = "a MAGI-1 transformer under official key names"
+    require(not missing, name, f"no {' and no '.join(missing)} in it", accepted)
+    others = [key for key in tensors if not key.startswith(prefix)]
+    if others:
+        logging.getLogger(__name__).warning("%s: tensors of other models, not read: %s", name, listed(others))
+    own = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     try:
+        state_dict = dequantize(own)
         return MagiConfig.from_state_dict(state_dict), state_dict
     except SettingError as error:
         raise SettingError(f"{name}: {error.field}", error.value, error.accepted) from error
@@ -210,8 +216,9 @@ def read_magi(path: str | Path) -> tuple[MagiConfig, dict[str, Tensor]]:
 
 def fill_magi(model: MagiTransformer, state_dict: dict[str, Tensor], path: str | Path) -> None:
     """Make these weights the model's, each in the dtype that the model has there; it may be on the meta device."""
-    wanted = {key: parameter.dtype for key, parameter in model.named_parameters()}
-    load_strict(model, {key: tensor.to(wanted.get(key)) for key, tensor in state_dict.items()}, path)
+    wanted = dict(model.named_parameters())
+    require_fit(wanted, state_dict, path, type(model).__name__)  # before any cast: to floats, anything would fit
+    load_strict(model, {key: tensor.to(wanted[key].dtype) for key, tensor in state_dict.items()}, path)
     model.eval().requires_grad_(False)
 
 

@@ -9,7 +9,6 @@ in it are those of the public code, and the released values (width 1024, 24 laye
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from fractions import Fraction
@@ -21,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import SettingError, require, require_count, require_finite
+from ...reading.json_text import read_object
+from ...reading.limits import LAYERS, WIDEST
 from ..common.checkpoint import load_strict
 from ..common.sharded import read_weights
 from ..common.tiles import run_tiled
@@ -60,8 +61,10 @@ class MagiVAEConfig:
     def __post_init__(self) -> None:
         for field in fields(self):
             if field.type == "int":
-                require_count(field.name, getattr(self, field.name), minimum=1)
-        require_finite("mlp_ratio", self.mlp_ratio, minimum=0.01)
+                most = LAYERS if field.name == "depth" else WIDEST
+                require_count(field.name, getattr(self, field.name), minimum=1, maximum=most)
+        require_finite("mlp_ratio", self.mlp_ratio, minimum=0.01, maximum=64)
+        require(isinstance(self.qkv_bias, bool), "qkv_bias", self.qkv_bias, "true or false")
         require(self.embed_dim % self.num_heads == 0, "num_heads", self.num_heads, f"a divisor of {self.embed_dim}")
         volume = self.patch_length * self.patch_size**2
         require(self.embed_dim % volume == 0, "embed_dim", self.embed_dim, f"a multiple of the patch's {volume} pixels")
@@ -298,14 +301,9 @@ def load_magi_vae(path: str | Path, dtype: torch.dtype | None = None) -> MagiVAE
     """
     path = Path(path)
     config_path = (path if path.is_dir() else path.parent) / "config.json"
-    try:
-        given = json.loads(config_path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SettingError("MAGI-1 VAE", str(config_path), "a config.json beside the VAE's weights") from error
-    except ValueError as error:
-        raise SettingError("MAGI-1 VAE config.json", f"unreadable: {error}", "JSON") from error
-    require(isinstance(given, dict), "MAGI-1 VAE config.json", type(given).__name__, "a JSON object")
-    config = MagiVAEConfig.from_dict(given)
+    config = MagiVAEConfig.from_dict(
+        read_object(config_path, "MAGI-1 VAE config.json", "a config.json beside the VAE's weights, in JSON")
+    )
     state_dict = read_weights(path)
     with torch.device("meta"):
         model = MagiVAE(config)

@@ -6,16 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...errors import SettingError
+from ...errors import Found, SettingError
+from ...reading.json_text import read_object
+from ...reading.regular_file import is_file
 from ..common.checkpoint import read_state_dict
 from ..common.scaled_fp8 import FP8, dequantised
-from ..common.sharded import read_weights
-from .transformer import WanConfig, WanTransformer, wan_from_tensors, without_prefix
+from ..common.sharded import read_sharded
+from .keys import transformer_tensors
+from .transformer import WanConfig, WanTransformer, wan_from_tensors
 
 # dim -> name and whether the model has a frame-rate embedding
 SIZES: Mapping[int, tuple[str, bool]] = {1536: ("1.3B", True), 5120: ("14B", False)}
@@ -34,13 +36,15 @@ def load_skyreels(path: str | Path, dtype: torch.dtype | None = None) -> WanTran
     """
     path = Path(path)
     whole = path.is_dir() or path.name.endswith(".index.json")
-    tensors, metadata = (read_weights(path), {}) if whole else read_state_dict(path)
     if whole:
-        metadata = official_config(path if path.is_dir() else path.parent)
-    tensors = without_prefix(tensors, path)
+        tensors, metadata = read_sharded(path)
+        metadata = {**metadata, **official_config(path if path.is_dir() else path.parent)}
+    else:
+        tensors, metadata = read_state_dict(path)
+    tensors = transformer_tensors(tensors, f"checkpoint {path.name}")
     if any(tensor.dtype in FP8 for tensor in tensors.values()):
         dtype = dtype or torch.bfloat16
-        tensors = dequantised(tensors, dtype)
+        tensors = dequantised(tensors, dtype, metadata)
     if misfit := family_misfit(tensors):
         raise SettingError(f"checkpoint {path.name}", misfit.found, misfit.accepted)
     return wan_from_tensors(tensors, metadata, path, dtype)
@@ -49,12 +53,9 @@ def load_skyreels(path: str | Path, dtype: torch.dtype | None = None) -> WanTran
 def official_config(folder: Path) -> dict[str, str]:
     """A folder's config.json in the form that single files carry as metadata; empty without one."""
     file = folder / CONFIG
-    if not file.is_file():
+    if not is_file(file):
         return {}
-    try:
-        given: dict[str, Any] = dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise SettingError(f"{folder.name}/{CONFIG}", f"unreadable: {error}", "the model's configuration") from error
+    given = read_object(file, f"{folder.name}/{CONFIG}", "the model's configuration")
     known = {KNOWN[key]: value for key, value in given.items() if key in KNOWN}
     return {"config": json.dumps({"transformer": known})}
 
@@ -70,11 +71,11 @@ class Misfit:
 def family_misfit(tensors: Mapping[str, Tensor]) -> Misfit | None:
     """The 1.3B has a frame-rate embedding and the 14B has none: what differs is another model's file."""
     embedding = tensors.get("patch_embedding.weight")
-    if embedding is None or embedding.shape[0] not in SIZES:
+    if embedding is None or not embedding.dim() or embedding.shape[0] not in SIZES:
         return None
     size, expected = SIZES[embedding.shape[0]]
     found = sorted(key for key in tensors if key.startswith(FRAME_RATE))
     if bool(found) == expected:
         return None
     what = f"a {size} model with {found[0]}" if found else f"a {size} model without fps_embedding.weight"
-    return Misfit(what, f"SkyReels-V2-DF {size}, which has {'a' if expected else 'no'} frame-rate embedding")
+    return Misfit(Found(what), f"SkyReels-V2-DF {size}, which has {'a' if expected else 'no'} frame-rate embedding")

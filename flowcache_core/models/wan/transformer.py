@@ -10,7 +10,6 @@ fp32; linear layers and attention in the dtype of the weights, to which the toke
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -22,9 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import SettingError, require, require_count, require_finite
+from ...reading.json_text import parse_object
+from ...reading.limits import LAYERS, WIDEST
 from ..common.attention import attend, attend_block_causal
 from ..common.checkpoint import load_strict, read_state_dict
+from ..common.layers import count_layers
 from ..common.rope import apply_rope, rope_table
+from ..common.scaled_fp8 import LISTED_FORMATS, dequantised, is_beside
+from .keys import transformer_tensors
 
 HEAD_DIM = 128
 # Keys that a "config" in a file's metadata may carry for its host and that change nothing here.
@@ -50,8 +54,9 @@ class WanConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("dim", "ffn_dim", "num_layers", "num_heads", "in_dim", "out_dim", "text_dim", "freq_dim"):
-            require_count(name, getattr(self, name), minimum=1)
+        for name in ("dim", "ffn_dim", "num_heads", "in_dim", "out_dim", "text_dim", "freq_dim"):
+            require_count(name, getattr(self, name), minimum=1, maximum=WIDEST)
+        require_count("num_layers", self.num_layers, minimum=1, maximum=LAYERS)
         require_finite("eps", self.eps, minimum=0)
         require(self.freq_dim % 2 == 0, "freq_dim", self.freq_dim, "an even number")
         fits = self.dim % self.num_heads == 0 and self.head_dim % 2 == 0
@@ -80,7 +85,7 @@ class WanConfig:
         sizes: dict[str, Any] = {
             "dim": dim,
             "ffn_dim": shape("blocks.0.ffn.0.weight", 2)[0],
-            "num_layers": len({key.split(".")[1] for key in state_dict if key.startswith("blocks.")}),
+            "num_layers": count_layers(state_dict, "blocks."),
             "in_dim": in_dim,
             "out_dim": shape("head.head.weight", 2)[0] // math.prod(patch),
             "text_dim": shape("text_embedding.0.weight", 2)[1],
@@ -101,13 +106,10 @@ def _overrides(metadata: Mapping[str, str] | None, sizes: Mapping[str, Any]) -> 
     text = (metadata or {}).get("config")
     if text is None:
         return {}
-    try:
-        config = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise SettingError("metadata config", text[:80], "JSON") from error
-    given = config.get("transformer", {}) if isinstance(config, dict) else None
+    form = 'JSON of the form {"transformer": {...}}'
+    given = parse_object(text, "metadata config", form).get("transformer", {})
     if not isinstance(given, dict):
-        raise SettingError("metadata config", text[:80], 'JSON of the form {"transformer": {...}}')
+        raise SettingError("metadata config", text, form)
     overrides = {}
     for key, value in given.items():
         field = f"metadata config.transformer.{key}"
@@ -456,8 +458,9 @@ class WanTransformer(nn.Module):
 def load_wan(path: str | Path, dtype: torch.dtype | None = None) -> WanTransformer:
     """Transformer with the weights of a .safetensors, .pt or .pth file, frozen and in eval mode, on the CPU.
 
-    Keys may stand under a common prefix (``model.diffusion_model.``). ``dtype`` defaults to that of the file's
-    attention weights. SettingError when the file is damaged, runs code or holds another architecture.
+    Keys may stand under a common prefix (``model.diffusion_model.``); fp8 weights are multiplied out. ``dtype``
+    defaults to that of the file's attention weights, bf16 for fp8. SettingError when the file is damaged, runs code or
+    holds another architecture.
     """
     tensors, metadata = read_state_dict(path)
     return wan_from_tensors(tensors, metadata, path, dtype)
@@ -467,24 +470,21 @@ def wan_from_tensors(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: str | Path, dtype: torch.dtype | None = None
 ) -> WanTransformer:
     """What :func:`load_wan` makes of a file's content. ``path`` is only named in errors."""
-    name = f"checkpoint {Path(path).name}"
-    state_dict = without_prefix(tensors, path)
+    field = f"checkpoint {Path(path).name}"
+    state_dict = transformer_tensors(tensors, field)
     try:
+        if LISTED_FORMATS in metadata or any(map(is_beside, state_dict)):
+            state_dict = dequantised(state_dict, dtype or torch.bfloat16, metadata)
         config = WanConfig.from_state_dict(state_dict, metadata)
     except SettingError as error:
-        raise SettingError(f"{name}: {error.field}", error.value, error.accepted) from error
-    with torch.device("meta"):
-        model = WanTransformer(config)
+        raise SettingError(f"{field}: {error.field}", error.value, error.accepted) from error
+    model = on_meta(config)
     load_strict(model, state_dict, path)
     model = model.to(dtype or state_dict["blocks.0.self_attn.q.weight"].dtype)
     return model.eval().requires_grad_(False)
 
 
-def without_prefix(tensors: Mapping[str, Tensor], path: str | Path) -> dict[str, Tensor]:
-    """The transformer's tensors under their official names; those of other models in the same file are left out."""
-    anchor = "patch_embedding.weight"
-    prefix = next((key[: -len(anchor)] for key in tensors if key.endswith(anchor)), None)
-    if prefix is None:
-        accepted = "a Wan 2.1 text-to-video transformer under official key names"
-        raise SettingError(f"checkpoint {Path(path).name}", f"no {anchor}", accepted)
-    return {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+def on_meta(config: WanConfig) -> WanTransformer:
+    """The module without values: what weights are checked against."""
+    with torch.device("meta"):
+        return WanTransformer(config)

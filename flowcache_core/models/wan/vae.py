@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import require
+from ...errors import require, require_count
+from ...reading.limits import WIDEST
 from ..common.checkpoint import load_strict, read_state_dict
 
 LATENT_MEAN = (
@@ -341,11 +342,14 @@ def wan_decoder(tensors: Mapping[str, Tensor], name: str, *, device: torch.devic
 
 def _on_meta(tensors: Mapping[str, Tensor], name: str) -> WanVAE:
     """The module for these tensors, without values; SettingError when they are of another architecture."""
-    telling = ("decoder.head.0.gamma", "conv2.weight")
+    telling = {"decoder.head.0.gamma": 4, "conv2.weight": 5}
     missing = [key for key in telling if key not in tensors]
     require(not missing, name, f"no {' and no '.join(missing)}", ACCEPTED)
+    for key, dims in telling.items():
+        require(tensors[key].dim() == dims, f"{name}, {key}", tuple(tensors[key].shape), f"{dims} dimensions")
     dim, z_dim = (tensors[key].shape[0] for key in telling)
     require(z_dim == len(LATENT_MEAN), name, f"{z_dim} latent channels", ACCEPTED)
+    require_count(f"{name}, width", dim, minimum=1, maximum=WIDEST)
     with torch.device("meta"):
         return WanVAE(WanVAEConfig(dim=dim))
 

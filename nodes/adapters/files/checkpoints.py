@@ -14,10 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ....flowcache_core.errors import SettingError, require
-from ....flowcache_core.models.common.scaled_fp8 import MARKER, dequantised
+from ....flowcache_core.errors import Found, SettingError, listed, require
+from ....flowcache_core.models.common.checkpoint import WEIGHT_DTYPES as WEIGHT_FORMATS
+from ....flowcache_core.models.common.checkpoint import misfits
+from ....flowcache_core.models.common.scaled_fp8 import FP8, MARKER, dequantised, is_beside
+from ....flowcache_core.models.wan.keys import transformer_tensors
 from ....flowcache_core.models.wan.skyreels_checkpoint import FRAME_RATE, family_misfit
-from .weight_files import ARCHITECTURE, FIELD, READABLE, folder_sizes, quantisation, read, wan_weights
+from ....flowcache_core.models.wan.transformer import WanConfig, on_meta
+from ....flowcache_core.reading.json_text import parse_object
+from .quantised import host_form, layer_of, packed_layers
+from .weight_files import ARCHITECTURE, FIELD, READABLE, folder_sizes, read
 
 FAMILIES = (AUTO, CAUSAL, SKYREELS) = ("auto", "causal wan", "skyreels-v2-df")
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
@@ -33,17 +39,22 @@ def load_ar_model(path: str, weight_dtype: str, family: str, fps: int) -> Any:
     require(weight_dtype in WEIGHT_DTYPES, "weight_dtype", weight_dtype, ", ".join(WEIGHT_DTYPES))
     require(family in FAMILIES, "family", family, ", ".join(FAMILIES))
     name = Path(path).name
-    state_dict, metadata = read(path)
-    weights = wan_weights(state_dict, name)
-    has_fps = "fps_embedding.weight" in weights
-    if family == CAUSAL:
-        require(not has_fps, FIELD, name, f"a checkpoint without frame-rate embedding for family {CAUSAL}")
-    skyreels = has_fps or family == SKYREELS
-    if skyreels and (misfit := family_misfit(weights)):
-        raise SettingError(FIELD, f"{name}: {misfit.found}", misfit.accepted)
-    sizes = folder_sizes(path, weights)
-    offset = FrameRate.taken_from(weights, fps) if has_fps else None
-    metadata = tagged(quantisation(metadata, weights), causal=not skyreels, sizes=sizes)
+    tensors, metadata = read(path)
+    try:
+        weights = transformer_tensors(tensors, name)
+        has_fps = "fps_embedding.weight" in weights
+        if family == CAUSAL:
+            require(not has_fps, FIELD, name, f"a checkpoint without frame-rate embedding for family {CAUSAL}")
+        skyreels = has_fps or family == SKYREELS
+        if skyreels and (misfit := family_misfit(weights)):
+            raise SettingError(FIELD, Found(f"{name}: {misfit.found}"), misfit.accepted)
+        sizes = folder_sizes(path, weights)
+        offset = FrameRate.taken_from(weights, fps) if has_fps else None
+        weights, metadata = host_form(weights, metadata)
+        metadata = tagged(metadata, causal=not skyreels, sizes=sizes)
+        check(weights, metadata, name)
+    except SettingError as error:
+        raise error if error.field.startswith(FIELD) else error.within(FIELD) from error
     model = build(weights, metadata, WEIGHT_DTYPES[weight_dtype], name)
     if offset is not None:
         target = "diffusion_model.time_projection.forward"
@@ -53,32 +64,52 @@ def load_ar_model(path: str, weight_dtype: str, family: str, fps: int) -> Any:
 
 
 def tagged(metadata: Mapping[str, str], causal: bool, sizes: Mapping[str, int]) -> dict[str, str]:
-    """The file's metadata with the one mark by which the host knows a causal model, and with ``sizes``."""
-    try:
-        config = json.loads(metadata.get("config", "{}"))
-    except json.JSONDecodeError:
-        config = {}
-    transformer = {**config.get("transformer", {}), **sizes}
+    """The file's metadata with the one mark by which the host knows a causal model, and with ``sizes``.
+
+    SettingError when the file's own configuration is not readable.
+    """
+    form = 'JSON of the form {"transformer": {...}}'
+    config = parse_object(metadata.get("config", "{}"), "metadata config", form)
+    given = config.get("transformer", {})
+    require(isinstance(given, dict), "metadata config", given, form)
+    transformer = {**given, **sizes}
     if causal:
         transformer["causal_ar"] = True
     return {**metadata, "config": json.dumps({**config, "transformer": transformer})}
 
 
+def check(weights: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> None:
+    """SettingError unless these are all weights of one Wan text-to-video model and nothing else, before any is made."""
+    first = weights.get("patch_embedding.weight")
+    channels = first.shape[1] if first is not None and first.dim() > 1 else None
+    require(channels == 16, FIELD, Found(f"{name}: {channels} input channels"), ARCHITECTURE)
+    packed = packed_layers(weights)
+    plain = {key: tensor for key, tensor in weights.items() if not is_beside(key) and layer_of(key) not in packed}
+    linear = {f"{layer}.weight": torch.empty(weights[f"{layer}.weight"].shape, device="meta") for layer in packed}
+    config = WanConfig.from_state_dict({**plain, **linear}, metadata)
+    wanted = {key: tensor for key, tensor in on_meta(config).state_dict().items() if layer_of(key) not in packed}
+    for problem, keys in misfits(wanted, plain, (*WEIGHT_FORMATS, *FP8)).items():
+        if problem == "missing":
+            found, accepted = f"{len(keys)} weights missing, such as {listed(keys, 1)}", READABLE
+        else:
+            found, accepted = f"{problem}: {listed(keys)}", ARCHITECTURE
+        raise SettingError(FIELD, Found(f"{name}: {found}"), accepted)
+
+
 def build(weights: dict[str, Tensor], metadata: dict[str, str], options: dict[str, Any], name: str) -> Any:
-    """The host's model; SettingError when it is of another architecture or weights are missing."""
-    channels = weights["patch_embedding.weight"].shape[1] if "patch_embedding.weight" in weights else None
-    require(channels == 16, FIELD, f"{name}: {channels} input channels", ARCHITECTURE)
+    """The host's model; SettingError when it does not know it, or leaves out a tensor of the file."""
     known = set(weights)
     try:
         model = comfy.sd.load_diffusion_model_state_dict(weights, model_options=dict(options), metadata=metadata)
     except comfy.model_management.OOM_EXCEPTION:
         raise
-    except (RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise SettingError(FIELD, f"{name}: {str(error).splitlines()[0]}", ARCHITECTURE) from error
+    except Exception as error:  # the host's loaders fail in whatever way the weights say
+        reason = listed((str(error) or type(error).__name__).splitlines(), 1)
+        raise SettingError(FIELD, Found(f"{name}: {reason}"), ARCHITECTURE) from error
     if model is None:
-        raise SettingError(FIELD, f"{name}: an architecture ComfyUI does not know", ARCHITECTURE)
-    missing = [key for key, _ in model.model.diffusion_model.named_parameters() if key not in known]
-    require(not missing, FIELD, f"{name}: {len(missing)} weights missing, such as {missing[:1]}", READABLE)
+        raise SettingError(FIELD, Found(f"{name}: an architecture ComfyUI does not know"), ARCHITECTURE)
+    held = set(model.model.diffusion_model.state_dict())
+    require(not known - held, FIELD, Found(f"{name}: not read by ComfyUI: {listed(sorted(known - held))}"), READABLE)
     return model
 
 
