@@ -24,8 +24,8 @@ def require_file(path: Path, field: str, accepted: str) -> int:
             raise
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(error, FileNotFoundError):
-            found = Found(f"unreadable: there is no {one_line(str(path), SHOWN)}")
-            raise SettingError(field, found, f"an existing file: {accepted}") from error
+            nothing = Found(f"unreadable: there is no {one_line(str(path), SHOWN)}")
+            raise SettingError(field, nothing, f"an existing file: {accepted}") from error
         raise SettingError(field, Found(f"unreadable: {reason}"), accepted) from error
     if found.st_size == 0:
         raise SettingError(field, Found("unreadable: an empty file"), accepted)

@@ -13,8 +13,8 @@ from test_host_core_agreement import CAUSAL, MANY_STEP, SHIFT, Both, Case, agree
 from torch import Tensor
 
 SettingError = module("flowcache_core.errors").SettingError
-load_ar_model = module("nodes.adapters.checkpoints").load_ar_model
-load_wan = module("flowcache_core.models.wan").load_wan
+load_ar_model = module("nodes.adapters.files.checkpoints").load_ar_model
+load_wan = module("flowcache_core.models.wan.transformer").load_wan
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 SCALE = 2.0**-6  # a power of two: what is multiplied out has no more bits than it had
 LINEAR = ("blocks.0.ffn.0", "blocks.0.self_attn.q", "blocks.1.cross_attn.v", "time_projection.1", "head.head")

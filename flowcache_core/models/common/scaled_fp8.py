@@ -93,7 +93,7 @@ def layer_formats(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
     formats: dict[str, dict[str, Any]] = {}
     if LISTED_FORMATS in metadata:
         field = f"metadata {LISTED_FORMATS}"
-        given = parse_object(metadata[LISTED_FORMATS], field, "JSON").get("layers")
+        given: Any = parse_object(metadata[LISTED_FORMATS], field, "JSON").get("layers")
         fits = isinstance(given, dict) and all(isinstance(how, dict) for how in given.values())
         require(fits, field, given, 'JSON of the form {"layers": {"<name>": {"format": ...}}}')
         for name, how in given.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -57,7 +58,7 @@ def _in_folder(folder: Path) -> Path:
 
 def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     name, accepted = f"index {index.name}", "JSON with a weight_map of key to shard"
-    places = read_object(index, name, accepted).get("weight_map")
+    places: Any = read_object(index, name, accepted).get("weight_map")
     mapped = isinstance(places, dict) and bool(places)
     require(mapped, name, Found(f"the weight_map {shown(places)}"), accepted)
     require_names(places, name)
