@@ -69,10 +69,19 @@ class LoadMagiModel(io.ComfyNode):
             ),
             advanced=True,
         )
+        clean_range = io.Int.Input(
+            "clean_range",
+            default=1,
+            min=1,
+            max=10000,
+            optional=True,  # workflows made before it have none
+            tooltip="Beside kv_ranges: how many chunks a finished or given chunk sees, itself included. 1 as released.",
+            advanced=True,
+        )
         fields: dict[str, list[io.Input]] = {
             "auto": [],
-            "distilled": [nearly_clean, ranges],
-            "base": [text_scale, previous_scale, ranges],
+            "distilled": [nearly_clean, ranges, clean_range],
+            "base": [text_scale, previous_scale, ranges, clean_range],
         }
         return io.Schema(
             node_id="FlowCacheLoadMagiModel",
@@ -123,8 +132,9 @@ def chosen_variant(fields: Mapping[str, Any], model_name: str) -> MagiVariant:
     if name == "auto":
         return MagiVariant(distilled=looks_distilled(model_name))
     ranges = kv_ranges(fields["kv_ranges"])
+    clean_range = fields.get("clean_range", 1) if ranges else None
     if name == "distilled":
-        return MagiVariant(nearly_clean=fields["nearly_clean"], ranges=ranges)
+        return MagiVariant(nearly_clean=fields["nearly_clean"], ranges=ranges, clean_range=clean_range)
     released = GuidanceScales()
     # Where the released scales switch a forward off it stays off: there the model was trained to need none.
     scales = replace(
@@ -132,7 +142,7 @@ def chosen_variant(fields: Mapping[str, Any], model_name: str) -> MagiVariant:
         text=tuple(fields["text_scale"] if scale else 0.0 for scale in released.text),
         previous=tuple(fields["previous_scale"] if scale != 1 else 1.0 for scale in released.previous),
     )
-    return MagiVariant(distilled=False, guidance=scales, ranges=ranges)
+    return MagiVariant(distilled=False, guidance=scales, ranges=ranges, clean_range=clean_range)
 
 
 def kv_ranges(text: str) -> tuple[int, ...]:

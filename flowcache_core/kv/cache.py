@@ -164,6 +164,20 @@ class KVCache:
                 own = torch.arange(first, first + end - start, dtype=torch.int32, device=buffer.positions.device)
                 buffer.positions[..., start:end] = own
 
+    def share(self, chunk: Chunk, source: int, target: int) -> None:
+        """Give branch ``target`` what branch ``source`` holds of a finished chunk; only where :attr:`keeps_alike`."""
+        first = self._chunk_starts[chunk.index]
+        last = first + self._tokens_of(chunk)
+        for layout, buffer in zip(self.layouts, self._layers, strict=True):
+            if buffer.positions is None:
+                own = torch.arange(first, last, device=buffer.keys.device)
+            else:
+                held = buffer.positions[source, 0, 0, : layout.clean_tokens]
+                own = ((held >= first) & (held < last)).nonzero().flatten()
+            for stored in (buffer.keys, buffer.values):
+                raw = stored.view(torch.uint8) if stored.element_size() == 1 else stored  # fp8 cannot be indexed
+                raw[target].index_copy_(2, own, raw[source].index_select(2, own))
+
     def forget(self) -> None:
         """Drop all history, so that it can be written again. Only while no chunk is active."""
         for layout in self.layouts:
@@ -175,6 +189,12 @@ class KVCache:
         self._unwritten.clear()
 
     # -- figures -----------------------------------------------------------------------------------------------------
+
+    @property
+    def keeps_alike(self) -> bool:
+        """Whether all branches and heads hold the same tokens: nothing is dropped, or by place alone."""
+        compressor = self.settings.compressor
+        return compressor is None or compressor.by_place or all(layer.positions is None for layer in self._layers)
 
     @property
     def bytes(self) -> int:

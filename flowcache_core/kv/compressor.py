@@ -51,6 +51,8 @@ class Compressor(ABC):
     """
 
     name: ClassVar[str]
+    by_place: ClassVar[bool] = False
+    """Whether the score depends on the place in the video alone, the same for all branches and heads."""
 
     key_granularity: Granularity = "token"
 

@@ -13,6 +13,7 @@ from .compressor import Compressor, Region
 @dataclass(frozen=True)
 class Recent(Compressor):
     name: ClassVar[str] = "recent"
+    by_place: ClassVar[bool] = True
 
     def score(self, region: Region) -> Tensor:
         return region.positions.float()

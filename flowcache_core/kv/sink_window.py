@@ -17,6 +17,7 @@ class SinkWindow(Compressor):
     """``sink``: chunks at the start of the video that stay, in units of the largest chunk; the rest is a window."""
 
     name: ClassVar[str] = "sink-window"
+    by_place: ClassVar[bool] = True
 
     sink: float = 1.0
 

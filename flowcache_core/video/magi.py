@@ -42,7 +42,10 @@ class MagiSettings:
 
     frames: new pixel frames. variant: "distilled" weights take one forward and are told the length of their steps, of
     which they know only some (12 of them in the ``shortcut_mode`` of :func:`.schedule.magi`); "base" weights take three
-    forwards, combined by ``guidance``. nearly_clean, ranges: see :class:`..models.magi.denoiser.MagiDenoiser`.
+    forwards, combined by ``guidance``. nearly_clean: see :class:`..models.magi.denoiser.MagiDenoiser`. ranges: how many
+    chunks a chunk sees, itself included, per equal part of its steps; () for all, as in the paper's runs, (5, 4, 3, 2)
+    in the released configurations. clean_range: how many a clean chunk sees, None as released
+    (:func:`..models.magi.guidance.visible_to_clean`).
     clean_pass: encode a finished chunk again, clean and with the null caption (MAGI-1 does, FlowCache's fork of it does
     not). chunk_frames: latent frames.
 
@@ -59,6 +62,7 @@ class MagiSettings:
     nearly_clean: bool = True
     clean_pass: bool = True
     ranges: tuple[int, ...] = ()
+    clean_range: int | None = None
     chunk_frames: int = 6
     window_chunks: int = 4
     policy: ReusePolicy = Never()
@@ -85,6 +89,8 @@ class MagiSettings:
             require(self.steps != 12, "steps", self.steps, accepted)
         for count in self.ranges:
             require_count("ranges", count, minimum=1)
+        if self.clean_range is not None:
+            require_count("clean_range", self.clean_range, minimum=1)
         parts = len(self.ranges)
         whole = parts == 0 or self.steps % parts == 0
         require(whole, "ranges", self.ranges, f"a number of entries that divides the {self.steps} steps")
@@ -125,10 +131,11 @@ class MagiSettings:
 
     def denoiser(self, transformer: MagiTransformer, captions: Mapping[int, Caption]) -> MagiDenoiser:
         """captions: as :class:`..models.magi.denoiser.MagiDenoiser` takes them, by chunk of the whole plan."""
+        seen: dict[str, Any] = {"ranges": self.ranges, "clean_range": self.clean_range}
         if self.variant == BASE:
-            return MagiDenoiser(transformer, captions, guidance=self.guidance, ranges=self.ranges)
+            return MagiDenoiser(transformer, captions, guidance=self.guidance, **seen)
         times = magi_distill_times(self.steps, self.shortcut_mode)
-        return MagiDenoiser(transformer, captions, step_times=times, nearly_clean=self.nearly_clean, ranges=self.ranges)
+        return MagiDenoiser(transformer, captions, step_times=times, nearly_clean=self.nearly_clean, **seen)
 
 
 def passes(model: str, preset: str) -> dict[str, bool]:

@@ -134,6 +134,10 @@ class TestSameAsTheCore:
         plain = load("distilled", {**DISTILLED, "nearly_clean": False, "kv_ranges": "3, 2"})
         expected = in_core(nearly_clean=False, ranges=(3, 2), clean_pass=False)
         close(run(plain, {"clean_pass": False})[0], expected, 1e-4)
+        ones, twos = (load("distilled", {**DISTILLED, "kv_ranges": "3, 2", "clean_range": n}) for n in (1, 2))
+        close(run(ones)[0], in_core(ranges=(3, 2)), 1e-4)  # 1 as released
+        close(run(twos)[0], in_core(ranges=(3, 2), clean_range=2), 1e-4)
+        assert (run(ones)[0] - run(twos)[0]).abs().max() > 0.01
         guided = load("distilled", {**BASE, "text_scale": 3.0, "previous_scale": 2.0})
         scales = core.GuidanceScales(text=(3.0, 3.0, 3.0, 0.0, 0.0), previous=(2.0, 2.0, 2.0, 1.0, 1.0))
         close(run(guided)[0], in_core("base", guidance=scales), 1e-4)

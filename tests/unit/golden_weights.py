@@ -12,9 +12,17 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
+from flowcache_core.models.magi import layers
+from flowcache_core.models.magi.config import MagiConfig
+from flowcache_core.models.magi.transformer import MagiTransformer
+
+MAGI = MagiConfig(384, 128, 2, 24, 8, 16, 96, text_dim=32, text_len=60, bands=2)
+MAGI_DIGEST = "b8c2f7969d149e9d7269ea41c308af115464b0150a86bcea5c88f29a5021b9e8"
+RAISED = (12, 106)
 FIXED_STD = (  # everything else: 1 / sqrt(inputs) for matrices
     (("x_embedder", "t_embedder", "y_proj_"), 0.12),
     (("null_caption", "cls_token", "pos_embed"), 0.5),
@@ -36,6 +44,23 @@ def draw(module: torch.nn.Module, seed: int, bias_std: float, data: Mapping[str,
     flat[data["weights.place"].long()] = data["weights.value"]
     parts = flat.float().split([shape.numel() for shape in sizes.values()])
     return {name: part.view(shape) for (name, shape), part in zip(sizes.items(), parts, strict=True)}
+
+
+def magi_transformer(data: Mapping[str, Tensor]) -> MagiTransformer:
+    """The transformer of the golden data, frozen. data: ``magi_dit.safetensors``."""
+    model = MagiTransformer(MAGI)
+    weights = draw(model, seed=11, bias_std=0.1, data=data)
+    assert digest(weights) == MAGI_DIGEST, "the stored outputs belong to other weights"
+    model.load_state_dict(weights)
+    return model.eval().requires_grad_(False)
+
+
+def as_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time embedding as on the machine that made the MAGI data: two rates one bit larger."""
+    raised = layers.time_rates(MAGI.freq_dim // 2)
+    for place in RAISED:
+        raised[place] = torch.nextafter(raised[place], torch.tensor(1.0))
+    monkeypatch.setattr(layers, "time_rates", lambda count, device: raised)
 
 
 def digest(weights: Mapping[str, Tensor]) -> str:

@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_weights import digest, draw
+from golden_weights import MAGI, as_recorded, magi_transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flowcache_core.errors import SettingError
 from flowcache_core.models.common.operations import CastingOperations, LayerNorm1p
-from flowcache_core.models.magi import layers
 from flowcache_core.models.magi.config import MAGI_4_5B, MAGI_24B, MagiConfig
 from flowcache_core.models.magi.guidance import (
     GuidanceScales,
@@ -34,12 +33,9 @@ from flowcache_core.models.magi.text import null_caption
 from flowcache_core.models.magi.transformer import MagiTransformer, load_magi
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "magi_dit.safetensors"
-GOLDEN_CONFIG = MagiConfig(384, 128, 2, 24, 8, 16, 96, text_dim=32, text_len=60, bands=2)
 TINY = MagiConfig(48, 40, 3, 6, 2, 8, 12, text_dim=20, text_len=10, freq_dim=16, bands=1)
 STEP_TIMES = {"plain": None, "distill16": 8.0, "distill64": 32.0, "distill12_interval2": 4.0}
 FRAMES, TOKENS = 6, 36
-RAISED = (12, 106)
-WEIGHTS = "b8c2f7969d149e9d7269ea41c308af115464b0150a86bcea5c88f29a5021b9e8"
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +45,14 @@ def stored() -> dict[str, Tensor]:
 
 @pytest.fixture
 def data(stored, monkeypatch) -> dict[str, Tensor]:
-    """The golden file, and the time embedding as on the machine that made it: two rates one bit larger."""
-    raised = time_rates(GOLDEN_CONFIG.freq_dim // 2)
-    for place in RAISED:
-        raised[place] = torch.nextafter(raised[place], torch.tensor(1.0))
-    monkeypatch.setattr(layers, "time_rates", lambda count, device: raised)
+    """The golden file, and the time embedding as it was made with."""
+    as_recorded(monkeypatch)
     return stored
 
 
 @pytest.fixture(scope="module")
 def model(stored) -> MagiTransformer:
-    model = MagiTransformer(GOLDEN_CONFIG)
-    weights = draw(model, seed=11, bias_std=0.1, data=stored)
-    assert digest(weights) == WEIGHTS, "the stored outputs belong to other weights"
-    model.load_state_dict(weights)
-    return model.eval().requires_grad_(False)
+    return magi_transformer(stored)
 
 
 class History:
@@ -236,7 +225,7 @@ def test_official_4_5b():
     assert sum(tensor.numel() for tensor in model.parameters()) == pytest.approx(4.460e9, rel=1e-4)
 
 
-@pytest.mark.parametrize("config", [MAGI_4_5B, MAGI_24B, GOLDEN_CONFIG, TINY])
+@pytest.mark.parametrize("config", [MAGI_4_5B, MAGI_24B, MAGI, TINY])
 def test_sizes_follow_from_the_weights(config):
     with torch.device("meta"):
         model = MagiTransformer(config)

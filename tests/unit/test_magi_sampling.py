@@ -15,7 +15,7 @@ from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.models.magi.denoiser import MagiDenoiser
-from flowcache_core.models.magi.guidance import GuidanceScales
+from flowcache_core.models.magi.guidance import GuidanceScales, visible_to_clean
 from flowcache_core.models.magi.transformer import MagiTransformer
 from flowcache_core.models.magi.vae import LATENT_SCALE, MagiVAE, MagiVAEConfig, Tiling
 from flowcache_core.plan import PLANS
@@ -83,6 +83,7 @@ class Plain:
     nearly_clean: bool = False
     clean_pass: bool = True
     ranges: tuple[int, ...] = ()
+    clean_range: int = 1
 
     def times(self) -> list[float]:
         u = torch.linspace(0, 1, self.steps + 1)
@@ -124,23 +125,27 @@ class Plain:
         text, previous = {}, {} if self.scales else None
         null_rows = self.model.y_embedder.null_caption_embedding[None]
         null_mask = (torch.arange(60) < 50).float()[None]
-        null, nothing = (null_rows, null_mask), (null_rows, torch.zeros(1, 60))
+        null = (null_rows, null_mask)
         part = lambda c: x[:, :, c * FRAMES : (c + 1) * FRAMES]  # noqa: E731
         everything = chunks + 1
 
-        def encode(chunk, caption):
-            count = self.ranges[-1] if self.ranges else everything
-            for_all = previous if self.scales else text
-            self.forward(part(chunk), 0.9999, caption, for_all, chunk, count, dropped=bool(self.scales))
-            for layer in for_all:
-                text.setdefault(layer, {})[chunk] = for_all[layer][chunk]
+        def encode(chunk):
+            count = self.clean_range if self.ranges else everything
+            for kv in (text, previous) if self.scales else (text,):
+                self.forward(part(chunk), 0.9999, null, kv, chunk, count, dropped=kv is previous)
+
+        def share(chunk):
+            for layer in previous or {}:
+                text[layer][chunk] = previous[layer][chunk]
 
         for chunk in range(offset):
-            encode(chunk, null if self.scales else nothing)
+            encode(chunk)
+            share(chunk)
         for newest in range(offset, chunks + 3):
             oldest = max(offset, newest - 3)
-            if newest - 4 >= offset and self.clean_pass:
-                encode(newest - 4, null)
+            finished = newest - 4 if newest - 4 >= offset and self.clean_pass else None
+            if finished is not None:
+                encode(finished)
             for tick in range(per):
                 for chunk in range(oldest, min(chunks, newest + 1)):
                     step = (newest - chunk) * per + tick
@@ -159,6 +164,8 @@ class Plain:
                     x[:, :, chunk * FRAMES : (chunk + 1) * FRAMES] = now + v * (t[step + 1] - t[step])
                     if prefix is not None:
                         x[:, :, :given] = prefix
+                if tick == 0 and finished is not None:
+                    share(finished)
         return x
 
 
@@ -170,6 +177,11 @@ VARIANTS = {
     "guided": ({"scales": SCALES}, {}),
     "no-clean-pass": ({"distill": True, "clean_pass": False}, {"nearly_clean": False}),
     "ranges": ({"distill": True, "ranges": (4, 3, 2, 2)}, {"nearly_clean": False, "ranges": (4, 3, 2, 2)}),
+    "clean-range": (
+        {"distill": True, "ranges": (4, 3, 2, 2), "clean_range": 2},
+        {"nearly_clean": False, "ranges": (4, 3, 2, 2), "clean_range": 2},
+    ),
+    "guided-four-steps": ({"scales": SCALES, "steps": 4}, {}),
     "guided-ranges": ({"scales": SCALES, "ranges": (3, 2)}, {"ranges": (3, 2)}),
 }
 
@@ -330,12 +342,15 @@ def test_a_budget_at_least_as_long_as_the_video_changes_nothing(model):
     assert torch.equal(ten_chunks(model, 6)[1], ten_chunks(model, None)[1])
 
 
-def test_published_ranges_need_one_chunk_beside_the_window(model):
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.float8_e4m3fn])
+def test_published_ranges_need_one_chunk_beside_the_window(model, guided, dtype):
     """5, 4, 3, 2 chunks are seen at most: the newest chunk of history is enough, whatever the video's length."""
     options = {"ranges": (5, 4, 3, 2)}
-    whole = generate(distilled(model, **options), engine(), noise())
-    kv = KVSettings(budget=1, compressor=Recent())
-    assert torch.equal(generate(distilled(model, **options), engine(kv=kv), noise()), whole)
+    denoiser = MagiDenoiser(model, captions(), guidance=SCALES, **options) if guided else distilled(model, **options)
+    whole = generate(denoiser, engine(kv=KVSettings(dtype=dtype)), noise())
+    kv = KVSettings(budget=1, compressor=Recent(), dtype=dtype)
+    assert torch.equal(generate(denoiser, engine(kv=kv), noise()), whole)
 
 
 @pytest.mark.parametrize("guided", [False, True])
@@ -524,11 +539,23 @@ def test_frames_become_whole_chunks_behind_the_prefix():
     assert [settings.new_chunks(prefix) for prefix in (0, 1, 6)] == [3, 3, 3]
 
 
+def test_a_clean_chunk_sees_itself_alone_beside_ranges():
+    """As all released configurations have it; finished chunks see everything where there are no ranges."""
+    seen = [visible_to_clean(chunk, (5, 4, 3, 2), given=given) for chunk in (0, 9) for given in (True, False)]
+    assert seen == [range(0, 1), range(0, 1), range(9, 10), range(9, 10)]
+    assert visible_to_clean(9, (5, 4, 3, 2), 2, given=False) == range(8, 10)
+    assert visible_to_clean(9, (), given=False) == visible_to_clean(9, (), 1, given=False) == range(0, 10)
+    assert visible_to_clean(9, (), given=True) == range(2, 10)
+    assert visible_to_clean(9, (), 3, given=True) == range(7, 10)
+    with pytest.raises(SettingError, match="clean_range: got 0, accepted: a whole number >= 1"):
+        MagiSettings(clean_range=0)
+
+
 def test_variants_make_their_denoisers(model):
-    base = MagiSettings(steps=16, variant="base", guidance=SCALES, ranges=(5, 4, 3, 2))
+    base = MagiSettings(steps=16, variant="base", guidance=SCALES, ranges=(5, 4, 3, 2), clean_range=2)
     denoiser = base.denoiser(model, captions())
     assert (denoiser.branches, denoiser.step_times, denoiser.guidance) == (3, (), SCALES)
-    assert denoiser.ranges == (5, 4, 3, 2) and denoiser.kv_spec(noise()).branches == 2
+    assert (denoiser.ranges, denoiser.clean_range) == ((5, 4, 3, 2), 2) and denoiser.kv_spec(noise()).branches == 2
     twelve = MagiSettings(steps=12, shortcut_mode="16,16,8").denoiser(model, captions())
     assert (twelve.branches, twelve.step_times) == (1, (8.0, 8.0, 4.0) * 4)
 

@@ -12,7 +12,6 @@ from flowcache_core.models.magi.text import (
     SpecialTokens,
     TokenSwitches,
     chunk_captions,
-    clean_chunk_caption,
     fit_caption,
     load_special_tokens,
     null_caption,
@@ -92,13 +91,6 @@ def test_null_caption(tokens):
     caption, mask = null_caption(embedding, tokens)
     assert first_column(caption) == [104, 100, LOGO, CAPTION, *range(56)]
     assert mask.tolist() == [1] * 50 + [0] * 10
-
-
-def test_clean_chunks_see_no_text():
-    embedding = torch.randn(60, DIM)
-    assert torch.equal(clean_chunk_caption(embedding, text=True)[0], embedding)
-    assert clean_chunk_caption(embedding, text=True)[1].sum() == 0
-    assert clean_chunk_caption(embedding, text=False)[1].sum() == 50
 
 
 # --- the file ----------------------------------------------------------------------------------------------------

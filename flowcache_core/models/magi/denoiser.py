@@ -4,15 +4,17 @@ The engine's velocity is noise minus clean and its timestep is the model's time 
 model's velocity changes its sign.
 
 Which forwards share K/V is the original's: with guidance, the forwards with and without text each keep their own for
-the chunks in the window, and see the same for clean ones, which are encoded once, with the null caption; the forward of
-a chunk alone keeps none. Departure: in the first step after a chunk has finished, the original's forward with text
-encodes that chunk once more under its own adaLN row; here it sees the lasting K/V from the beginning.
+the chunks in the window, and see the same for clean ones, which the forward without text encodes, with the null
+caption; the forward of a chunk alone keeps none. Only in the tick after a chunk has finished the forward with text sees
+K/V of that chunk that it encoded itself, under its own adaLN row. Departure: not where a compressor looks at the K/V,
+since it keeps other tokens in every branch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -21,14 +23,23 @@ from torch import Tensor
 from ...denoiser import ChunkInput, ChunkOutput, KVSpec
 from ...errors import SettingError, require, require_count, require_finite
 from ...kv.cache import KVCache
-from .guidance import GuidanceScales, guide, is_nearly_clean, mix_nearly_clean, needs_alone, visible_chunks
+from ...plan.base import Chunk
+from .guidance import (
+    GuidanceScales,
+    guide,
+    is_nearly_clean,
+    mix_nearly_clean,
+    needs_alone,
+    visible_chunks,
+    visible_to_clean,
+)
 from .layers import AttentionKernel, Memory
-from .text import clean_chunk_caption, null_caption
+from .text import null_caption
 from .transformer import CaptionRows, MagiTransformer
 
 Caption = tuple[Tensor, Tensor]
 TEXT, PREVIOUS, ALONE = range(3)
-NULL, PREFIX = -1, -2  # keys of captions that are no chunk's
+NULL = -1  # key of the caption that is no chunk's
 
 
 @dataclass
@@ -40,9 +51,9 @@ class MagiDenoiser:
     earlier chunks; earlier chunks; the chunk alone), None for one forward with the text. step_times: one per step, for
     distilled weights (:func:`..schedule.magi_distill_times`), which take no guidance.
     nearly_clean: distilled weights run the oldest chunk of the window once more, alone, when it is past t = 0.3, and
-    mix. ranges: how many chunks a chunk may attend to, itself included, per equal part of its steps, noise first; the
-    last one holds for clean chunks; empty for all. Of a compressed history it is the newest tokens that many chunks
-    have. kernel: computes all attention.
+    mix. ranges, clean_range: how many chunks a chunk may attend to, itself included
+    (:func:`.guidance.visible_chunks`, :func:`.guidance.visible_to_clean`). Of a compressed history it is the
+    newest tokens that many chunks have. kernel: computes all attention.
     """
 
     transformer: MagiTransformer
@@ -51,8 +62,11 @@ class MagiDenoiser:
     step_times: tuple[float, ...] = ()
     nearly_clean: bool = True
     ranges: tuple[int, ...] = ()
+    clean_range: int | None = None
     kernel: AttentionKernel = F.scaled_dot_product_attention
     rows: dict[tuple[int, int], CaptionRows] = field(default_factory=dict, init=False, repr=False)
+    finished: WeakKeyDictionary[KVCache, Chunk] = field(default_factory=WeakKeyDictionary, init=False, repr=False)
+    """By run, the chunk of which the forward with text has K/V of its own."""
 
     def __post_init__(self) -> None:
         require(0 in self.captions, "captions", sorted(self.captions), "start chunks, 0 among them")
@@ -114,6 +128,8 @@ class MagiDenoiser:
         """Velocity ``[B, ...]`` and block-stack residual of one branch at one step."""
         dropped = branch != TEXT
         text = NULL if dropped else item.prompt_chunk
+        if not dropped:
+            self.share_finished(cache, cache.plan.first_tick[item.chunk.index] + item.step)
         if branch != ALONE:
             memory = self.memory(item, range(branch, branch + 1), cache)
             result = self.run(item, text, memory, item.chunk.first_frame, dropped, keep_residual)
@@ -156,13 +172,24 @@ class MagiDenoiser:
         return -velocity, residual
 
     def encode(self, item: ChunkInput, cache: KVCache) -> Tensor:
-        """Write the K/V of a chunk that is clean: with the null caption, one forward for all branches."""
-        given = item.chunk.index < cache.plan.prefix_chunks
-        guided = self.guidance is not None
-        text = PREFIX if given and not guided else NULL
-        branches = range(2) if guided else range(1)
+        """Write the K/V of a chunk that is clean, with the null caption."""
+        chunk, given, guided = item.chunk, item.chunk.index < cache.plan.prefix_chunks, self.guidance is not None
+        self.share_finished(cache)
+        own = guided and not given and cache.keeps_alike
+        if own:
+            memory = self.memory(item, range(TEXT, TEXT + 1), cache, observe=False)
+            self.run(item, NULL, memory, chunk.first_frame, False, False)
+            self.finished[cache] = chunk
+        branches = range(PREVIOUS if own else TEXT, 2 if guided else 1)
         memory = self.memory(item, branches, cache, observe=given)
-        return self.run(item, text, memory, item.chunk.first_frame, guided, False)[0]
+        return self.run(item, NULL, memory, chunk.first_frame, guided, False)[0]
+
+    def share_finished(self, cache: KVCache, tick: int | None = None) -> None:
+        """From the second tick after a chunk has finished all forwards see the K/V that is kept of it."""
+        chunk = self.finished.get(cache)
+        if chunk is not None and (tick is None or tick > cache.plan.last_tick[chunk.index] + 1):
+            cache.share(chunk, PREVIOUS, TEXT)
+            del self.finished[cache]
 
     # -- what a forward sees -----------------------------------------------------------------------------------------
 
@@ -183,11 +210,15 @@ class MagiDenoiser:
 
     def visible_tokens(self, item: ChunkInput, cache: KVCache) -> int:
         """Newest tokens that a chunk may attend to, its own included; 0 is all (as a slice from ``-0`` takes them)."""
-        if not self.ranges:
+        chunk, steps = item.chunk.index, cache.plan.steps
+        if item.step == steps:
+            given = chunk < cache.plan.prefix_chunks
+            seen = visible_to_clean(chunk, self.ranges, self.clean_range, given=given)
+        else:
+            seen = visible_chunks(chunk, item.step, steps, self.ranges)
+        if seen.start == 0:
             return 0
-        steps = cache.plan.steps
-        first = visible_chunks(item.chunk.index, min(item.step, steps - 1), steps, self.ranges).start
-        frames = item.chunk.end_frame - cache.plan.chunks[first].first_frame
+        frames = item.chunk.end_frame - cache.plan.chunks[seen.start].first_frame
         return frames * cache.spec.tokens_per_frame
 
     def caption(self, key: int, batch: int, device: torch.device) -> CaptionRows:
@@ -195,15 +226,14 @@ class MagiDenoiser:
         if key >= 0:
             key = max(start for start in self.captions if start <= key)
         if (key, batch) not in self.rows:
-            caption, mask = self.captions[key] if key >= 0 else self.without_text(key)
+            caption, mask = self.captions[key] if key >= 0 else self.without_text()
             rows = self.transformer.caption_rows(caption.to(device), mask.to(device), batch)
             self.rows[key, batch] = rows
         return self.rows[key, batch]
 
-    def without_text(self, key: int) -> Caption:
-        """The null caption; a given chunk's, where there is no guidance, has no row at all (as in the original)."""
-        learned = self.transformer.y_embedder.null_caption_embedding
-        states, mask = clean_chunk_caption(learned, text=True) if key == PREFIX else null_caption(learned)
+    def without_text(self) -> Caption:
+        """The null caption, which is every clean chunk's too, given or finished."""
+        states, mask = null_caption(self.transformer.y_embedder.null_caption_embedding)
         return states[None], mask[None]
 
 

@@ -14,6 +14,7 @@ TIME_TOLERANCE = 1e-7
 NEARLY_CLEAN_TIME = 0.3
 PREVIOUS_SHARE = 0.7
 CLEAN_TIME = 0.9999
+CLEAN_RANGE, GIVEN_RANGE = 1, 8
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def distilled_step_time(steps: int, interval: int = 1) -> float:
 def visible_chunks(chunk: int, step: int, steps: int, ranges: Sequence[int]) -> range:
     """Chunks that a chunk at its own step may attend to, itself included.
 
-    ranges: how many, per equal part of the steps, noise first (5, 4, 3, 2 in the released base model); empty for all.
+    ranges: how many, per equal part of the steps, noise first (5, 4, 3, 2 as released); empty for all.
     """
     require_count("step", step, minimum=0, maximum=steps - 1)
     if not ranges:
@@ -93,3 +94,17 @@ def visible_chunks(chunk: int, step: int, steps: int, ranges: Sequence[int]) -> 
     require(all(count >= 1 for count in ranges), "K/V ranges", tuple(ranges), "whole numbers >= 1")
     count = ranges[step // (steps // len(ranges))]
     return range(max(0, chunk + 1 - count), chunk + 1)
+
+
+def visible_to_clean(chunk: int, ranges: Sequence[int], clean_range: int | None = None, *, given: bool) -> range:
+    """Chunks that a clean chunk, given or finished, attends to while its K/V is written, itself included.
+
+    ``clean_range`` of them: with ``ranges`` always, without for given ones alone, as in the original. None is the
+    released setting: one with ranges; without, all for finished and eight for given ones.
+    """
+    if not ranges and not given:
+        return range(0, chunk + 1)
+    if clean_range is None:
+        clean_range = CLEAN_RANGE if ranges else GIVEN_RANGE
+    require_count("clean_range", clean_range, minimum=1)
+    return range(max(0, chunk + 1 - clean_range), chunk + 1)

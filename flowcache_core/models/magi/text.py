@@ -142,12 +142,3 @@ def null_caption(embedding: Tensor, tokens: SpecialTokens | None = None) -> tupl
     mask = embedding.new_zeros(length)
     mask[:NULL_TOKENS] = 1
     return embedding, mask
-
-
-def clean_chunk_caption(embedding: Tensor, *, text: bool) -> tuple[Tensor, Tensor]:
-    """Caption and mask of a chunk that is given clean (prefix video).
-
-    The branch with text sees no caption row at all there, the branch without sees the 50 null rows.
-    """
-    states, mask = null_caption(embedding)
-    return states, torch.zeros_like(mask) if text else mask

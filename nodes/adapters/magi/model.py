@@ -35,13 +35,14 @@ REFERENCE_DIM = 3072
 class MagiVariant:
     """How the weights are run: distilled ones take one forward per step, others three, combined by ``guidance``.
 
-    nearly_clean, ranges: as in the core's MagiDenoiser.
+    nearly_clean, ranges, clean_range: as in the core's MagiDenoiser.
     """
 
     distilled: bool = True
     nearly_clean: bool = True
     guidance: GuidanceScales = GuidanceScales()
     ranges: tuple[int, ...] = ()
+    clean_range: int | None = None
 
 
 class MagiLatents(comfy.latent_formats.LatentFormat):

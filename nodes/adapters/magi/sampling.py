@@ -186,6 +186,7 @@ def denoiser_of(
         step_times=step_times,
         nearly_clean=variant.nearly_clean,
         ranges=variant.ranges,
+        clean_range=variant.clean_range,
         **fields,
     )
 
