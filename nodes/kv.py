@@ -15,7 +15,8 @@ from ..flowcache_core.kv.settings import KVSettings
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.settings import with_kv
 from .adapters.shown.kv_size import describe_budget
-from .adapters.shown.progress import show_text
+from .adapters.shown.running_node import show_text
+from .choices import MISSING, check
 
 NAME = "KV Cache Compressor"
 SAME = "same as the model"
@@ -144,16 +145,22 @@ class KVCompressor(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The same model with these settings; sampled by an AR video sampler.")],
-            hidden=[io.Hidden.unique_id],
+            accept_all_inputs=True,  # see choices.py
         )
 
     @classmethod
-    def execute(cls, model: Any, budget: float, method: Mapping[str, Any], dtype: str, device: str) -> io.NodeOutput:
+    def validate_inputs(cls, method: Any = MISSING) -> bool | str:
+        return check(cls, method=method)
+
+    @classmethod
+    def execute(
+        cls, model: Any, budget: float, method: Mapping[str, Any], dtype: str, device: str, **_: Any
+    ) -> io.NodeOutput:
         with naming(NAME):
             kv = settings(budget, method, dtype, device)
             patched = with_kv(model, kv)
         text = describe_budget(model, kv)
-        show_text(getattr(cls.hidden, "unique_id", None), text)
+        show_text(text)
         return io.NodeOutput(patched, ui=ui.PreviewText(text))
 
 

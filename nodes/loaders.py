@@ -13,6 +13,7 @@ from .adapters.files.listed import listed_file
 from .adapters.files.weight_files import whole_models
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.settings import with_slot
+from .choices import MISSING, check
 
 NAME = "Load AR Video Model"
 FOLDER = "diffusion_models"
@@ -60,10 +61,15 @@ class LoadARModel(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(tooltip="Ready for AR Video Sampler (FlowCache) or ComfyUI's Sampler AR Video.")],
+            accept_all_inputs=True,  # see choices.py
         )
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str, family: Mapping[str, Any]) -> io.NodeOutput:
+    def validate_inputs(cls, model_name: Any = MISSING, family: Any = MISSING) -> bool | str:
+        return check(cls, model_name=model_name, family=family)
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str, family: Mapping[str, Any], **_: Any) -> io.NodeOutput:
         with naming(NAME):
             path = listed_file(FOLDER, model_name, "model_name")
             fps = FPS[family.get("fps", "24")]

@@ -25,6 +25,7 @@ from .adapters.magi.text import conditioning, encode, read_table, tables
 from .adapters.magi.vae import load_host_vae
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.settings import with_slot
+from .choices import MISSING, check
 
 MODEL_NAME, VAE_NAME, PROMPT_NAME = "Load MAGI-1 Model", "Load MAGI-1 VAE", "MAGI-1 Prompt"
 SCHEDULE_NAME, LATENT_NAME = "MAGI-1 Schedule", "Empty MAGI-1 Latent"
@@ -116,10 +117,15 @@ class LoadMagiModel(io.ComfyNode):
             outputs=[
                 io.Model.Output(tooltip="For AR Video Sampler (FlowCache) with plan sliding window and Basic Guider.")
             ],
+            accept_all_inputs=True,  # see choices.py
         )
 
     @classmethod
-    def execute(cls, model_name: str, weight_dtype: str, variant: Mapping[str, Any]) -> io.NodeOutput:
+    def validate_inputs(cls, model_name: Any = MISSING, variant: Any = MISSING) -> bool | str:
+        return check(cls, model_name=model_name, variant=variant)
+
+    @classmethod
+    def execute(cls, model_name: str, weight_dtype: str, variant: Mapping[str, Any], **_: Any) -> io.NodeOutput:
         with naming(MODEL_NAME):
             path = listed_file(MODELS, model_name, "model_name")
             return io.NodeOutput(with_slot(load_magi_model(path, weight_dtype, chosen_variant(variant, model_name))))
@@ -171,6 +177,10 @@ class LoadMagiVAE(io.ComfyNode):
             ],
             outputs=[io.Vae.Output(tooltip="For VAE Decode and VAE Encode.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, vae_name: Any = MISSING) -> bool | str:
+        return check(cls, vae_name=vae_name)
 
     @classmethod
     def execute(cls, vae_name: str) -> io.NodeOutput:
@@ -225,6 +235,10 @@ class MagiPrompt(io.ComfyNode):
             ],
             outputs=[io.Conditioning.Output(tooltip="For Basic Guider.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, special_tokens: Any = MISSING) -> bool | str:
+        return check(cls, special_tokens=special_tokens)
 
     @classmethod
     def execute(

@@ -14,6 +14,7 @@ from ..flowcache_core.reuse import DISTANCES, POLICIES, QUANTITIES
 from ..flowcache_core.reuse.build import build_policy, build_quantity
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.settings import ReuseSettings, with_reuse
+from .choices import MISSING, check
 
 NAME = "FlowCache Chunkwise Reuse"
 CUSTOM = "custom"
@@ -148,10 +149,15 @@ class ChunkwiseReuse(io.ComfyNode):
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The same model with these settings; sampled by an AR video sampler.")],
+            accept_all_inputs=True,  # see choices.py
         )
 
     @classmethod
-    def execute(cls, model: Any, preset: Mapping[str, Any]) -> io.NodeOutput:
+    def validate_inputs(cls, preset: Any = MISSING) -> bool | str:
+        return check(cls, preset=preset)
+
+    @classmethod
+    def execute(cls, model: Any, preset: Mapping[str, Any], **_: Any) -> io.NodeOutput:
         with naming(NAME):
             return io.NodeOutput(with_reuse(model, settings(preset)))
 

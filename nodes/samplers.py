@@ -12,6 +12,7 @@ from .adapters.naming import CATEGORY, naming
 from .adapters.run.plan_choice import PLANS, PlanChoice
 from .adapters.shown.live_preview import Display
 from .adapters.wan.sampling import ChunkSampler
+from .choices import MISSING, check
 
 NAME = "AR Video Sampler (FlowCache)"
 
@@ -193,8 +194,12 @@ class ARSampler(io.ComfyNode):
                 ),
             ],
             outputs=[io.Sampler.Output(tooltip="For SamplerCustomAdvanced.")],
-            hidden=[io.Hidden.unique_id],
+            accept_all_inputs=True,  # see choices.py
         )
+
+    @classmethod
+    def validate_inputs(cls, plan: Any = MISSING) -> bool | str:
+        return check(cls, plan=plan)
 
     @classmethod
     def execute(
@@ -204,7 +209,8 @@ class ARSampler(io.ComfyNode):
         prefix_frames: int = 0,
         preview_vae: Any = None,
         preview_fps: int = 16,
+        **_: Any,
     ) -> io.NodeOutput:
         with naming(NAME):
-            display = Display(getattr(cls.hidden, "unique_id", None), preview_vae, preview_fps)
+            display = Display(preview_vae, preview_fps)
             return io.NodeOutput(ChunkSampler(NAME, PlanChoice.of(plan), prefix, prefix_frames, display))

@@ -65,6 +65,11 @@ class Compressor(ABC):
         """The smallest budget, in chunks, with which the method still is itself."""
         return 1.0
 
+    @property
+    def accepted_budget(self) -> str:
+        """For the error about a smaller one: what the method needs, with the field it follows from."""
+        return f"a number >= {self.min_budget:g}"
+
     def query_rows(self, chunk_tokens: int, tokens_per_frame: int) -> int:
         """How many of a chunk's last queries the method wants to see; 0 for none."""
         return 0

@@ -47,7 +47,10 @@ class KVSettings:
             require(len(self.budgets) > 0, "budget", self.budget, "one number per layer")
         for budget in self.budgets:
             assert self.compressor is not None
-            require_finite("budget", budget, minimum=self.compressor.min_budget)
+            try:
+                require_finite("budget", budget, minimum=self.compressor.min_budget)
+            except SettingError as error:
+                raise SettingError("budget", budget, self.compressor.accepted_budget) from error
         accepted = "None, " + ", ".join(str(dtype).removeprefix("torch.") for dtype in STORAGE_DTYPES)
         require(self.dtype is None or self.dtype in STORAGE_DTYPES, "dtype", self.dtype, accepted)
         try:

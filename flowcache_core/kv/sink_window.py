@@ -29,6 +29,11 @@ class SinkWindow(Compressor):
     def min_budget(self) -> float:
         return self.sink + 1.0
 
+    @property
+    def accepted_budget(self) -> str:
+        newest = f"the {self.sink:g} chunks of sink and the newest one; or a smaller sink, or method recent"
+        return f"a number >= {self.min_budget:g}: {newest}"
+
     def score(self, region: Region) -> Tensor:
         # 2**25 exceeds every position that fp32 can hold exactly; infinity would spoil the means of frames and chunks.
         recency = region.positions.float()

@@ -11,7 +11,14 @@ CATEGORY = "FlowCache"
 
 
 class NodeFieldError(SettingError):
-    """A SettingError whose field begins with the node's display name."""
+    """A SettingError whose field begins with the node's display name.
+
+    To the host it is the ValueError that it is: what the frontend shows at once is three short lines, type first, and a
+    type of our own comes with the path of its module.
+    """
+
+
+NodeFieldError.__module__, NodeFieldError.__qualname__ = ValueError.__module__, ValueError.__qualname__
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from ....flowcache_core.reuse import QUANTITIES
 from ..naming import naming
 from ..run.memory import announce
 from ..run.settings import FlowCacheSettings, refuse_other_caches, settings_of
+from ..run.start_image import image_notes
 from ..wan.denoiser import kv_spec
 from .run import HOST_SAMPLER, INSTEAD, KEY, OUR_SAMPLER, HostRun
 
@@ -54,6 +55,8 @@ def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> None:
         with naming("KV Cache Compressor"):
             kv_bytes = peak_bytes(kv_spec(model, latents.shape, 1, "cpu"), settings.kv_settings, plan)
         announce(guider, max(chunk.frames for chunk in plan.chunks), kv_bytes)
+        for note in image_notes(guider.conds, model.diffusion_model):
+            logging.warning("FlowCache: %s", note)
 
     def sampling(
         executor: Any, guider: Any, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, noise: Tensor, *rest: Any

@@ -30,6 +30,7 @@ from ..run.plan_choice import PlanChoice
 from ..run.prefix import clean_frames
 from ..run.prompt_schedule import recached
 from ..run.settings import FlowCacheSettings, refuse_other_caches, settings_of
+from ..run.start_image import image_notes
 from ..shown.live_preview import Display, LivePreview
 from ..shown.progress import Progress
 from .model import MagiLatents, MagiVariant
@@ -93,8 +94,8 @@ class MagiSampling:
             callback=callback,
             ends_clean=True,
             disable=disable,
-            node_id=display.node_id,
             preview=self.preview(display),
+            notes=image_notes(self.guider.conds, self.model.diffusion_model),
         )
         config = self.model.diffusion_model.config
         captions = ChunkCaptions(

@@ -158,7 +158,7 @@ def magi_preview(display: Display, latents: Tensor) -> LivePreview | None:
 
     height, width = (STRIDE * side for side in latents.shape[3:])
     video = GrowingVideo(width, height, display.fps)
-    return LivePreview(display, decode, video, vae.vae_dtype, Tiling.frames // FRAMES)
+    return LivePreview(decode, video, vae.vae_dtype, Tiling.frames // FRAMES)
 
 
 def tiling(pixels: int, overlap: int, frames: int) -> Tiling:

@@ -1,4 +1,4 @@
-"""The one OUTER_SAMPLE wrapper of a MODEL with FlowCache settings: what happens before the host loads the model."""
+"""The one OUTER_SAMPLE wrapper of a MODEL with FlowCache settings: what happens before and after all sampling."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ def outer_sample(
 ) -> Any:
     from ..host_ar.attach import attach, is_host_ar, warn_unused
     from ..wan.sampling import ChunkSampler
+    from .settings import settings_of
 
     guider = executor.class_obj
-    if isinstance(sampler, ChunkSampler):
+    slot, ours = settings_of(guider.model_options).slot, isinstance(sampler, ChunkSampler)
+    slot.begin(autoregressive=ours or is_host_ar(sampler))
+    if ours:
         sampler.reserve(guider, latent_image, sigmas)
     elif is_host_ar(sampler):
         attach(guider, sampler, latent_image, sigmas)
     else:
         warn_unused(guider.model_options)
-    return executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+    slot.end(output)
+    return output

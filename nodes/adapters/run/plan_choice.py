@@ -57,14 +57,20 @@ class PlanChoice:
         choice = cls(name, solver=SOLVERS[solver](), **values)
         if choice.attention == "bidirectional":
             require(not choice.clean_pass, "clean_pass", True, "off with attention bidirectional, which keeps no K/V")
+        if choice.window_frames:
+            choice.check_windows()
         return choice
+
+    def check_windows(self) -> None:
+        """SettingError when a video longer than a window could not be cut into such windows."""
+        room = f"0, or at least the {self.chunk_frames} latent frames of a chunk"
+        require(self.window_frames >= self.chunk_frames, "window_frames", self.window_frames, room)
+        overlap_windows(self.window_frames + 1, self.window_frames, self.overlap_frames, self.chunk_frames)
 
     def windows(self, frames: int, prefix_frames: int) -> tuple[Window, ...]:
         """The windows of a video; its own clean prefix belongs to the first one."""
         if not self.window_frames:
             return (Window(0, frames, prefix_frames),)
-        room = f"0, or at least the {self.chunk_frames} latent frames of a chunk"
-        require(self.window_frames >= self.chunk_frames, "window_frames", self.window_frames, room)
         first, *others = overlap_windows(frames, self.window_frames, self.overlap_frames, self.chunk_frames)
         most = f"fewer than the {first.frames} latent frames of a window"
         require(prefix_frames < first.frames, "prefix frames", prefix_frames, most)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ....flowcache_core.errors import SettingError
 from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.presets import Preset
-from ....flowcache_core.report.record import Recorder, RunRecord
+from ....flowcache_core.report.record import RunRecord
 from ....flowcache_core.reuse.base import ReusePolicy
 from ....flowcache_core.reuse.quantity import Quantity
 from ....flowcache_core.schedule import Schedule, shift_of
 from .outer import install_outer
+from .records import BYPASSED, NOT_SAMPLED, NoRecordError, RecordSlot
 
 KEY = "flowcache"
 
@@ -37,20 +37,19 @@ class ReuseSettings:
     def check(self, schedule: Schedule) -> None:
         """SettingError when these settings are not for a run over ``schedule``."""
         if self.source is not None:
-            self.source.fit(schedule.steps, shift_of(schedule))
+            fit(self.source, self.preset, schedule)
         self.policy.note(schedule.steps)
 
 
-@dataclass
-class RecordSlot:
-    """Where a sampler leaves the record of this MODEL's last run, for the report node. A result, never run state."""
-
-    record: RunRecord | None = None
-
-    def keep(self, recorder: Recorder) -> None:
-        """Note the run as far as it went; the last record stays when it did not even start."""
-        with suppress(ValueError):
-            self.record = recorder.record()
+def fit(source: Preset, name: str, schedule: Schedule) -> None:
+    """SettingError that says whose preset it is, when it was calibrated for other runs than those over ``schedule``."""
+    try:
+        source.fit(schedule.steps, shift_of(schedule))
+    except SettingError as error:
+        needs = (source.requires or {}).items()
+        runs = " at ".join(f"{value:g} steps" if key == "steps" else f"{key} {value:g}" for key, value in needs)
+        accepted = f"{runs} of the model {source.model}; or a preset of the model that runs, or custom"
+        raise SettingError(f"preset {name} (made for {source.model})", error.value, accepted) from error
 
 
 @dataclass(frozen=True)
@@ -90,17 +89,18 @@ def with_slot(model: Any) -> Any:
 
 
 def last_record(model: Any) -> RunRecord:
-    """What the last run of this MODEL left; SettingError when there was none."""
-    if KEY not in model.model_options:
-        accepted = (
-            "the output of FlowCache Chunkwise Reuse, KV Cache Compressor or Load AR Video Model that was sampled"
-        )
-        raise SettingError("model", "a model without FlowCache settings", accepted)
-    record = settings_of(model.model_options).slot.record
+    """What the last run of this MODEL left; NoRecordError when there was none."""
+    record = slot_of(model).record
     if record is None:
-        accepted = "the very MODEL that the guider got, sampled by an AR video sampler"
-        raise SettingError("model", "a model that has not been sampled", accepted)
+        raise NoRecordError(NOT_SAMPLED)
     return record
+
+
+def slot_of(model: Any) -> RecordSlot:
+    """Where the runs of this MODEL are noted; NoRecordError when it came through no node of ours."""
+    if KEY not in model.model_options:
+        raise NoRecordError(BYPASSED)
+    return settings_of(model.model_options).slot
 
 
 def expectation(model: Any, record: RunRecord) -> str | None:

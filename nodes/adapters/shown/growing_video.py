@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 
@@ -16,13 +17,18 @@ class GrowingVideo:
     """Frames in memory as H.264 in a transport stream, the container that needs no end."""
 
     def __init__(self, width: int, height: int, fps: int) -> None:
-        self.stream = BytesIO()
+        self.width, self.height, self.fps = width, height, fps
+        self.stream, self.container, self.encoder = BytesIO(), None, None
+
+    def open(self) -> None:
         self.container = av.open(self.stream, "w", format="mpegts", options={"flush_packets": "1"})
-        self.encoder = self.container.add_stream(CODEC, rate=fps, options=OPTIONS)
-        self.encoder.width, self.encoder.height, self.encoder.pix_fmt = width, height, "yuv420p"
+        self.encoder = self.container.add_stream(CODEC, rate=self.fps, options=OPTIONS)
+        self.encoder.width, self.encoder.height, self.encoder.pix_fmt = self.width, self.height, "yuv420p"
 
     def add(self, frames: Tensor) -> None:
-        """frames: ``[n, H, W, 3]`` uint8 on the CPU."""
+        """frames: ``[n, H, W, 3]`` uint8 on the CPU. The encoder is opened with the first of them."""
+        if self.encoder is None:
+            self.open()
         for frame in frames.numpy():
             self.container.mux(self.encoder.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
 
@@ -40,4 +46,6 @@ class GrowingVideo:
                     file.mux(packet)
 
     def close(self) -> None:
-        self.container.close()
+        with suppress(av.FFmpegError):  # of an encoder that failed before its first frame
+            if self.container is not None:
+                self.container.close()

@@ -1,9 +1,8 @@
-"""The finished part of a video, decoded and shown on the sampler's node while later chunks still run."""
+"""The finished part of a video, decoded and shown on the node that samples while later chunks still run."""
 
 from __future__ import annotations
 
 import logging
-import sys
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,25 +10,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import av
-import comfy.model_management
 import folder_paths
 import torch
 from torch import Tensor
 
-from ....flowcache_core.errors import SettingError, require_count
+from ....flowcache_core.errors import require_count
 from ....flowcache_core.files import whole_file
 from ....flowcache_core.models.wan.vae import SPATIAL_STRIDE, wan_decoder
 from .growing_video import GrowingVideo
+from .running_node import show_video
 
 KEPT = 2  # files: the newest, and the one before it, which a browser may still be reading
 
 
 @dataclass(frozen=True)
 class Display:
-    """Where a run shows itself. node_id: of the sampler's node. vae: a host VAE, None for no preview. fps: of it."""
+    """How finished chunks are shown. vae: a host VAE, None for no preview. fps: of the video."""
 
-    node_id: str | None = None
     vae: Any = None
     fps: int = 16
 
@@ -42,17 +39,16 @@ class Display:
             return None
         decode = wan_decoder(self.vae.get_sd(), "preview_vae", device=latents.device, dtype=self.vae.vae_dtype)
         height, width = (SPATIAL_STRIDE * side for side in latents.shape[3:])
-        return LivePreview(self, decode, GrowingVideo(width, height, self.fps), self.vae.vae_dtype)
+        return LivePreview(decode, GrowingVideo(width, height, self.fps), self.vae.vae_dtype)
 
 
 @dataclass
 class LivePreview:
-    """One run's preview. A failure to show it is noted and ends the preview, not the run.
+    """One run's preview. Whatever keeps it from being shown is noted and ends the preview, not the run.
 
     decode: latents of ``at_once`` frames to pixels ``[B, 3, n, H, W]`` in -1..1, the next ones with every call.
     """
 
-    display: Display
     decode: Callable[[Tensor], Tensor]
     video: GrowingVideo
     dtype: torch.dtype
@@ -71,9 +67,10 @@ class LivePreview:
                 pixels = self.decode(frames)[0].permute(1, 2, 3, 0)
                 self.video.add(((pixels.float() + 1) * 127.5).round().to("cpu", torch.uint8))
             self.write()
-        except (comfy.model_management.OOM_EXCEPTION, av.FFmpegError, OSError, SettingError) as error:
+        except Exception as error:  # of memory, codec, disk or another pack's VAE: none is worth a video
             self.stopped = True
-            logging.warning("FlowCache: no more previews in this run: %s", str(error).splitlines()[0])
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            logging.warning("FlowCache: no more previews in this run: %s", reason)
 
     def write(self) -> None:
         folder = Path(folder_paths.get_temp_directory())
@@ -82,22 +79,10 @@ class LivePreview:
         with whole_file(path, "preview") as part:
             self.video.write(part)
         self.files.append(path)
-        show_video(self.display.node_id, path.name)
+        show_video(path.name)
         for old in self.files[:-KEPT]:
             with suppress(OSError):
                 old.unlink(missing_ok=True)
 
     def close(self) -> None:
-        with suppress(av.FFmpegError):  # of an encoder that never got a frame
-            self.video.close()
-
-
-def show_video(node_id: str | None, filename: str) -> None:
-    """Show a file of the temp folder on a node, as the host does when a node is done; nothing where no server runs."""
-    instance: Any = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    if instance is None or node_id is None:
-        return
-    output = {"images": [{"filename": filename, "subfolder": "", "type": "temp"}], "animated": (True,)}
-    prompt = getattr(instance, "last_prompt_id", None)
-    message = {"node": node_id, "display_node": node_id, "output": output, "prompt_id": prompt}
-    instance.send_sync("executed", message, instance.client_id)
+        self.video.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ WIDTH, MARGIN, GUTTER = 960, 24, 64
 INK, SOFT, BUDGET, MARK = "#222222", "#8A8A8A", "#D55E00", "#CC3377"
 TITLE, LABEL = 22, 15
 PLOT_HEIGHT = 150
+LETTERS = 78  # of a title in a line
 
 
 def draw(record: RunRecord) -> Tensor:
@@ -37,6 +39,20 @@ def draw(record: RunRecord) -> Tensor:
     step_map(pen, record, (MARGIN + GUTTER, top), cell)
     if plot:
         kv_plot(pen, record, (MARGIN + GUTTER, top + map_height + 4 * LABEL), WIDTH - 2 * MARGIN - GUTTER)
+    return tensor(image)
+
+
+def draw_sentence(sentence: str) -> Tensor:
+    """``[1, H, W, 3]``: a sentence in the place of the map."""
+    lines = textwrap.wrap(sentence, LETTERS)
+    image = Image.new("RGB", (WIDTH, 2 * MARGIN + len(lines) * (TITLE + 8)), "white")
+    pen = ImageDraw.Draw(image)
+    for number, line in enumerate(lines):
+        pen.text((MARGIN, MARGIN + number * (TITLE + 8)), line, fill=INK, font=font(TITLE))
+    return tensor(image)
+
+
+def tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
 
 

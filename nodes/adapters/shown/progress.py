@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import comfy.model_management
 from torch import Tensor
@@ -17,6 +15,7 @@ from ....flowcache_core.report.events import ChunkFinished, Event, RunStarted, S
 from ....flowcache_core.report.progress import time_left
 from ....flowcache_core.report.record import Recorder
 from .live_preview import LivePreview
+from .running_node import show_text
 
 PAUSE = 0.5  # seconds between two texts on the node
 
@@ -29,8 +28,8 @@ class Progress:
     """Observer of a run of one or more windows; every chunk step counts, computed or reused.
 
     clean: the clean prediction of the whole video ``[B, C, F, H, W]``, filled by the denoiser; what latent previews and
-    ``denoised_output`` show. node_id: the node that says how far the run is. preview: gets the frames of chunks as they
-    finish, in order, and the given ones before them.
+    ``denoised_output`` show. preview: gets the frames of chunks as they finish, in order, and the given ones before
+    them. notes: sentences about the graph, for the log and the report.
     """
 
     total: int
@@ -39,8 +38,8 @@ class Progress:
     callback: HostCallback | None
     ends_clean: bool
     disable: bool
-    node_id: str | None = None
     preview: LivePreview | None = None
+    notes: tuple[str, ...] = ()
     done: int = 0
     reused: int = 0
     finished: int = 0
@@ -59,6 +58,8 @@ class Progress:
         self.offset, self.recorder = first_frame, recorder
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, RunStarted):
+            event = replace(event, notes=(*event.notes, *self.notes))
         if self.recorder is not None:
             self.recorder(event)
         if isinstance(event, RunStarted):
@@ -96,17 +97,9 @@ class Progress:
         self.told = now
         left = time_left(self.done, self.total, now - self.started)
         steps = f"{self.done} of {self.total} chunk steps, {self.reused} of them reused"
-        show_text(self.node_id, f"{steps}; {self.finished} chunks finished; {left} left")
+        show_text(f"{steps}; {self.finished} chunks finished; {left} left")
 
     def close(self) -> None:
         self.bar.close()
         if self.preview is not None:
             self.preview.close()
-
-
-def show_text(node_id: str | None, text: str) -> None:
-    """Write ``text`` on a node; nothing where no server runs."""
-    server: Any = sys.modules.get("server")
-    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if instance is not None and node_id is not None:
-        instance.send_progress_text(text, node_id)

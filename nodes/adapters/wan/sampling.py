@@ -26,6 +26,7 @@ from ..run.plan_choice import PlanChoice
 from ..run.prefix import clean_frames, given_latents
 from ..run.prompt_schedule import recached, starts
 from ..run.settings import FlowCacheSettings, refuse_other_caches, settings_of
+from ..run.start_image import image_notes
 from ..shown.live_preview import Display
 from ..shown.progress import Progress
 from .branches import Branches, names_that_run
@@ -76,6 +77,8 @@ class ChunkSampler(comfy.samplers.KSAMPLER):
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None
     ) -> Tensor:
         """The sampler function. x: ``[B, C, F, H, W]`` at the first noise level; returns it at the last one."""
+        if len(sigmas) < 2:
+            return x  # no step to take, as after a split of the sigmas at the end: what came in goes out
         common = (self.choice, self.given, self.display, model, x, sigmas, extra_args, bool(disable))
         with naming(self.node):
             if is_magi(model.inner_model.inner_model):
@@ -122,8 +125,8 @@ class Sampling:
             callback=extra_args.get(CALLBACK),
             ends_clean=self.schedule.sigmas[-1] == 0,
             disable=disable,
-            node_id=display.node_id,
             preview=display.preview(x) if self.schedule.sigmas[-1] == 0 else None,
+            notes=image_notes(self.guider.conds, self.model.diffusion_model),
         )
 
     def run(self) -> Tensor:

@@ -1,0 +1,111 @@
+"""What the runs of a MODEL left behind for the report node, and which run made which latents."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ....flowcache_core.report.record import Recorder, RunRecord
+
+REMEMBERED = 8  # runs of one MODEL
+VALUES = 1024  # of a result, enough to tell it from any other
+NEAR = 1e-3  # of the largest value: the host scales and moves latents on their way, and hands out the clean ones too
+
+BYPASSED = (
+    "No report: this MODEL comes from no FlowCache node, so its run was not recorded; connect the output of FlowCache "
+    "Chunkwise Reuse, KV Cache Compressor or a loader of this pack that also goes to the guider."
+)
+NOT_SAMPLED = "No report: this MODEL was not sampled; connect the very one that goes to the guider."
+OTHER_SAMPLER = (
+    "No report: this MODEL was not sampled by an AR video sampler, so nothing was reused or compressed; use AR Video "
+    "Sampler (FlowCache) or Sampler AR Video."
+)
+NO_STEP = "No report: the sampler was given no step to take (sigmas with one value)."
+LATEST_SHOWN = "note: this latent is no output of the model's last runs; the latest of them is shown"
+
+
+class NoRecordError(Exception):
+    """There is nothing to report; the message is a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """Some values of latents, evenly spread, by which they are known again on another device or in another format."""
+
+    shape: tuple[int, ...]
+    values: Tensor
+
+    @classmethod
+    def of(cls, latents: Tensor) -> Sketch:
+        flat = latents.detach().flatten()
+        return cls(tuple(latents.shape), flat[:: max(1, flat.numel() // VALUES)].to("cpu", torch.float32).clone())
+
+    def distance(self, other: Sketch) -> float:
+        """Of the largest value; infinite for another shape. What is NaN in both counts as equal."""
+        if self.shape != other.shape:
+            return float("inf")
+        here, there = torch.nan_to_num(self.values), torch.nan_to_num(other.values)
+        if not torch.equal(self.values.isnan(), other.values.isnan()):
+            return float("inf")
+        return float((here - there).abs().max() / here.abs().max().clamp(min=1e-6)) if here.numel() else 0.0
+
+
+@dataclass
+class Run:
+    """autoregressive: whether a sampler ran it that leaves a record, as soon as it takes a step. made: its latents."""
+
+    autoregressive: bool
+    record: RunRecord | None = None
+    made: Sketch | None = None
+
+
+@dataclass
+class RecordSlot:
+    """The last runs of a MODEL, oldest first. A result, never run state."""
+
+    runs: deque[Run] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+
+    def begin(self, autoregressive: bool) -> None:
+        """A run begins, of an AR video sampler or of another."""
+        self.runs.append(Run(autoregressive))
+
+    def keep(self, recorder: Recorder) -> None:
+        """Note the run as far as it went; nothing on a MODEL without settings, whose slot nobody will ask."""
+        if not self.runs:
+            return
+        with suppress(ValueError):  # it did not even start
+            self.runs[-1].record = recorder.record()
+
+    def end(self, latents: Tensor) -> None:
+        """The run that began last has made ``latents``."""
+        self.runs[-1].made = Sketch.of(latents)
+
+    @property
+    def record(self) -> RunRecord | None:
+        """Of the latest run that left one."""
+        return next((run.record for run in reversed(self.runs) if run.record is not None), None)
+
+    def run_of(self, latents: Tensor) -> Run | None:
+        """The run that made ``latents``; None when no remembered one did."""
+        wanted, best, nearest = Sketch.of(latents), None, NEAR
+        for run in reversed(self.runs):
+            distance = float("inf") if run.made is None else run.made.distance(wanted)
+            if distance < nearest:
+                best, nearest = run, distance
+        return best
+
+    def report_on(self, latents: Tensor) -> tuple[RunRecord, str | None]:
+        """The record of the run that made ``latents``, or of the latest one and a note. NoRecordError without any."""
+        if not self.runs:
+            raise NoRecordError(NOT_SAMPLED)
+        run = self.run_of(latents)
+        if run is not None and run.record is not None:
+            return run.record, None
+        record = self.record if run is None else None
+        if record is None:
+            raise NoRecordError(NO_STEP if (run or self.runs[-1]).autoregressive else OTHER_SAMPLER)
+        return record, LATEST_SHOWN if len(self.runs) > 1 else None

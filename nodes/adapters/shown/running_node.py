@@ -1,0 +1,61 @@
+"""The node that runs now, and what is shown on it while it runs.
+
+What a node makes outlives it: the host keeps it and hands it to other graphs, where the node's number is another's.
+So the number is asked for when something is shown, and never kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from comfy_execution.progress import get_progress_state
+from comfy_execution.utils import get_executing_context
+
+
+@dataclass(frozen=True)
+class RunningNode:
+    """A node of the prompt that runs now. ``display``: the one a user sees in its place, where another node made it."""
+
+    prompt: str
+    node: str
+    display: str
+
+    @classmethod
+    def now(cls) -> RunningNode | None:
+        """None outside a prompt."""
+        context = get_executing_context()
+        if context is None:
+            return None
+        display = get_progress_state().dynprompt.get_display_node_id(context.node_id)
+        return cls(context.prompt_id, context.node_id, display)
+
+
+def show_text(text: str) -> None:
+    """Write ``text`` on the node that runs now."""
+    _show(lambda server, here: server.send_progress_text(text, here.display, server.client_id))
+
+
+def show_video(filename: str) -> None:
+    """Show a file of the temp folder on the node that runs now, as the host does when a node is done."""
+    output = {"images": [{"filename": filename, "subfolder": "", "type": "temp"}], "animated": (True,)}
+
+    def send(server: Any, here: RunningNode) -> None:
+        message = {"node": here.node, "display_node": here.display, "output": output, "prompt_id": here.prompt}
+        server.send_sync("executed", message, server.client_id)
+
+    _show(send)
+
+
+def _show(send: Callable[[Any, RunningNode], None]) -> None:
+    """Nothing where no browser asked for the prompt. That something cannot be shown ends no run."""
+    try:
+        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        here = RunningNode.now()
+        if here is not None and getattr(server, "client_id", None) is not None:
+            send(server, here)
+    except Exception as error:
+        logging.warning("FlowCache: could not show the run on its node: %r", error)
