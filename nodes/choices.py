@@ -19,7 +19,7 @@ MISSING = object()
 def refusal(entry: io.Combo.Input | io.DynamicCombo.Input, value: Any) -> str | None:
     """Why ``value`` cannot be chosen, with everything that can; None when it can."""
     dynamic = isinstance(entry, io.DynamicCombo.Input)
-    if isinstance(value, Mapping):  # of a DynamicCombo with its fields, as the host nests them
+    if dynamic and isinstance(value, Mapping):  # with its fields, as the host nests them
         value = value.get(entry.id)
     choices = [option.key for option in entry.options] if dynamic else list(entry.options)
     if (value is MISSING or value is None) and not dynamic:  # the host refuses it, or a link will bring it

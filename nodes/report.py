@@ -29,7 +29,7 @@ class Report(io.ComfyNode):
                 io.String.Output("text", tooltip="Headline, map of chunks and steps, notes."),
                 io.Image.Output("picture", tooltip="The map of chunks and steps with the K/V budget."),
                 io.String.Output(
-                    "json", tooltip="All numbers of the run; the node's help page says where they are explained."
+                    "json", tooltip="All numbers of the run, explained in docs/report-schema.md in the pack's folder."
                 ),
             ],
             is_output_node=True,

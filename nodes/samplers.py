@@ -179,8 +179,9 @@ class ARSampler(io.ComfyNode):
                     "preview_vae",
                     optional=True,
                     tooltip=(
-                        "The model's VAE. With it, finished chunks are decoded and shown as a video on this node while"
-                        " later ones still run. Costs a copy of its decoder beside the model, and the decoding."
+                        "The model's VAE. With it, finished chunks are decoded and shown as a video on the node that"
+                        " samples, while later ones still run. Costs a copy of its decoder beside the model, and the"
+                        " decoding."
                     ),
                 ),
                 io.Int.Input(

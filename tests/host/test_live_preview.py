@@ -11,6 +11,7 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
+from comfy_execution.utils import CurrentNodeContext
 from hostkit import STAGGERED, close, latent, load, module, ours, prompt, reuse, sample
 from tiny_files import MINI_VAE
 
@@ -43,23 +44,27 @@ def told(monkeypatch):
     sent = []
 
     class Server:
-        client_id, last_prompt_id = "browser", "prompt 1"
+        client_id = "browser"
 
         def send_sync(self, event, data, sid):
             sent.append((event, data, sid))
 
-        def send_progress_text(self, text, node_id):
+        def send_progress_text(self, text, node_id, sid):
             sent.append(("text", text, node_id))
 
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=Server())))
     return sent
 
 
+@pytest.fixture(autouse=True)
+def running():
+    """Everything here runs as node 12 of a prompt."""
+    with CurrentNodeContext("prompt 1", "12"):
+        yield
+
+
 def sampler_node(plan, vae=None, **inputs):
-    """The node as number 12 of a graph."""
-    cls = module("nodes.samplers").ARSampler
-    graph = type("InAGraph", (cls,), {"hidden": SimpleNamespace(unique_id="12")})
-    return graph.execute(plan=plan, preview_vae=vae, preview_fps=24, **inputs).args[0]
+    return ours(plan, preview_vae=vae, preview_fps=24, **inputs)
 
 
 def frames_of(path):
@@ -132,16 +137,49 @@ def test_the_first_video_of_a_batch_is_shown(model, vae, pieces):
     assert (torch.cat(pieces).float() / 255 - decoded(vae, out[:1])).abs().max() < 1.01 / 255
 
 
-def test_a_disk_that_is_full_ends_the_preview_and_not_the_run(model, vae, monkeypatch, caplog):
-    def full(self, path):
-        raise OSError("No space left on device")
+@pytest.mark.parametrize(
+    ("place", "error", "reason"),
+    [
+        ("write", OSError("No space left on device"), "No space left on device"),
+        ("open", av.codec.codec.UnknownCodecError("h264"), "h264"),  # a PyAV that was built without it
+        ("add", MemoryError(), "MemoryError"),
+    ],
+)
+def test_what_keeps_a_preview_from_being_shown_does_not_end_the_run(
+    model, vae, monkeypatch, caplog, place, error, reason
+):
+    def fail(*args):
+        raise error
 
-    monkeypatch.setattr(live_preview.GrowingVideo, "write", full)
+    monkeypatch.setattr(live_preview.GrowingVideo, place, fail)
     out = sample(model, sampler_node(STAGGERED, vae))[0]
     assert torch.equal(out, sample(model, ours(STAGGERED))[0])
     assert [r.message for r in caplog.records if "previews" in r.message] == [
-        "FlowCache: no more previews in this run: No space left on device"
+        f"FlowCache: no more previews in this run: {reason}"
     ]
+
+
+def test_a_server_that_cannot_be_told_does_not_end_the_run(model, vae, told, monkeypatch):
+    def gone(*args):
+        raise RuntimeError("Event loop is closed")
+
+    server = sys.modules["server"].PromptServer.instance
+    monkeypatch.setattr(server, "send_sync", gone)
+    monkeypatch.setattr(server, "send_progress_text", gone)
+    out = sample(model, sampler_node(STAGGERED, vae))[0]
+    assert torch.equal(out, sample(model, ours(STAGGERED))[0]) and told == []
+
+
+def test_one_sampler_object_shows_each_run_on_its_own_node(model, vae, told):
+    sampler = sampler_node(STAGGERED, vae)
+    shown = []
+    for number in ("12", "34"):
+        told.clear()
+        with CurrentNodeContext("prompt 2", number):
+            sample(model, sampler)
+        shown.append({data["display_node"] for event, data, _ in told if event == "executed"})
+        assert {node for event, _, node in told if event == "text"} == {number}
+    assert shown == [{"12"}, {"34"}]
 
 
 def test_another_vae_is_refused(model):

@@ -268,10 +268,6 @@ class TestBadInput:
     def test_unknown_word(self):
         refused(["FlowCache Mini Prompt", "text", "mauve", "red"], node, "MiniPrompt", text="a mauve circle")
 
-    def test_report_without_a_run(self, model):
-        refused(["FlowCache Report", "model"], node, "Report", model=model, latent=latent())
-        refused(["FlowCache Report", "sampled"], node, "Report", model=reuse(model), latent=latent())
-
 
 def test_settings_that_cannot_help_say_so(model, caplog):
     with caplog.at_level(logging.WARNING):

@@ -57,3 +57,18 @@ def test_registry_id_and_archive() -> None:
     patterns = [line for line in text(".comfyignore").splitlines() if line and not line.startswith("#")]
     assert all(pattern.startswith("/") for pattern in patterns), "unanchored patterns drop web/docs"
     assert not {"/web/", "/flowcache_core/", "/nodes/", "/workflows/", "/locales/"} & set(patterns)
+
+
+def test_pages_that_notes_tooltips_and_messages_name_are_in_the_archive() -> None:
+    ignored = [line for line in text(".comfyignore").splitlines() if line and not line.startswith("#")]
+    named = {
+        (page, str(path.relative_to(ROOT)))
+        for folder in ("nodes", "flowcache_core", "web", "workflows", "locales")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".md", ".json", ".js")
+        for page in re.findall(r"(?<![\w/])docs/[\w-]+\.\w+", path.read_text(encoding="utf-8"))
+    }
+    assert {page for page, _ in named} >= {"docs/skyreels.md", "docs/report-schema.md"}
+    for page, place in named:
+        assert (ROOT / page).is_file(), (place, page)
+        assert not any(f"/{page}".startswith(pattern) for pattern in ignored), (place, page)

@@ -1,0 +1,174 @@
+"""The report node: on the run that made the latent, and at worst a sentence. It never fails the run it is about."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import comfy.samplers
+import folder_paths
+import pytest
+import torch
+from hostkit import NODES, close, compress, latent, load, module, reuse, sample, sigmas_of
+from PIL import ImageFont
+
+records = module("nodes.adapters.run.records")
+run_report = module("nodes.adapters.shown.run_report")
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return load()
+
+
+@pytest.fixture(scope="module")
+def sampled(plain):
+    """A model with reuse and its latents after 4 and after 6 steps."""
+    model = reuse(plain, threshold=0.5)
+    return model, [sample(model, sigmas=sigmas_of(model, steps), seed=steps) for steps in (4, 6)]
+
+
+def report(model, samples=None):
+    """(text, picture, document, ui); the class is cloned with its hidden inputs, as the host does."""
+    node = type("InAGraph", (NODES["FlowCacheReport"],), {"hidden": SimpleNamespace(prompt=None, extra_pnginfo=None)})
+    out = node.execute(model=model, latent={"samples": latent()["samples"] if samples is None else samples})
+    text, picture, document = out.args
+    assert picture.ndim == 4 and picture.shape[3] == 3 and picture.dtype == torch.float32
+    assert out.ui["text"] == (text,)
+    return text, picture, json.loads(document), out.ui
+
+
+def the_sentence(model, samples=None):
+    text, picture, document, ui = report(model, samples)
+    assert "\n" not in text and document == {"notes": [text]} and len(ui["images"]) == 1
+    assert float(picture.std()) > 0.01, "the sentence is not in the picture"
+    return text
+
+
+class TestWhoseReport:
+    @pytest.mark.parametrize("output", [0, 1], ids=["output", "denoised_output"])
+    @pytest.mark.parametrize(("run", "steps"), [(0, 8), (1, 12)])
+    def test_it_is_of_the_run_that_made_the_latent(self, sampled, run, steps, output):
+        model, outputs = sampled
+        text = report(model, outputs[run][output])[0]
+        assert f" of {steps} (" in text and "note: this latent" not in text
+
+    def test_a_latent_that_went_on_has_the_latest_and_a_note(self, sampled):
+        model, outputs = sampled
+        text = report(model, outputs[0][0][:, :, :3])[0]
+        assert " of 12 (" in text and text.endswith(
+            "is no output of the model's last runs; the latest of them is shown"
+        )
+
+    def test_one_run_needs_no_note(self, plain):
+        model = compress(plain, 1)
+        sample(model)
+        assert "note: this latent" not in report(model)[0]
+
+    def test_a_run_of_another_sampler_is_not_mistaken_for_an_earlier_one(self, plain):
+        model = reuse(plain)
+        sample(model)
+        out = sample(model, comfy.samplers.sampler_object("euler"), seed=5)[0]
+        assert the_sentence(model, out) == records.OTHER_SAMPLER
+
+    def test_a_run_that_failed_leaves_the_one_before(self, plain):
+        model = reuse(plain, threshold=0.5)
+        first = sample(model)[0]
+
+        def fail(args):
+            raise RuntimeError("another pack's fault")
+
+        broken = model.clone()
+        broken.set_model_sampler_post_cfg_function(fail)
+        with pytest.raises(RuntimeError):
+            sample(broken, sigmas=sigmas_of(model, 6), seed=3)
+        assert " of 8 (" in report(model, first)[0]
+
+    def test_latents_on_another_device_or_in_half_precision_are_known(self, sampled):
+        model, outputs = sampled
+        assert " of 8 (" in report(model, outputs[0][0].to(torch.float16))[0]
+
+    def test_latents_that_are_not_finite_are_known(self):
+        slot = records.RecordSlot()
+        made = [torch.full((1, 16, 2, 4, 4), float("nan")), torch.zeros(1, 16, 2, 4, 4)]
+        for number, latents in enumerate(made):
+            slot.begin(autoregressive=True)
+            slot.runs[-1].record = number
+            slot.end(latents)
+        assert [slot.report_on(latents) for latents in made] == [(0, None), (1, None)]
+
+    def test_only_the_last_runs_are_remembered(self):
+        slot = records.RecordSlot()
+        for number in range(100):
+            slot.begin(autoregressive=True)
+            slot.end(torch.full((1,), float(number)))
+        assert len(slot.runs) == records.REMEMBERED
+
+
+class TestASentence:
+    def test_a_model_that_came_through_no_node_of_ours(self, plain):
+        sample(plain)
+        assert the_sentence(plain) == records.BYPASSED
+
+    def test_a_model_that_was_not_sampled(self, plain):
+        assert the_sentence(reuse(plain)) == records.NOT_SAMPLED
+
+    def test_a_model_before_the_patch_node(self, plain):
+        before = compress(plain, 1)
+        out = sample(reuse(before))[0]
+        assert the_sentence(before, out) == records.NOT_SAMPLED
+
+    @pytest.mark.parametrize("level", [0.0, 0.6])
+    def test_no_step_to_take(self, plain, level):
+        """And the latents go through as the host's own samplers pass them on."""
+        model, start = reuse(plain), {"samples": torch.randn(1, 16, 6, 4, 8)}
+        sigmas = torch.tensor([level])
+        out = sample(model, sigmas=sigmas, start=start)[0]
+        close(out, sample(plain, comfy.samplers.sampler_object("euler"), sigmas=sigmas, start=start)[0], 0)
+        assert the_sentence(model, out) == records.NO_STEP
+
+    def test_sentences_fit_into_their_picture(self, plain):
+        draw = module("nodes.adapters.shown.picture").draw_sentence
+        picture = draw("a sentence of many words " * 20)
+        assert float((1 - picture[:, :, -12:]).max()) == 0, "letters reach the right edge"
+
+
+class TestAPartThatFails:
+    """The other parts are there, and the text says what is missing."""
+
+    @pytest.mark.parametrize(
+        ("part", "name"),
+        [("picture", "draw"), ("JSON", "to_json"), ("text", "summary"), ("expectation", "expectation")],
+    )
+    def test_a_part_of_the_report(self, sampled, monkeypatch, part, name):
+        def fail(*args):
+            raise ImportError("No module named 'libfreetype'\nand more")
+
+        monkeypatch.setattr(run_report, name, fail)
+        text, _, document, ui = report(sampled[0], sampled[1][0][0])
+        assert (
+            f"No {part} in this report: ImportError: No module named 'libfreetype'" in text and "and more" not in text
+        )
+        assert ("chunk 0 |" in text) == (part != "text")
+        assert (document.get("total_steps") == 8) == (part != "JSON")
+        assert len(ui["images"]) == 1
+
+    def test_pillow_without_fonts(self, sampled, plain, monkeypatch):
+        def fail(*args):
+            raise ImportError("The _imagingft C module is not installed")
+
+        monkeypatch.setattr(ImageFont, "load_default", fail)
+        text = report(sampled[0], sampled[1][0][0])[0]
+        assert "chunk 0 |" in text and "No picture in this report: ImportError: The _imagingft" in text
+        assert report(plain)[0].startswith(records.BYPASSED)
+
+    def test_a_temp_folder_that_is_a_file(self, sampled, monkeypatch, tmp_path):
+        (tmp_path / "temp").write_text("")
+        monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path / "temp"))
+        text, picture, document, ui = report(sampled[0], sampled[1][0][0])
+        assert "No preview in this report: " in text and "images" not in ui
+        assert document["total_steps"] == 8 and float(picture.std()) > 0.01
+
+    def test_a_latent_of_another_form(self, sampled):
+        text = NODES["FlowCacheReport"].execute(model=sampled[0], latent={"audio": 1}).args[0]
+        assert text.startswith("No record in this report: KeyError")
