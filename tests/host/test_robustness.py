@@ -168,7 +168,7 @@ class TestBadInput:
 
     def test_overlap_that_is_no_whole_chunk(self, model):
         plan = {**STAGGERED, "window_frames": 4, "overlap_frames": 1}
-        refused([self.SAMPLER, "overlap_frames"], sample, model, ours(plan))
+        refused([self.SAMPLER, "overlap_frames"], ours, plan)
 
     def test_unknown_names(self):
         refused([self.SAMPLER, "plan"], ours, {**BLOCKWISE, "plan": "spiral"})
