@@ -14,10 +14,10 @@ from flowcache_core.cost import WanShape
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.mini import MiniModel, load_mini
 from flowcache_core.models.wan.denoiser import WanDenoiser
-from flowcache_core.plan.blockwise import blockwise
-from flowcache_core.plan.staggered import staggered
+from flowcache_core.plan import PLANS
 from flowcache_core.report.quality import Quality, compare
 from flowcache_core.report.record import Recorder, RunRecord
+from flowcache_core.reuse.base import ReusePolicy
 from flowcache_core.schedule import shifted
 from flowcache_core.solvers.base import Solver
 from flowcache_core.solvers.euler import Euler
@@ -56,10 +56,7 @@ class Setup:
 
     def settings(self, mini: MiniModel, **changes: object) -> EngineSettings:
         frames, chunk = self.chunks * mini.chunk_frames, mini.chunk_frames
-        if self.name == "blockwise":
-            plan = blockwise(frames, chunk, self.steps)
-        else:
-            plan = staggered(frames, chunk, self.steps, ar_step=max(1, self.steps // 4))
+        plan = PLANS[self.name].abreast(chunk, self.steps).plan(frames, self.steps)
         base = EngineSettings(plan, shifted(self.steps, mini.shift), solver=self.solver, clean_pass=True)
         return replace(base, **changes)  # type: ignore[arg-type]
 
@@ -140,10 +137,7 @@ class Row:
 def looks_at_content(changes: dict[str, object]) -> bool:
     """Whether the decisions depend on the latents, so that pairs must not share a batch."""
     policy = changes.get("policy")
-    if policy is None or getattr(policy, "name", "") in ("never", "schedule", "interval", "magcache"):
-        return False
-    distance = getattr(policy, "distance", None)
-    return distance is None or not distance.content_free
+    return isinstance(policy, ReusePolicy) and not policy.content_free
 
 
 class Comparison:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from comfy_api.latest import io, ui
 
 from ..flowcache_core.errors import require
 from ..flowcache_core.kv import COMPRESSORS
-from ..flowcache_core.kv.compressor import Granularity
 from ..flowcache_core.kv.settings import KVSettings
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.settings import with_kv
 from .adapters.shown.kv_size import describe_budget
 from .adapters.shown.running_node import show_text
 from .choices import MISSING, check
+from .inputs import inputs_of, part_of
 
 NAME = "KV Cache Compressor"
 SAME = "same as the model"
@@ -28,74 +28,6 @@ DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
 DEVICES = {SAME: None, "cpu": "cpu"}
-
-
-def key_granularity() -> io.Input:
-    return io.Combo.Input(
-        "key_granularity",
-        options=list(get_args(Granularity)),
-        tooltip="What is kept or dropped together: single tokens, whole latent frames or whole chunks.",
-        advanced=True,
-    )
-
-
-def methods() -> list[io.DynamicCombo.Option]:
-    fields: dict[str, list[io.Input]] = {
-        "importance-redundancy": [
-            io.Float.Input(
-                "mix_lambda",
-                default=0.07,
-                min=0.0,
-                max=1.0,
-                step=0.01,
-                tooltip=(
-                    "Weight of importance (what the newest chunk attends to) against redundancy (what resembles the "
-                    "rest): 0 drops only duplicates, 1 keeps only what is attended to."
-                ),
-            ),
-            io.Int.Input(
-                "pool_kernel",
-                default=7,
-                min=1,
-                max=99,
-                step=2,
-                tooltip="Neighbouring tokens that share the importance of the most important of them; odd.",
-                advanced=True,
-            ),
-            key_granularity(),
-            io.Combo.Input(
-                "query_granularity",
-                options=list(get_args(Granularity)),
-                tooltip=(
-                    "Which queries of the newest chunk ask for importance: its last 50 tokens, its last frame, all."
-                ),
-                advanced=True,
-            ),
-        ],
-        "sink-window": [
-            io.Float.Input(
-                "sink",
-                default=1.0,
-                min=0.0,
-                max=1000.0,
-                step=0.25,
-                tooltip="Chunks at the start of the video that always stay; the rest of the budget holds the newest.",
-            ),
-            key_granularity(),
-        ],
-        "recent": [key_granularity()],
-        "random": [
-            io.Int.Input(
-                "seed",
-                default=0,
-                min=0,
-                max=2**32 - 1,
-                tooltip="Which tokens are kept; only for comparison.",
-                advanced=True,
-            )
-        ],
-    }
-    return [io.DynamicCombo.Option(name, fields[name]) for name in COMPRESSORS if name in fields]
 
 
 class KVCompressor(io.ComfyNode):
@@ -125,7 +57,7 @@ class KVCompressor(io.ComfyNode):
                 ),
                 io.DynamicCombo.Input(
                     "method",
-                    options=methods(),
+                    options=[io.DynamicCombo.Option(name, inputs_of(part)) for name, part in COMPRESSORS.items()],
                     tooltip=(
                         "How the tokens to keep are chosen. importance-redundancy is FlowCache; sink-window and recent "
                         "are sliding windows; random is a control."
@@ -168,7 +100,4 @@ def settings(budget: float, method: Mapping[str, Any], dtype: str, device: str) 
     """What the node's fields say. SettingError names the field that cannot work."""
     require(dtype in DTYPES, "dtype", dtype, ", ".join(DTYPES))
     require(device in DEVICES, "device", device, ", ".join(DEVICES))
-    require(method["method"] in COMPRESSORS, "method", method["method"], ", ".join(COMPRESSORS))
-    fields = {name: value for name, value in method.items() if name != "method"}
-    compressor = COMPRESSORS[method["method"]](**fields)
-    return KVSettings(budget, compressor, DTYPES[dtype], DEVICES[device])
+    return KVSettings(budget, part_of("method", method, COMPRESSORS), DTYPES[dtype], DEVICES[device])

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..flowcache_core import presets
-from ..flowcache_core.errors import SettingError
-from ..flowcache_core.reuse import DISTANCES, POLICIES, QUANTITIES
-from ..flowcache_core.reuse.build import build_policy, build_quantity
+from ..flowcache_core.errors import SettingError, require
+from ..flowcache_core.reuse import POLICIES, QUANTITIES
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.settings import ReuseSettings, with_reuse
 from .choices import MISSING, check
+from .inputs import part_of, placed_inputs
 
 NAME = "FlowCache Chunkwise Reuse"
 CUSTOM = "custom"
 DEVICES = {"same as the model": None, "cpu": "cpu"}
-_NOT_CHOSEN = ("never", "magcache", "interval")  # nothing to set; a curve or a number the node has no field for
 
 
 def preset_rows() -> dict[str, tuple[str, str]]:
@@ -33,95 +31,47 @@ def preset_rows() -> dict[str, tuple[str, str]]:
 
 
 def custom_inputs() -> list[io.Input]:
-    policies = [name for name in POLICIES if name not in _NOT_CHOSEN]
-    return [
-        io.Combo.Input(
-            "policy",
-            options=policies,
-            default="chunkwise",
-            tooltip=(
-                "chunkwise: every chunk decides for itself (FlowCache). teacache: one decision for all active chunks, "
-                "the baseline. schedule: the fixed list in computed_steps."
+    """Everything that policies, distances and quantities declare, and what is the node's own, in their places."""
+    own = [
+        (
+            0,
+            io.Combo.Input(
+                "policy",
+                options=list(POLICIES),
+                default="chunkwise",
+                tooltip=(
+                    "chunkwise: every chunk decides for itself (FlowCache). teacache: one decision for all active "
+                    "chunks, the baseline. schedule: the fixed list in computed_steps."
+                ),
             ),
         ),
-        io.Float.Input(
-            "threshold",
-            default=0.1,
-            min=0.0,
-            max=100.0,
-            step=0.001,
-            round=0.0001,
-            tooltip=(
-                "Reuse while the distance accumulated since the last computed step stays within this. Higher is faster "
-                "and less exact; 0 computes every step. Not used by the policy schedule."
+        (
+            4,
+            io.Combo.Input(
+                "quantity",
+                options=list(QUANTITIES),
+                default="velocity",
+                tooltip=(
+                    "What a reused step takes from the last computed one: its velocity, its change of the latents, or "
+                    "what the transformer blocks added (needs more memory)."
+                ),
             ),
         ),
-        io.Int.Input(
-            "warmup_steps",
-            default=1,
-            min=1,
-            max=1000,
-            tooltip="A chunk's first steps that are always computed. With 4 steps in all, 1 or 2; with 50, about 5.",
-        ),
-        io.Combo.Input(
-            "distance",
-            options=list(DISTANCES),
-            default="latent",
-            tooltip=(
-                "What is compared between two steps: the noisy latents, their patch embedding, or the time modulation "
-                "(TeaCache's, the same for every video). Not used by the policy schedule."
+        (
+            7,
+            io.Combo.Input(
+                "cache_device",
+                options=list(DEVICES),
+                tooltip=(
+                    "Where what computed steps leave for reuse is kept: velocities, changes of the latents, and "
+                    "residuals, which are the largest. cpu saves graphics memory and costs the transfer."
+                ),
+                advanced=True,
             ),
-        ),
-        io.Combo.Input(
-            "quantity",
-            options=list(QUANTITIES),
-            default="velocity",
-            tooltip=(
-                "What a reused step takes from the last computed one: its velocity, its change of the latents, or what "
-                "the transformer blocks added (needs more memory)."
-            ),
-        ),
-        io.Int.Input(
-            "max_reuses",
-            default=0,
-            min=0,
-            max=1000,
-            tooltip="The most steps in a row that one chunk may reuse; 0 for no limit.",
-        ),
-        io.Boolean.Input(
-            "always_last",
-            default=True,
-            tooltip="Always compute a chunk's last step, so that the K/V it leaves behind is fresh.",
-        ),
-        io.Combo.Input(
-            "cache_device",
-            options=list(DEVICES),
-            tooltip=(
-                "Where what computed steps leave for reuse is kept: velocities, changes of the latents, and residuals,"
-                " which are the largest. cpu saves graphics memory and costs the transfer."
-            ),
-            advanced=True,
-        ),
-        io.String.Input(
-            "computed_steps",
-            default="0",
-            tooltip=(
-                "Only for the policy schedule: a chunk's own steps that are computed, counted from 0, such as 0, 1,"
-                " 2, 4."
-            ),
-            advanced=True,
-        ),
-        io.String.Input(
-            "first_chunk_steps",
-            default="",
-            optional=True,  # workflows made before it have none
-            tooltip=(
-                "Only for the policy schedule: the same for the chunk that begins the video, which needs more computed"
-                " steps than those that continue it. Empty: as all others."
-            ),
-            advanced=True,
         ),
     ]
+    declared = placed_inputs([*POLICIES.values(), *QUANTITIES.values()])
+    return [made for _, made in sorted([*own, *declared], key=lambda pair: pair[0])]
 
 
 class ChunkwiseReuse(io.ComfyNode):
@@ -175,26 +125,7 @@ def settings(preset: Mapping[str, Any]) -> ReuseSettings:
 
 
 def custom(fields: Mapping[str, Any]) -> ReuseSettings:
-    policy: dict[str, Any] = {
-        "name": fields["policy"],
-        "warmup_steps": fields["warmup_steps"],
-        "always_last": fields["always_last"],
-        "max_reuses": fields["max_reuses"] or None,
-    }
-    if fields["policy"] == "schedule":
-        policy["computed"] = step_list("computed_steps", fields["computed_steps"])
-        first = fields.get("first_chunk_steps", "")
-        policy["first"] = step_list("first_chunk_steps", first) if first.strip() else ()
-    known = {field.name for field in dataclasses.fields(POLICIES[fields["policy"]])}
-    policy |= {name: fields[name] for name in ("threshold", "distance") if name in known}
-    return ReuseSettings(
-        build_policy(policy), build_quantity(fields["quantity"]), CUSTOM, DEVICES[fields["cache_device"]]
-    )
-
-
-def step_list(field: str, text: str) -> tuple[int, ...]:
-    """``"0, 1, 4"`` as numbers."""
-    words = text.replace(",", " ").split()
-    if not words or not all(word.isdecimal() for word in words):
-        raise SettingError(field, text, "whole numbers with commas between them, such as 0, 1, 2, 4")
-    return tuple(int(word) for word in words)
+    device = fields["cache_device"]
+    require(device in DEVICES, "cache_device", device, ", ".join(DEVICES))
+    policy, quantity = part_of("policy", fields, POLICIES), part_of("quantity", fields, QUANTITIES)
+    return ReuseSettings(policy, quantity, CUSTOM, DEVICES[device])

@@ -7,27 +7,16 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..flowcache_core.plan import PLANS, PlanSettings
 from ..flowcache_core.solvers import SOLVERS
 from .adapters.naming import CATEGORY, naming
-from .adapters.run.plan_choice import PLANS, PlanChoice
+from .adapters.run.plan_choice import PlanChoice
 from .adapters.shown.live_preview import Display
 from .adapters.wan.sampling import ChunkSampler
 from .choices import MISSING, check
+from .inputs import inputs_of
 
 NAME = "AR Video Sampler (FlowCache)"
-
-
-def chunk_frames(default: int) -> io.Input:
-    return io.Int.Input(
-        "chunk_frames",
-        default=default,
-        min=1,
-        max=1024,
-        tooltip=(
-            "Latent frames that are denoised together. Must be what the model was trained with: 3 for Self-Forcing, "
-            "1 or 3 for Causal-Forcing, 5 for SkyReels-V2, 6 for MAGI-1."
-        ),
-    )
 
 
 def clean_pass(default: bool) -> io.Input:
@@ -53,84 +42,68 @@ def solver(default: str) -> io.Input:
     )
 
 
-def fields() -> dict[str, list[io.Input]]:
-    """The fields of every plan."""
-    return {
-        "blockwise": [chunk_frames(3), solver("renoise"), clean_pass(True)],
-        "diffusion forcing": [
-            chunk_frames(5),
-            io.Int.Input(
-                "ar_step",
-                default=5,
-                min=0,
-                max=1000,
-                tooltip="Steps that a chunk starts after the one before it; 0 denoises all chunks together.",
+def whole_window() -> list[io.Input]:
+    """For models that can run a whole window in one forward, and make longer videos in windows."""
+    return [
+        io.Combo.Input(
+            "attention",
+            options=["block-causal", "bidirectional"],
+            tooltip=(
+                "block-causal: chunk by chunk with a K/V cache, what FlowCache speeds up. bidirectional: the whole "
+                "window at every tick, as SkyReels-V2 was released."
             ),
-            solver("unipc"),
-            clean_pass(False),
-            io.Combo.Input(
-                "attention",
-                options=["block-causal", "bidirectional"],
-                tooltip=(
-                    "block-causal: chunk by chunk with a K/V cache, what FlowCache speeds up. bidirectional: the whole "
-                    "window at every tick, as SkyReels-V2 was released."
-                ),
+        ),
+        io.Int.Input(
+            "window_frames",
+            default=0,
+            min=0,
+            max=4096,
+            tooltip=(
+                "Latent frames the model sees at once; a longer video is made in overlapping windows. 25 for "
+                "SkyReels-V2 at 97 frames; 0 for the whole video at once."
             ),
-            io.Int.Input(
-                "window_frames",
-                default=0,
-                min=0,
-                max=4096,
-                tooltip=(
-                    "Latent frames the model sees at once; a longer video is made in overlapping windows. 25 for "
-                    "SkyReels-V2 at 97 frames; 0 for the whole video at once."
-                ),
-                advanced=True,
+            advanced=True,
+        ),
+        io.Int.Input(
+            "overlap_frames",
+            default=5,
+            min=1,
+            max=4096,
+            tooltip=(
+                "Latent frames of a window that are the end of the one before it; whole chunks. Only with"
+                " window_frames."
             ),
-            io.Int.Input(
-                "overlap_frames",
-                default=5,
-                min=1,
-                max=4096,
-                tooltip=(
-                    "Latent frames of a window that are the end of the one before it; whole chunks. Only with"
-                    " window_frames."
-                ),
-                advanced=True,
+            advanced=True,
+        ),
+        io.Float.Input(
+            "prefix_noise",
+            optional=True,
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
+            tooltip=(
+                "Noise level at which the model sees the clean prefix; 0.02 keeps long SkyReels-V2 videos from"
+                " drifting."
             ),
-            io.Float.Input(
-                "prefix_noise",
-                optional=True,
-                default=0.0,
-                min=0.0,
-                max=1.0,
-                step=0.01,
-                tooltip=(
-                    "Noise level at which the model sees the clean prefix; 0.02 keeps long SkyReels-V2 videos from"
-                    " drifting."
-                ),
-                advanced=True,
-            ),
-        ],
-        "sliding window": [
-            chunk_frames(6),
-            io.Int.Input(
-                "window_chunks",
-                default=4,
-                min=1,
-                max=64,
-                tooltip="The most chunks in work at once; must divide the number of steps. 4 for MAGI-1.",
-            ),
-            solver("euler"),
-            clean_pass(True),
-        ],
-    }
+            advanced=True,
+        ),
+    ]
+
+
+def fields(kind: type[PlanSettings]) -> list[io.Input]:
+    """The fields of one kind of plan."""
+    return [
+        *inputs_of(kind),
+        solver(kind.solver),
+        clean_pass(kind.clean_pass),
+        *(whole_window() if kind.whole_window else ()),
+    ]
 
 
 class ARSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        by_plan = fields()
         return io.Schema(
             node_id="FlowCacheARSampler",
             display_name=NAME,
@@ -152,7 +125,7 @@ class ARSampler(io.ComfyNode):
             inputs=[
                 io.DynamicCombo.Input(
                     "plan",
-                    options=[io.DynamicCombo.Option(name, by_plan[name]) for name in PLANS],
+                    options=[io.DynamicCombo.Option(kind.title, fields(kind)) for kind in PLANS.values()],
                     tooltip=(
                         "In which order chunks are denoised. blockwise: one after the other (Self-Forcing, "
                         "Causal-Forcing). diffusion forcing: staggered (SkyReels-V2). sliding window: MAGI-1's order."

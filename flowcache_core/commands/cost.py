@@ -15,7 +15,7 @@ from ..errors import SettingError, require, require_finite
 from ..kv.settings import KVSettings
 from ..plan import PLANS
 from ..plan.base import Plan
-from ..plan.staggered import overlap_windows
+from ..plan.staggered import Window, overlap_windows
 from ..presets import Preset, load_preset, model_file, models
 from ..reuse.base import ReusePolicy
 from ..reuse.schedule import StaticSchedule, spread
@@ -49,16 +49,16 @@ def published() -> list[str]:
 
 def run_plans(run: Mapping[str, Any]) -> tuple[Plan, ...]:
     """The windows of a model's run, in order."""
-    if run["plan"] == "window":
-        return (PLANS["window"](run["frames"], run["chunk_frames"], run["steps"], run["window_chunks"]),)
-    windows = overlap_windows(run["frames"], run["base_frames"], run["overlap_frames"], run["chunk_frames"])
-    make = PLANS["staggered"]
-    return tuple(make(w.frames, run["chunk_frames"], run["steps"], run["ar_step"], w.prefix_frames) for w in windows)
+    kind = PLANS[run["plan"]].of(run)
+    windows = [Window(0, run["frames"], 0)]
+    if "base_frames" in run:
+        windows = [*overlap_windows(run["frames"], run["base_frames"], run["overlap_frames"], run["chunk_frames"])]
+    return tuple(kind.plan(part.frames, run["steps"], part.prefix_frames) for part in windows)
 
 
 def counted_policy(preset: Preset, steps: int, computed: int | None) -> ReusePolicy:
     """The preset's policy, or, where it looks at the video, a schedule with as many computed steps."""
-    if preset.policy.name in ("never", "schedule") and computed is None:
+    if computed is None and preset.policy.content_free and not preset.policy.reads_model:
         return preset.policy
     wanted = computed if computed is not None else preset.computed_steps
     accepted = f"--computed N: how many of {steps} steps {preset.name!r} computes depends on the video"

@@ -21,9 +21,7 @@ from ..kv import COMPRESSORS
 from ..kv.settings import KVSettings
 from ..mini import GUIDANCE, MiniModel, load_mini
 from ..models.wan.denoiser import WanDenoiser
-from ..plan.base import Plan
-from ..plan.blockwise import blockwise
-from ..plan.staggered import staggered
+from ..plan import PLANS, Blockwise
 from ..presets import Preset, load_preset, preset_names
 from ..report import document, figure, text
 from ..report.events import Event
@@ -59,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--warmup", type=int, help="first steps of every chunk that are always computed")
     p.add_argument("--kv-budget", type=budget, default="half", help="finished chunks to keep: a number, half, none")
     p.add_argument("--compressor", help=f"what is kept of them: {', '.join(COMPRESSORS)}")
-    p.add_argument("--plan", default="blockwise", help="blockwise or staggered (default: %(default)s)")
+    p.add_argument("--plan", default="blockwise", help=f"{', '.join(PLANS)} (default: %(default)s)")
     p.add_argument("--chunks", type=int, help=f"length of the video, 12 frames each (default: {LONG[0]})")
     p.add_argument("--steps", type=int, help=f"denoising steps of a chunk (default: {LONG[1]})")
     p.add_argument("--guidance", type=float, default=GUIDANCE, help="classifier-free guidance (default: %(default)s)")
@@ -101,7 +99,7 @@ class Demo:
     def warm_up(self) -> None:
         """Two steps of one chunk, so that neither run pays for what torch does on its first calls."""
         frames = self.mini.chunk_frames
-        settings = EngineSettings(blockwise(frames, frames, 2), shifted(2, self.mini.shift))
+        settings = EngineSettings(Blockwise(frames).plan(frames, 2), shifted(2, self.mini.shift))
         self.mini.vae.decode(generate(self.denoiser(), settings, self.mini.noise(1, 0)))
 
     def run(self, settings: EngineSettings, progress: Progress | None) -> tuple[RunRecord, Tensor]:
@@ -127,7 +125,9 @@ def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
     require_count("steps", steps, minimum=1)
     require_count("seed", options.seed, minimum=0, maximum=2**63 - 1)
     require_finite("guidance", options.guidance, minimum=0.0)
-    plan = make_plan(options.plan, chunks * mini.chunk_frames, mini.chunk_frames, steps)
+    require(options.plan in PLANS, "plan", options.plan, " or ".join(PLANS))
+    kind = PLANS[options.plan].abreast(mini.chunk_frames, steps)
+    plan = kind.plan(chunks * mini.chunk_frames, steps)
     reuse = make_reuse(options, steps, mini.shift)
     compressor, kept = make_compressor(options.compressor), options.kv_budget
     if kept == "half":
@@ -139,14 +139,6 @@ def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
     flowcache.notes()
     prompt = encode(mini, options.prompt)
     return Demo(mini, prompt, vanilla, flowcache, reuse, options.guidance, chunks, options.seed)
-
-
-def make_plan(name: str, frames: int, chunk_frames: int, steps: int) -> Plan:
-    if name == "blockwise":
-        return blockwise(frames, chunk_frames, steps)
-    if name == "staggered":
-        return staggered(frames, chunk_frames, steps, ar_step=max(1, steps // 4))  # four active chunks
-    raise SettingError("plan", name, "blockwise or staggered")
 
 
 @dataclass(frozen=True)

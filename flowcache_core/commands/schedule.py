@@ -74,12 +74,9 @@ def step_table(state: PolicyState) -> StepTable:
 
 def needs_weights(preset: Preset) -> bool:
     """Whether the table depends on the model; SettingError when it depends on the video."""
-    if preset.policy.name in ("never", "schedule", "interval"):
-        return False
-    distance = getattr(preset.policy, "distance", None)
-    static = preset.policy.name == "chunkwise" and distance is not None and distance.content_free
-    require(static, "preset", preset.name, "one whose steps do not depend on the video: no reuse, a schedule, or time")
-    return True
+    accepted = "one whose steps do not depend on the video: no reuse, a schedule, or the distance time"
+    require(preset.policy.content_free, "preset", preset.name, accepted)
+    return preset.policy.reads_model
 
 
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], StepTable | None]:

@@ -70,6 +70,7 @@ class EngineSettings:
         steps = self.plan.steps
         require(self.schedule.steps == steps, "steps", self.schedule.steps, f"the plan's {steps} steps")
         require(self.attention in ATTENTION, "attention", self.attention, " or ".join(ATTENTION))
+        self.policy.check(steps)
         require_finite("prefix_noise", self.prefix_noise, minimum=0.0, maximum=1.0)
         if self.attention == "bidirectional":
             require(self.kv.budget is None, "budget", self.kv.budget, "None: bidirectional attention keeps no K/V")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require
+from ..options import option
 
 Granularity = Literal["token", "frame", "chunk"]
 
@@ -54,7 +55,14 @@ class Compressor(ABC):
     by_place: ClassVar[bool] = False
     """Whether the score depends on the place in the video alone, the same for all branches and heads."""
 
-    key_granularity: Granularity = "token"
+    key_granularity: Granularity = option(
+        "token",
+        "What is kept or dropped together: single tokens, whole latent frames or whole chunks.",
+        choices=get_args(Granularity),
+        optional=True,
+        place=1,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         accepted = get_args(Granularity)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ..errors import require, require_count, require_finite
+from ..options import option
 from .compressor import Compressor, Granularity, Region
 
 QUERY_TOKENS = 50
@@ -30,9 +31,29 @@ class ImportanceRedundancy(Compressor):
 
     name: ClassVar[str] = "importance-redundancy"
 
-    mix_lambda: float = 0.07
-    pool_kernel: int = 7
-    query_granularity: Granularity = "token"
+    mix_lambda: float = option(
+        0.07,
+        "Weight of importance (what the newest chunk attends to) against redundancy (what resembles the rest): 0 drops "
+        "only duplicates, 1 keeps only what is attended to.",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.01,
+    )
+    pool_kernel: int = option(
+        7,
+        "Neighbouring tokens that share the importance of the most important of them; odd.",
+        minimum=1,
+        maximum=99,
+        step=2,
+        advanced=True,
+    )
+    query_granularity: Granularity = option(
+        "token",
+        "Which queries of the newest chunk ask for importance: its last 50 tokens, its last frame, all.",
+        choices=get_args(Granularity),
+        place=2,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require_count
+from ..options import option
 from .compressor import Compressor, Region
 
 
@@ -18,7 +19,7 @@ class Random(Compressor):
 
     name: ClassVar[str] = "random"
 
-    seed: int = 0
+    seed: int = option(0, "Which tokens are kept; only for comparison.", minimum=0, maximum=2**32 - 1, advanced=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()

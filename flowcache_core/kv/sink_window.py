@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require_finite
+from ..options import option
 from .compressor import Compressor, Region
 
 
@@ -19,7 +20,13 @@ class SinkWindow(Compressor):
     name: ClassVar[str] = "sink-window"
     by_place: ClassVar[bool] = True
 
-    sink: float = 1.0
+    sink: float = option(
+        1.0,
+        "Chunks at the start of the video that always stay; the rest of the budget holds the newest.",
+        minimum=0.0,
+        maximum=1000.0,
+        step=0.25,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

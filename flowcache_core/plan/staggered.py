@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..errors import require, require_count
+from ..options import option, replaced
 from .base import Plan, offset_ticks, split_frames
+from .settings import PlanSettings
 
 NOT_STARTED, DONE = 999.0, 0.0
 
@@ -85,3 +88,26 @@ def overlap_windows(frames: int, base_frames: int, overlap_frames: int, chunk_fr
         first = finished - overlap_frames
         windows.append(Window(first, min(frames - first, base_frames), overlap_frames))
     return tuple(windows)
+
+
+@dataclass(frozen=True)
+class Staggered(PlanSettings):
+    """Diffusion forcing: a chunk starts ``ar_step`` ticks after the one before it (SkyReels-V2, arXiv 2504.13074)."""
+
+    name: ClassVar[str] = "staggered"
+    title: ClassVar[str] = "diffusion forcing"
+    solver: ClassVar[str] = "unipc"
+    clean_pass: ClassVar[bool] = False
+    whole_window: ClassVar[bool] = True
+
+    chunk_frames: int = replaced(PlanSettings, "chunk_frames", 5)
+    ar_step: int = option(
+        5, "Steps that a chunk starts after the one before it; 0 denoises all chunks together.", minimum=0, maximum=1000
+    )
+
+    def plan(self, frames: int, steps: int, prefix_frames: int = 0) -> Plan:
+        return staggered(frames, self.chunk_frames, steps, self.ar_step, prefix_frames)
+
+    @classmethod
+    def abreast(cls, chunk_frames: int, steps: int, chunks: int = 4) -> Staggered:
+        return cls(chunk_frames, max(1, steps // chunks))

@@ -3,37 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..errors import require, require_count
+from ..options import option, replaced
 from .base import Plan, offset_ticks, split_frames
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Chunks ``[first_chunk, end_chunk)`` move together through one group of steps each.
-
-    groups: each chunk's step group, oldest chunk first; group g holds the steps ``g * p`` to ``(g + 1) * p - 1`` where
-    p is ``steps // window_chunks``, the ticks of a stage. Tick t belongs to stage ``t // p``.
-    """
-
-    index: int
-    first_chunk: int
-    end_chunk: int
-    groups: tuple[int, ...]
-
-
-def stages(chunks: int, window_chunks: int = 4, prefix_chunks: int = 0) -> tuple[Stage, ...]:
-    """The stages of a video of ``chunks`` chunks, of which ``prefix_chunks`` are given clean."""
-    require_count("chunks", chunks, minimum=1)
-    require_count("window_chunks", window_chunks, minimum=1)
-    require_count("prefix_chunks", prefix_chunks, minimum=0, maximum=chunks - 1)
-    table: list[Stage] = []
-    for newest in range(prefix_chunks, chunks + window_chunks - 1):
-        first = max(prefix_chunks, newest - window_chunks + 1)
-        end = min(chunks, newest + 1)
-        groups = tuple(newest - chunk for chunk in range(first, end))
-        table.append(Stage(len(table), first, end, groups))
-    return tuple(table)
+from .settings import PlanSettings
 
 
 def window(
@@ -42,23 +17,45 @@ def window(
     steps: int,
     window_chunks: int = 4,
     prefix_frames: int = 0,
-    *,
-    hold_prefix: bool = False,
 ) -> Plan:
     """At most ``window_chunks`` chunks at once, one entering every ``steps // window_chunks`` ticks.
 
-    frames: latent frames, the prefix included. hold_prefix: what MAGI-1 does with a prefix of no whole chunks: chunks
-    begin at multiples of ``chunk_frames`` all the same, and the rest of the prefix is held in the first one denoised.
+    frames: latent frames, the prefix included. Chunks begin at multiples of ``chunk_frames`` whatever is given; what a
+    prefix has beyond whole chunks is held in the first one denoised, as MAGI-1 does.
     Raises SettingError when the window does not divide the steps, or naming the count that cannot work.
     """
     require_count("steps", steps, minimum=1)
     require_count("window_chunks", window_chunks, minimum=1)
     require(steps % window_chunks == 0, "steps", steps, f"a multiple of window_chunks ({window_chunks})")
-    held = 0
-    if hold_prefix:
-        require_count("chunk_frames", chunk_frames, minimum=1)
-        require_count("prefix_frames", prefix_frames, minimum=0, maximum=frames - 1)
-        held = prefix_frames % chunk_frames
+    require_count("chunk_frames", chunk_frames, minimum=1)
+    require_count("frames", frames, minimum=1)
+    require_count("prefix_frames", prefix_frames, minimum=0, maximum=frames - 1)
+    held = prefix_frames % chunk_frames
     chunks, prefix_chunks = split_frames(frames, chunk_frames, prefix_frames - held)
     ticks = offset_ticks(chunks, prefix_chunks, steps, steps // window_chunks)
     return Plan("window", chunks, steps, ticks, prefix_chunks, held)
+
+
+@dataclass(frozen=True)
+class SlidingWindow(PlanSettings):
+    """At most ``window_chunks`` chunks in work, one entering as one leaves (MAGI-1, arXiv 2505.13211)."""
+
+    name: ClassVar[str] = "window"
+    title: ClassVar[str] = "sliding window"
+    solver: ClassVar[str] = "euler"
+    clean_pass: ClassVar[bool] = True
+
+    chunk_frames: int = replaced(PlanSettings, "chunk_frames", 6)
+    window_chunks: int = option(
+        4,
+        "The most chunks in work at once; must divide the number of steps. 4 for MAGI-1.",
+        minimum=1,
+        maximum=64,
+    )
+
+    def plan(self, frames: int, steps: int, prefix_frames: int = 0) -> Plan:
+        return window(frames, self.chunk_frames, steps, self.window_chunks, prefix_frames)
+
+    @classmethod
+    def abreast(cls, chunk_frames: int, steps: int, chunks: int = 4) -> SlidingWindow:
+        return cls(chunk_frames, chunks)

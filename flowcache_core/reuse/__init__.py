@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import Decision, ReusePolicy
 from .chunkwise import Chunkwise
-from .distance import Distance, LatentDistance, PatchDistance, TimeDistance
+from .distance import DISTANCES, Distance
 from .easycache import EasyCache
 from .forecast import Forecast, Offset, Taylor
 from .interval import Interval
@@ -17,7 +17,6 @@ from .teacache import TeaCache
 POLICIES: dict[str, type[ReusePolicy]] = {
     policy.name: policy for policy in (Chunkwise, TeaCache, EasyCache, MagCache, Interval, StaticSchedule, Never)
 }
-DISTANCES: dict[str, type[Distance]] = {d.name: d for d in (LatentDistance, PatchDistance, TimeDistance)}
 QUANTITIES: dict[str, type[Quantity]] = {q.name: q for q in (Velocity, Increment, Residual, Forecast, Taylor, Offset)}
 
 __all__ = ["DISTANCES", "POLICIES", "QUANTITIES", "Decision", "Distance", "Quantity", "ReusePolicy"]

@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
-from ..errors import require, require_count, require_finite
+from ..errors import require_count
+from ..options import option
 from ..schedule import Schedule
 
 Reason = Literal[
@@ -58,13 +59,33 @@ class ReusePolicy(ABC):
     warmup_steps: a chunk's first steps that are always computed (m in Eq. 8); at least 1, since nothing is there to
     reuse before. always_last: compute a chunk's last step, so that the K/V it leaves behind is fresh.
     max_reuses: cap on consecutive reuses of one chunk, None for no cap.
+
+    :meth:`check` and :meth:`note` may be called at any time, :meth:`begin` once per run. What cannot work for a number
+    of steps is refused by ``check``, which the settings of every run call.
     """
 
     name: ClassVar[str]
+    reads_model: ClassVar[bool] = False
 
-    warmup_steps: int = 5
-    always_last: bool = True
-    max_reuses: int | None = None
+    warmup_steps: int = option(
+        5,
+        "A chunk's first steps that are always computed. With 4 steps in all, 1 or 2; with 50, about 5.",
+        minimum=1,
+        maximum=1000,
+        start=1,
+        place=2,
+    )
+    always_last: bool = option(
+        True, "Always compute a chunk's last step, so that the K/V it leaves behind is fresh.", place=6
+    )
+    max_reuses: int | None = option(
+        None,
+        "The most steps in a row that one chunk may reuse; 0 for no limit.",
+        minimum=0,
+        maximum=1000,
+        none=0,
+        place=5,
+    )
 
     def __post_init__(self) -> None:
         require_count("warmup_steps", self.warmup_steps, minimum=1)
@@ -83,9 +104,20 @@ class ReusePolicy(ABC):
             return "cap"
         return None
 
+    @property
+    def content_free(self) -> bool:
+        """Whether decisions follow from settings, schedule and model alone, whatever the latents: no device sync.
+
+        What :attr:`reads_model` says then decides whether a table of steps can be made without weights.
+        """
+        return False
+
+    def check(self, steps: int) -> None:
+        """SettingError when this policy cannot run ``steps`` steps."""
+        require_count("warmup_steps", self.warmup_steps, minimum=1, maximum=steps)
+
     def note(self, steps: int) -> str | None:
         """One sentence when this policy cannot reuse anything in a run of ``steps`` steps, else None."""
-        require_count("warmup_steps", self.warmup_steps, minimum=1, maximum=steps)
         forced_last = self.always_last and steps > self.warmup_steps
         if steps - self.warmup_steps - int(forced_last) > 0:
             return None
@@ -130,23 +162,3 @@ class PolicyState(ABC):
         if not decision.reuses:
             progress.accumulated = 0.0
         return decision
-
-
-def require_threshold(threshold: float) -> None:
-    """A threshold is a finite number >= 0 (0 = never reuse)."""
-    require_finite("threshold", threshold, minimum=0.0)
-
-
-def verdict(reuse: bool, distance: float, accumulated: float) -> Decision:
-    """The decision of a threshold, with the numbers behind it."""
-    if reuse:
-        return Decision("reuse", "within threshold", distance, accumulated)
-    return Decision("compute", "threshold reached", distance, accumulated)
-
-
-def within(accumulated: float, threshold: float, inclusive: bool) -> bool:
-    """Eq. 8's test: reuse while the accumulated distance is at most (or below) the threshold; 0 never reuses."""
-    require(threshold >= 0, "threshold", threshold, "a number >= 0")
-    if threshold == 0:
-        return False
-    return accumulated <= threshold if inclusive else accumulated < threshold

@@ -7,58 +7,47 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..denoiser import ChunkInput, Denoiser
+from ..options import option
 from ..schedule import Schedule
-from .base import Decision, PolicyState, ReusePolicy, require_threshold, verdict, within
-from .distance import Distance, DistanceState, LatentDistance
+from .distance import DISTANCES, Distance, DistanceState, LatentDistance
+from .thresholded import Thresholded, ThresholdedState
 
 
 @dataclass(frozen=True)
-class Chunkwise(ReusePolicy):
-    """Reuse while the distance accumulated since the last computed step stays within ``threshold`` (epsilon).
-
-    inclusive: the paper's <= (True) or its implementations' < (False).
-    """
+class Chunkwise(Thresholded):
+    """FlowCache's rule (arXiv 2602.10825, Eq. 8). distance: what is measured between two steps of a chunk."""
 
     name: ClassVar[str] = "chunkwise"
 
-    threshold: float = 0.1
-    distance: Distance = LatentDistance()
     inclusive: bool = True
+    distance: Distance = option(
+        LatentDistance(),
+        "What is compared between two steps: the noisy latents, their patch embedding, or the time modulation "
+        "(TeaCache's, the same for every video).",
+        parts=DISTANCES,
+        place=3,
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_threshold(self.threshold)
+    @property
+    def content_free(self) -> bool:
+        return self.distance.content_free
 
-    def note(self, steps: int) -> str | None:
-        if self.threshold == 0:
-            return "threshold 0: every step is computed"
-        return super().note(steps)
+    @property
+    def reads_model(self) -> bool:  # type: ignore[override]
+        return self.distance.reads_model
 
     def begin(self, schedule: Schedule, denoiser: Denoiser) -> ChunkwiseState:
         return ChunkwiseState(schedule, self, self.distance.begin(schedule, denoiser))
 
 
 @dataclass
-class ChunkwiseState(PolicyState):
-    policy: Chunkwise
+class ChunkwiseState(ThresholdedState):
     distance: DistanceState
 
     def finish(self, chunk: int) -> None:
         super().finish(chunk)
         self.distance.finish(chunk)
 
-    def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
-        changes = self.distance.measure(items)
-        decisions = []
-        for item, change in zip(items, changes, strict=True):
-            progress = self.progress(item.chunk.index)
-            distance = None if change is None else self.policy.distance.value([change])
-            forced = self.policy.forced(item.step, self.schedule.steps, progress)
-            if forced or distance is None:
-                decision = Decision("compute", forced or "first step", distance, progress.accumulated)
-            else:
-                progress.accumulated += distance
-                reuse = within(progress.accumulated, self.policy.threshold, self.policy.inclusive)
-                decision = verdict(reuse, distance, progress.accumulated)
-            decisions.append(self.settle(item.chunk.index, decision))
-        return decisions
+    def measure(self, items: Sequence[ChunkInput]) -> list[float | None]:
+        value = self.policy.distance.value  # type: ignore[attr-defined]
+        return [None if change is None else value([change]) for change in self.distance.measure(items)]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
+from ..options import option
 from ..schedule import Schedule
 
 TINY = 1e-8
@@ -26,10 +27,14 @@ class Change:
 
 @dataclass(frozen=True)
 class Distance(ABC):
-    """One way to measure change between consecutive steps. ``content_free`` ones need no device sync."""
+    """One way to measure change between consecutive steps.
+
+    ``content_free`` ones need no device sync and no video; ``reads_model``: whether :meth:`begin` asks the denoiser.
+    """
 
     name: ClassVar[str]
     content_free: ClassVar[bool] = False
+    reads_model: ClassVar[bool] = False
 
     @abstractmethod
     def begin(self, schedule: Schedule, denoiser: Denoiser) -> DistanceState:
@@ -90,6 +95,7 @@ class PatchDistance(Distance):
     """Relative L1 of the patch embedding of the noisy latents (what the MAGI-1 implementation measures)."""
 
     name: ClassVar[str] = "patch"
+    reads_model: ClassVar[bool] = True
 
     def begin(self, schedule: Schedule, denoiser: Denoiser) -> DistanceState:
         return FeatureState(denoiser.patch_embedding)
@@ -105,8 +111,17 @@ class TimeDistance(Distance):
 
     name: ClassVar[str] = "time"
     content_free: ClassVar[bool] = True
+    reads_model: ClassVar[bool] = True
 
-    polynomial: tuple[float, ...] = ()
+    polynomial: tuple[float, ...] = option(
+        (),
+        "Only for the distance time: coefficients of the polynomial through which the distance goes, highest power "
+        "first. Empty: the distance itself.",
+        label="time_polynomial",
+        optional=True,
+        place=13,
+        advanced=True,
+    )
 
     def begin(self, schedule: Schedule, denoiser: Denoiser) -> DistanceState:
         features = torch.stack([denoiser.time_modulation(t).float().flatten() for t in schedule.timesteps])
@@ -133,3 +148,6 @@ class TableState(DistanceState):
 
     def measure(self, items: Sequence[ChunkInput]) -> list[Change | None]:
         return [self.table[item.step] for item in items]
+
+
+DISTANCES: dict[str, type[Distance]] = {d.name: d for d in (LatentDistance, PatchDistance, TimeDistance)}

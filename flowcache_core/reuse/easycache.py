@@ -13,28 +13,20 @@ import torch
 from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
+from ..options import replaced
 from ..schedule import Schedule
-from .base import Decision, PolicyState, ReusePolicy, require_threshold, verdict, within
+from .base import Reason
 from .distance import TINY
+from .thresholded import Thresholded, ThresholdedState
 
 
 @dataclass(frozen=True)
-class EasyCache(ReusePolicy):
-    """Reuse while the predicted relative change of the velocity, accumulated, stays below ``threshold``."""
+class EasyCache(Thresholded):
+    """EasyCache (arXiv 2507.02860): reuse while the predicted relative change of the velocity, summed, stays below."""
 
     name: ClassVar[str] = "easycache"
 
-    threshold: float = 0.05
-    inclusive: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_threshold(self.threshold)
-
-    def note(self, steps: int) -> str | None:
-        if self.threshold == 0:
-            return "threshold 0: every step is computed"
-        return super().note(steps)
+    threshold: float = replaced(Thresholded, "threshold", 0.05)
 
     def begin(self, schedule: Schedule, denoiser: Denoiser) -> EasyCacheState:
         return EasyCacheState(schedule, self)
@@ -51,30 +43,15 @@ class Track:
 
 
 @dataclass
-class EasyCacheState(PolicyState):
-    policy: EasyCache
+class EasyCacheState(ThresholdedState):
     tracks: dict[int, Track] = field(default_factory=dict, init=False)
+    unmeasured: ClassVar[Reason] = "no ratio yet"
 
     def finish(self, chunk: int) -> None:
         super().finish(chunk)
         self.tracks.pop(chunk, None)
 
-    def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
-        changes = self.predicted(items)
-        decisions = []
-        for item, change in zip(items, changes, strict=True):
-            progress = self.progress(item.chunk.index)
-            forced = self.policy.forced(item.step, self.schedule.steps, progress)
-            if forced or change is None:
-                decision = Decision("compute", forced or "no ratio yet", change, progress.accumulated)
-            else:
-                progress.accumulated += change
-                reuse = within(progress.accumulated, self.policy.threshold, self.policy.inclusive)
-                decision = verdict(reuse, change, progress.accumulated)
-            decisions.append(self.settle(item.chunk.index, decision))
-        return decisions
-
-    def predicted(self, items: Sequence[ChunkInput]) -> list[float | None]:
+    def measure(self, items: Sequence[ChunkInput]) -> list[float | None]:
         """ratio * mean|x - x before| / mean|v last| of every chunk that has a ratio; one device sync."""
         values: list[Tensor] = []
         known: list[bool] = []

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
 from ..errors import require_count, require_finite
+from ..options import option
 from .quantity import Computed, Quantity
 
 
@@ -47,9 +48,38 @@ class Forecast(Quantity):
 
     name: ClassVar[str] = "forecast"
 
-    order: int = 1
-    damping: float = 1.0
-    correction: int = 2
+    order: int = option(
+        1,
+        "Only for forecast and taylor: order of the polynomial through the last computed velocities.",
+        label="forecast_order",
+        minimum=1,
+        maximum=3,
+        optional=True,
+        place=14,
+        advanced=True,
+    )
+    damping: float = option(
+        1.0,
+        "Only for forecast: how much of the extrapolated change is taken, from 0 (the last velocity as it is) to 1.",
+        label="forecast_damping",
+        minimum=0.0,
+        maximum=1.0,
+        step=0.05,
+        optional=True,
+        place=15,
+        advanced=True,
+    )
+    correction: int = option(
+        2,
+        "Only for forecast: order of the polynomial with which a gap is gone through again once the step after it is "
+        "computed; 0 leaves the forecasts as they were.",
+        label="forecast_correction",
+        minimum=0,
+        maximum=4,
+        optional=True,
+        place=16,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         require_count("order", self.order, minimum=1, maximum=3)
@@ -89,7 +119,16 @@ class Taylor(Quantity):
 
     name: ClassVar[str] = "taylor"
 
-    order: int = 1
+    order: int = option(
+        1,
+        "Only for forecast and taylor: order of the polynomial through the last computed velocities.",
+        label="forecast_order",
+        minimum=1,
+        maximum=3,
+        optional=True,
+        place=14,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         require_count("order", self.order, minimum=1, maximum=3)

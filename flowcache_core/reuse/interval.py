@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from ..denoiser import ChunkInput, Denoiser
 from ..errors import require_count
+from ..options import option
 from ..schedule import Schedule
 from .base import Decision, PolicyState, ReusePolicy
 
@@ -18,11 +19,23 @@ class Interval(ReusePolicy):
 
     name: ClassVar[str] = "interval"
 
-    interval: int = 2
+    interval: int = option(
+        2,
+        "Only for the policy interval: compute every n-th step of a chunk.",
+        minimum=1,
+        maximum=1000,
+        optional=True,
+        place=11,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_count("interval", self.interval, minimum=1)
+
+    @property
+    def content_free(self) -> bool:
+        return True
 
     def note(self, steps: int) -> str | None:
         if self.interval == 1:

@@ -11,35 +11,44 @@ from typing import ClassVar
 
 from ..denoiser import ChunkInput, Denoiser
 from ..errors import require
+from ..options import option, replaced
 from ..schedule import Schedule
-from .base import Decision, PolicyState, ReusePolicy, require_threshold
+from .base import Decision, PolicyState
+from .thresholded import Thresholded
 
 
 @dataclass(frozen=True)
-class MagCache(ReusePolicy):
-    """Reuse while the summed error ``|1 - product of ratios|`` stays below ``threshold``.
+class MagCache(Thresholded):
+    """MagCache (arXiv 2506.09045): reuse while the summed error ``|1 - product of ratios|`` stays below ``threshold``.
 
     curve: mean ``|r_t| / |r_(t-1)|`` of the block-stack residual for every own step (the first is 1).
     """
 
     name: ClassVar[str] = "magcache"
 
-    threshold: float = 0.12
-    max_reuses: int | None = 4
-    curve: tuple[float, ...] = ()
+    threshold: float = replaced(Thresholded, "threshold", 0.12)
+    max_reuses: int | None = replaced(Thresholded, "max_reuses", 4)
+    curve: tuple[float, ...] = option(
+        (),
+        "Only for the policy magcache: for every step of a chunk the ratio of the residual's magnitude to the step "
+        "before it, such as 1, 0.99, 0.97.",
+        label="magnitude_ratios",
+        optional=True,
+        place=12,
+        advanced=True,
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_threshold(self.threshold)
+    @property
+    def content_free(self) -> bool:
+        return True
 
-    def note(self, steps: int) -> str | None:
-        if self.threshold == 0:
-            return "threshold 0: every step is computed"
-        return super().note(steps)
+    def check(self, steps: int) -> None:
+        super().check(steps)
+        length = len(self.curve)
+        require(length == steps, "curve", f"{length} ratios", f"one for each of {steps} steps")
 
     def begin(self, schedule: Schedule, denoiser: Denoiser) -> MagCacheState:
-        length = len(self.curve)
-        require(length == schedule.steps, "curve", f"{length} ratios", f"one for each of {schedule.steps} steps")
+        self.check(schedule.steps)
         return MagCacheState(schedule, self)
 
 
@@ -65,7 +74,7 @@ class MagCacheState(PolicyState):
         if not forced:
             product = self.product.get(item.chunk.index, 1.0) * self.policy.curve[item.step]
             progress.accumulated += abs(1 - product)
-            if progress.accumulated < self.policy.threshold:
+            if self.policy.within(progress.accumulated):
                 self.product[item.chunk.index] = product
                 return Decision("reuse", "within threshold", abs(1 - product), progress.accumulated)
         self.product[item.chunk.index] = 1.0

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..denoiser import ChunkInput, Denoiser
+from ..options import replaced
 from ..schedule import Schedule
 from .base import Decision, PolicyState, ReusePolicy
 
@@ -17,7 +18,11 @@ class Never(ReusePolicy):
 
     name: ClassVar[str] = "never"
 
-    warmup_steps: int = 1
+    warmup_steps: int = replaced(ReusePolicy, "warmup_steps", 1)
+
+    @property
+    def content_free(self) -> bool:
+        return True
 
     def note(self, steps: int) -> str | None:
         return None

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from ..denoiser import ChunkInput, Denoiser
 from ..errors import require
+from ..options import option, replaced
 from ..schedule import Schedule
 from .base import Decision, PolicyState, ReusePolicy
 
@@ -27,10 +28,32 @@ class StaticSchedule(ReusePolicy):
 
     name: ClassVar[str] = "schedule"
 
-    warmup_steps: int = 1
-    computed: tuple[int, ...] = (0,)
-    first: tuple[int, ...] = ()
-    together: bool = False
+    warmup_steps: int = replaced(ReusePolicy, "warmup_steps", 1)
+    computed: tuple[int, ...] = option(
+        (0,),
+        "Only for the policy schedule: a chunk's own steps that are computed, counted from 0, such as 0, 1, 2, 4.",
+        label="computed_steps",
+        place=8,
+        advanced=True,
+    )
+    first: tuple[int, ...] = option(
+        (),
+        "Only for the policy schedule: the same for the chunk that begins the video, which needs more computed steps "
+        "than those that continue it. Empty: as all others.",
+        label="first_chunk_steps",
+        optional=True,
+        place=9,
+        advanced=True,
+    )
+    together: bool = option(
+        False,
+        "Only for the policy schedule: chunks that are in work side by side compute at the same ticks, spread evenly, "
+        "where that takes about as many steps.",
+        label="same_ticks",
+        optional=True,
+        place=10,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -38,8 +61,17 @@ class StaticSchedule(ReusePolicy):
             whole = all(isinstance(step, int) and step >= 0 for step in table)
             require(whole and 0 in table, name, table, "own steps >= 0, step 0 among them")
 
+    @property
+    def content_free(self) -> bool:
+        return True
+
+    def check(self, steps: int) -> None:
+        super().check(steps)
+        accepted = f"own steps 0..{steps - 1} of this run"
+        require(max(self.computed) < steps, "computed_steps", max(self.computed), accepted)
+        require(max(self.first, default=0) < steps, "first_chunk_steps", max(self.first, default=0), accepted)
+
     def note(self, steps: int) -> str | None:
-        self.require_within(steps)
         known = super().note(steps)
         always = set(self.computed) & set(self.first or self.computed)
         free = set(range(self.warmup_steps, steps - int(self.always_last))) - always
@@ -47,14 +79,8 @@ class StaticSchedule(ReusePolicy):
             return known
         return f"computed_steps names all {steps} steps: every step is computed"
 
-    def require_within(self, steps: int) -> None:
-        """SettingError when the table names a step that a run of ``steps`` steps does not have."""
-        accepted = f"own steps 0..{steps - 1} of this run"
-        require(max(self.computed) < steps, "computed_steps", max(self.computed), accepted)
-        require(max(self.first, default=0) < steps, "first_chunk_steps", max(self.first, default=0), accepted)
-
     def begin(self, schedule: Schedule, denoiser: Denoiser) -> StaticScheduleState:
-        self.require_within(schedule.steps)
+        self.check(schedule.steps)
         return StaticScheduleState(schedule, self, frozenset(self.computed))
 
 

@@ -11,29 +11,34 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..denoiser import ChunkInput, Denoiser
+from ..options import option
 from ..schedule import Schedule
-from .base import Decision, PolicyState, ReusePolicy, require_threshold, verdict, within
-from .distance import Distance, DistanceState, TimeDistance
+from .base import Decision, PolicyState
+from .distance import DISTANCES, Distance, DistanceState, TimeDistance
+from .thresholded import Thresholded
 
 
 @dataclass(frozen=True)
-class TeaCache(ReusePolicy):
-    """Reuse in all active chunks while their pooled, accumulated distance stays below ``threshold``."""
+class TeaCache(Thresholded):
+    """TeaCache (arXiv 2411.19108) for AR plans: reuse in all active chunks while their pooled distance stays below."""
 
     name: ClassVar[str] = "teacache"
 
-    threshold: float = 0.1
-    distance: Distance = TimeDistance()
-    inclusive: bool = False
+    distance: Distance = option(
+        TimeDistance(),
+        "What is compared between two steps: the noisy latents, their patch embedding, or the time modulation "
+        "(TeaCache's, the same for every video).",
+        parts=DISTANCES,
+        place=3,
+    )
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_threshold(self.threshold)
+    @property
+    def content_free(self) -> bool:
+        return self.distance.content_free
 
-    def note(self, steps: int) -> str | None:
-        if self.threshold == 0:
-            return "threshold 0: every step is computed"
-        return super().note(steps)
+    @property
+    def reads_model(self) -> bool:  # type: ignore[override]
+        return self.distance.reads_model
 
     def begin(self, schedule: Schedule, denoiser: Denoiser) -> TeaCacheState:
         return TeaCacheState(schedule, self, self.distance.begin(schedule, denoiser))
@@ -62,9 +67,8 @@ class TeaCacheState(PolicyState):
         common = Decision("compute", "threshold reached")
         if distance is not None:
             self.accumulated += distance
-            reuse = within(self.accumulated, self.policy.threshold, self.policy.inclusive)
-            common = verdict(reuse, distance, self.accumulated)
-            self.accumulated = self.accumulated if reuse else 0.0
+            common = self.policy.verdict(distance, self.accumulated)
+            self.accumulated = self.accumulated if common.reuses else 0.0
         return [
             self.settle(item.chunk.index, Decision("compute", why, None, self.accumulated) if why else common)
             for item, why in zip(items, forced, strict=True)

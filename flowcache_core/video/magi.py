@@ -110,7 +110,7 @@ class MagiSettings:
         require_count("chunk_frames", self.chunk_frames, minimum=1)
         wanted = prefix_frames + -(-self.frames // TIME_STRIDE)
         latent_frames = -(-wanted // self.chunk_frames) * self.chunk_frames
-        return window(latent_frames, self.chunk_frames, self.steps, self.window_chunks, prefix_frames, hold_prefix=True)
+        return window(latent_frames, self.chunk_frames, self.steps, self.window_chunks, prefix_frames)
 
     def new_chunks(self, prefix_frames: int = 0) -> int:
         """Chunks that are generated, each of which may have a caption of its own."""

@@ -19,7 +19,7 @@ from flowcache_core.calibrate.tables import Split, calibrated, even, measured_re
 from flowcache_core.commands import calibrate as command
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
-from flowcache_core.plan import PLANS
+from flowcache_core.plan import blockwise
 from flowcache_core.reuse.forecast import Forecast
 from flowcache_core.reuse.never import Never
 from flowcache_core.reuse.quantity import Velocity
@@ -76,7 +76,7 @@ def test_predicted_error_is_the_error_of_a_real_run(order, correction):
         s = item.sigma
         return shapes[0] + shapes[1] * s**2 + shapes[2] * np.sin(5 * s)
 
-    plan, schedule = PLANS["blockwise"](2, 2, STEPS), shifted(STEPS, 3.0)
+    plan, schedule = blockwise(2, 2, STEPS), shifted(STEPS, 3.0)
     noise = torch.zeros(1, 1, 2, 2, 2, dtype=torch.float64)
     watch = Watch()
     base = generate(DummyDenoiser(rule), EngineSettings(plan, schedule, policy=watch), noise)
@@ -107,7 +107,7 @@ def velocities_by_chunk(item):
 
 
 def test_first_and_later_chunks_are_measured_apart():
-    plan, schedule = PLANS["blockwise"](6, 2, STEPS), shifted(STEPS, 3.0)
+    plan, schedule = blockwise(6, 2, STEPS), shifted(STEPS, 3.0)
     noise = torch.zeros(2, 1, 6, 2, 2, dtype=torch.float64)
 
     def video(policy):

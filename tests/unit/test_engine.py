@@ -17,7 +17,7 @@ from flowcache_core.errors import SettingError
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
-from flowcache_core.plan import PLANS
+from flowcache_core.plan import blockwise, staggered, window
 from flowcache_core.plan.base import Plan
 from flowcache_core.report.events import CacheCompressed, CachePass, ChunkFinished, RunFinished, RunStarted, StepTaken
 from flowcache_core.reuse.chunkwise import Chunkwise
@@ -33,9 +33,9 @@ from flowcache_core.solvers.renoise import ReNoise
 from flowcache_core.solvers.unipc import UniPC
 
 PLAN_ROWS = {
-    "blockwise": lambda: PLANS["blockwise"](15, 3, 8),
-    "staggered": lambda: PLANS["staggered"](15, 3, 8, 4),
-    "window": lambda: PLANS["window"](15, 3, 8, 2),
+    "blockwise": lambda: blockwise(15, 3, 8),
+    "staggered": lambda: staggered(15, 3, 8, 4),
+    "window": lambda: window(15, 3, 8, 2),
 }
 
 
@@ -106,7 +106,7 @@ def test_a_smaller_budget_does_change_the_result(transformer):
 
 
 def test_reused_steps_leave_the_kv_of_the_last_computed_step():
-    plan = PLANS["staggered"](6, 3, 6, 1)
+    plan = staggered(6, 3, 6, 1)
     denoiser = DummyDenoiser()
     run(denoiser, plan, policy=StaticSchedule(computed=(0, 3)))
     assert denoiser.calls == [(0, 0), (1, 0), (0, 3), (1, 3), (0, 5), (1, 5)]
@@ -140,10 +140,10 @@ def test_without_the_clean_pass_history_is_what_the_last_step_left():
 def test_kv_bytes_are_the_same_for_20_100_and_400_chunks():
     sizes = set()
     for chunks in (20, 100, 400):
-        _, events = run(DummyDenoiser(), PLANS["blockwise"](chunks, 1, 2), kv=KVSettings(budget=5.0))
+        _, events = run(DummyDenoiser(), blockwise(chunks, 1, 2), kv=KVSettings(budget=5.0))
         sizes.add(events[0].kv_bytes)
     assert len(sizes) == 1
-    _, events = run(DummyDenoiser(), PLANS["blockwise"](100, 1, 2))
+    _, events = run(DummyDenoiser(), blockwise(100, 1, 2))
     assert events[0].kv_bytes > 10 * sizes.pop()
 
 
@@ -191,7 +191,7 @@ def test_a_failed_run_releases_its_cache():
 
 
 def test_noise_and_prefix_are_not_written_to(transformer):
-    plan = PLANS["blockwise"](9, 3, 4, prefix_frames=3)
+    plan = blockwise(9, 3, 4, prefix_frames=3)
     start, prefix = noise(plan), torch.randn(1, 16, 3, 4, 4)
     copies = start.clone(), prefix.clone()
     out = generate(wan(transformer), EngineSettings(plan, shifted(4, 3.0)), start, prefix=prefix)
@@ -203,7 +203,7 @@ def test_noise_and_prefix_are_not_written_to(transformer):
 
 
 def test_notes_name_what_cannot_help():
-    plan = PLANS["blockwise"](12, 3, 4)
+    plan = blockwise(12, 3, 4)
     settings = EngineSettings(plan, shifted(4, 3.0), policy=Chunkwise(warmup_steps=4), kv=KVSettings(budget=9.0))
     policy_note, kv_note = settings.notes()
     assert policy_note == "4 steps with 4 warm-up steps computed: nothing left to reuse"
@@ -229,7 +229,7 @@ def test_reusing_a_constant_velocity_loses_nothing(plan, quantity):
 
 
 def test_increment_is_added_again_unscaled():
-    plan = PLANS["blockwise"](3, 3, 4)
+    plan = blockwise(3, 3, 4)
     schedule = shifted(4, 1.0)
     settings = EngineSettings(plan, schedule, policy=StaticSchedule(computed=(0,)), quantity=Increment())
     out = generate(DummyDenoiser(lambda item: item.latents), settings, noise(plan))
@@ -274,7 +274,7 @@ def test_a_prompt_switch_leaves_earlier_chunks_alone(transformer):
 
 
 def test_bidirectional_pass_sees_one_timestep_per_chunk():
-    plan = PLANS["staggered"](6, 3, 2, 1)
+    plan = staggered(6, 3, 2, 1)
     rows = []
 
     class Watching(DummyDenoiser):
@@ -288,7 +288,7 @@ def test_bidirectional_pass_sees_one_timestep_per_chunk():
 
 
 def test_bidirectional_and_causal_agree_on_a_single_chunk(transformer):
-    plan = PLANS["blockwise"](3, 3, 6)
+    plan = blockwise(3, 3, 6)
     causal, _ = run(wan(transformer), plan)
     whole, _ = run(wan(transformer), plan, attention="bidirectional")
     assert torch.allclose(causal, whole, atol=1e-4)
@@ -341,7 +341,7 @@ def test_noise_of_another_shape_is_refused(shape):
 
 
 def test_prefix_of_another_length_is_refused():
-    plan = PLANS["blockwise"](9, 3, 4, prefix_frames=3)
+    plan = blockwise(9, 3, 4, prefix_frames=3)
     with pytest.raises(SettingError, match="prefix frames"):
         generate(
             DummyDenoiser(), EngineSettings(plan, shifted(4, 3.0)), noise(plan), prefix=torch.zeros(1, 16, 2, 4, 4)
@@ -353,7 +353,7 @@ def test_prefix_of_another_length_is_refused():
 
 def test_a_reuse_undone_by_a_window_pass_starts_the_count_again():
     """Chunk 1 still warms up when chunk 0 would reuse: its steps are computed along and no reuse is counted."""
-    plan = PLANS["staggered"](6, 3, 8, 2)
+    plan = staggered(6, 3, 8, 2)
     policy = Chunkwise(threshold=100.0, warmup_steps=3, max_reuses=2, distance=TimeDistance((1.0, 0.0)))
     _, events = run(DummyDenoiser(), plan, attention="bidirectional", policy=policy)
     first = [(step.action[0], step.reason) for step in steps_of(events) if step.chunk == 0]
@@ -372,7 +372,7 @@ def test_a_reuse_undone_by_a_window_pass_starts_the_count_again():
 def test_policies_with_a_count_of_their_own_start_it_again_too(policy, count):
     denoiser, schedule = DummyDenoiser(), shifted(8, 3.0)
     state = policy.begin(schedule, denoiser)
-    chunk, latents = PLANS["blockwise"](3, 3, 8).chunks[0], torch.zeros(1, 1, 3, 2, 2)
+    chunk, latents = blockwise(3, 3, 8).chunks[0], torch.zeros(1, 1, 3, 2, 2)
     for step in range(7):
         state.decide([ChunkInput(chunk, step, schedule.sigmas[step], schedule.timesteps[step], latents)])
     untouched = copy(getattr(state, count))
@@ -395,7 +395,7 @@ def test_everything_reused_is_kept_on_the_reuse_device():
             seen.append({t.device.type for t in (last.velocity, last.increment, last.residual, last.item.latents)})
             return torch.zeros(1, *item.latents.shape)
 
-    plan = PLANS["blockwise"](3, 3, 4)
+    plan = blockwise(3, 3, 4)
     settings = {"policy": StaticSchedule(computed=(0, 1)), "quantity": Watching()}
     run(DummyDenoiser(), plan, reuse_device="meta", **settings)
     run(DummyDenoiser(), plan, **settings)

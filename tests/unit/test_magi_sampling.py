@@ -18,8 +18,7 @@ from flowcache_core.models.magi.denoiser import MagiDenoiser
 from flowcache_core.models.magi.guidance import GuidanceScales, visible_to_clean
 from flowcache_core.models.magi.transformer import MagiTransformer
 from flowcache_core.models.magi.vae import LATENT_SCALE, MagiVAE, MagiVAEConfig, Tiling
-from flowcache_core.plan import PLANS
-from flowcache_core.plan.window import window
+from flowcache_core.plan import window
 from flowcache_core.report.events import CacheCompressed, CachePass, StepTaken
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import PatchDistance
@@ -64,7 +63,7 @@ def distilled(model: MagiTransformer, steps: int = STEPS, **changes) -> MagiDeno
 
 
 def engine(chunks: int = CHUNKS, prefix_frames: int = 0, steps: int = STEPS, **changes) -> EngineSettings:
-    plan = window(FRAMES * chunks, FRAMES, steps, 4, prefix_frames, hold_prefix=True)
+    plan = window(FRAMES * chunks, FRAMES, steps, 4, prefix_frames)
     values = {"plan": plan, "schedule": magi(steps), "clean_pass": True, "clean_timestep": 0.9999}
     return EngineSettings(**(values | changes))
 
@@ -232,7 +231,7 @@ def test_two_videos_at_once_are_two_runs(model):
     ("prefix", "chunks", "held", "ticks"), [(0, 0, 0, 48), (1, 0, 1, 48), (6, 1, 0, 40), (8, 1, 2, 40)]
 )
 def test_a_prefix_of_no_whole_chunks_is_held_in_the_first_new_chunk(prefix, chunks, held, ticks):
-    plan = window(18, 6, 32, 4, prefix, hold_prefix=True)
+    plan = window(18, 6, 32, 4, prefix)
     assert (plan.prefix_chunks, plan.held_frames, plan.prefix_frames) == (chunks, held, prefix)
     assert [chunk.first_frame for chunk in plan.chunks] == [0, 6, 12]
     assert len(plan.ticks) == ticks
@@ -483,7 +482,7 @@ def test_what_the_denoiser_refuses(model):
         MagiDenoiser(model, captions(), guidance=SCALES, step_times=(4.0,))
     with pytest.raises(SettingError, match="timestep: got 1000"):
         generate(distilled(model), engine(schedule=shifted(STEPS, 3.0)), noise())
-    plan = PLANS["window"](4, 2, 8)
+    plan = window(4, 2, 8)
     with pytest.raises(SettingError, match="attention: got 'bidirectional', accepted: block-causal"):
         generate(distilled(model), EngineSettings(plan, magi(8), attention="bidirectional"), noise(2))
     with pytest.raises(SettingError, match="K/V ranges"):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flowcache_core.denoiser import ChunkInput
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
-from flowcache_core.plan import PLANS
+from flowcache_core.plan import blockwise, staggered
 from flowcache_core.plan.base import Chunk
 from flowcache_core.reuse import DISTANCES, POLICIES, QUANTITIES
 from flowcache_core.reuse.base import ReusePolicy
@@ -211,7 +211,7 @@ def test_unknown_names_list_what_there_is(settings, message):
 
 
 def run_rule(rule, policy: ReusePolicy, quantity, steps: int = 20):
-    plan = PLANS["blockwise"](4, 2, steps)
+    plan = blockwise(4, 2, steps)
     settings = EngineSettings(plan, shifted(steps, 3.0), policy=policy, quantity=quantity)
     noise = torch.randn(1, 1, 4, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return generate(DummyDenoiser(rule), settings, noise)
@@ -283,7 +283,7 @@ def sine_of_sigma(item):
 
 
 def plan_of(name, frames=6):
-    return PLANS[name](frames, 2, 12, *((4,) if name == "staggered" else ()))
+    return staggered(frames, 2, 12, 4) if name == "staggered" else blockwise(frames, 2, 12)
 
 
 def corrected_run(correction, solver=None, plan="blockwise", **changes):
@@ -372,7 +372,7 @@ def test_tables_in_step_recur_with_the_offset(count, steps, offset, expected):
 def test_chunks_side_by_side_are_computed_at_the_same_ticks():
     computed = (0, 1, 3, 6, 9, 11)
     denoiser = DummyDenoiser()
-    plan = PLANS["staggered"](8, 2, 12, 4)
+    plan = staggered(8, 2, 12, 4)
     policy = StaticSchedule(computed=computed, together=True)
     generate(denoiser, EngineSettings(plan, shifted(12, 3.0), policy=policy), torch.zeros(1, 1, 8, 2, 2))
     taken = {chunk: [step for c, step in denoiser.calls if c == chunk] for chunk in range(4)}
@@ -387,10 +387,10 @@ def test_chunks_side_by_side_are_computed_at_the_same_ticks():
 @pytest.mark.parametrize(
     ("plan", "expected"),
     [
-        (PLANS["blockwise"](8, 2, 12), {0: [0, 1, 2, 4, 6, 8, 11], 1: [0, 5, 11], 3: [0, 5, 11]}),
-        (PLANS["blockwise"](8, 2, 12, 2), {1: [0, 5, 11], 2: [0, 5, 11]}),  # chunk 0 is given
+        (blockwise(8, 2, 12), {0: [0, 1, 2, 4, 6, 8, 11], 1: [0, 5, 11], 3: [0, 5, 11]}),
+        (blockwise(8, 2, 12, 2), {1: [0, 5, 11], 2: [0, 5, 11]}),  # chunk 0 is given
         # in step where several are in work: every third tick here; the first chunk has its own list all the same
-        (PLANS["staggered"](8, 2, 12, 3), {0: [0, 1, 2, 4, 6, 8, 11], 1: [0, 3, 6, 9, 11], 3: [0, 3, 6, 9, 11]}),
+        (staggered(8, 2, 12, 3), {0: [0, 1, 2, 4, 6, 8, 11], 1: [0, 3, 6, 9, 11], 3: [0, 3, 6, 9, 11]}),
     ],
 )
 def test_the_chunk_that_begins_a_video_has_a_list_of_its_own(plan, expected):

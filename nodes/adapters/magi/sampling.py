@@ -18,7 +18,7 @@ from ....flowcache_core.models.magi.denoiser import MagiDenoiser
 from ....flowcache_core.models.magi.guidance import CLEAN_TIME
 from ....flowcache_core.models.magi.layers import AttentionKernel
 from ....flowcache_core.models.magi.transformer import MagiTransformer
-from ....flowcache_core.plan import window
+from ....flowcache_core.plan import SlidingWindow
 from ....flowcache_core.plan.base import Plan
 from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import SHORTCUTS, Schedule, from_sigmas, magi, magi_distill_times
@@ -37,7 +37,7 @@ from .model import MagiLatents, MagiVariant
 from .text import ChunkCaptions
 from .vae import magi_preview
 
-PLAN = "sliding window"
+PLAN = SlidingWindow.title
 SAME_LEVEL = 2e-6
 """Sigmas went through the host's float32."""
 
@@ -172,8 +172,7 @@ def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tenso
 
 
 def plan_of(choice: PlanChoice, frames: int, steps: int, prefix_frames: int) -> Plan:
-    """A prefix that is no whole chunks is held in the first chunk, as the model was trained."""
-    return window(frames, choice.chunk_frames, steps, choice.window_chunks, prefix_frames, hold_prefix=True)
+    return choice.kind.plan(frames, steps, prefix_frames)
 
 
 def denoiser_of(
@@ -227,7 +226,7 @@ def engine_settings(
 
 def check(guider: Any, model: Any, choice: PlanChoice, latents: Tensor, options: Mapping[str, Any]) -> None:
     """SettingError naming what MAGI-1 cannot be sampled with."""
-    require(choice.name == PLAN, "plan", choice.name, f"{PLAN}, with MAGI-1")
+    require(choice.kind.title == PLAN, "plan", choice.kind.title, f"{PLAN}, with MAGI-1")
     require(isinstance(model.model_sampling, CONST), "model", "a model that is not flow matching", "a MAGI-1 model")
     accepted = "Basic Guider, or cfg 1: MAGI-1 has guidance of its own (Load MAGI-1 Model, variant base)"
     cfg = getattr(guider, "cfg", 1.0)

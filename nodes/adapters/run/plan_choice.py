@@ -2,64 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 from ....flowcache_core.errors import require
-from ....flowcache_core.plan import blockwise, staggered, window
+from ....flowcache_core.plan import PLANS, PlanSettings
 from ....flowcache_core.plan.base import Plan
 from ....flowcache_core.plan.staggered import Window, overlap_windows
 from ....flowcache_core.solvers import SOLVERS, Solver
 
-
-def _blockwise(choice: PlanChoice, frames: int, steps: int, prefix_frames: int) -> Plan:
-    return blockwise(frames, choice.chunk_frames, steps, prefix_frames)
-
-
-def _staggered(choice: PlanChoice, frames: int, steps: int, prefix_frames: int) -> Plan:
-    return staggered(frames, choice.chunk_frames, steps, choice.ar_step, prefix_frames)
-
-
-def _window(choice: PlanChoice, frames: int, steps: int, prefix_frames: int) -> Plan:
-    return window(frames, choice.chunk_frames, steps, choice.window_chunks, prefix_frames)
-
-
-PLANS: dict[str, Callable[[PlanChoice, int, int, int], Plan]] = {
-    "blockwise": _blockwise,
-    "diffusion forcing": _staggered,
-    "sliding window": _window,
-}
+BY_TITLE: dict[str, type[PlanSettings]] = {kind.title: kind for kind in PLANS.values()}
 
 
 @dataclass(frozen=True)
 class PlanChoice:
     """Frames are latent frames; ``window_frames`` 0 stands for the whole video."""
 
-    name: str
-    chunk_frames: int
+    kind: PlanSettings
     solver: Solver
     clean_pass: bool
-    ar_step: int = 0
-    window_chunks: int = 1
     attention: str = "block-causal"
     window_frames: int = 0
     overlap_frames: int = 0
     prefix_noise: float = 0.0
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> PlanChoice:
+    def of(cls, values: Mapping[str, Any]) -> PlanChoice:
         """From the node's fields, ``plan`` and ``solver`` by name. SettingError when two of them exclude each other."""
-        values = dict(fields)
-        name, solver = values.pop("plan"), values.pop("solver")
-        require(name in PLANS, "plan", name, ", ".join(PLANS))
+        title, solver = values["plan"], values["solver"]
+        require(title in BY_TITLE, "plan", title, ", ".join(BY_TITLE))
         require(solver in SOLVERS, "solver", solver, ", ".join(SOLVERS))
-        choice = cls(name, solver=SOLVERS[solver](), **values)
+        own = {one.name: values[one.name] for one in fields(cls) if one.name in values and one.name != "solver"}
+        choice = cls(BY_TITLE[title].of(values), SOLVERS[solver](), **own)
         if choice.attention == "bidirectional":
             require(not choice.clean_pass, "clean_pass", True, "off with attention bidirectional, which keeps no K/V")
         if choice.window_frames:
             choice.check_windows()
         return choice
+
+    @property
+    def chunk_frames(self) -> int:
+        return self.kind.chunk_frames
 
     def check_windows(self) -> None:
         """SettingError when a video longer than a window could not be cut into such windows."""
@@ -77,4 +61,4 @@ class PlanChoice:
         return (Window(0, first.frames, prefix_frames), *others)
 
     def plan(self, part: Window, steps: int) -> Plan:
-        return PLANS[self.name](self, part.frames, steps, part.prefix_frames)
+        return self.kind.plan(part.frames, steps, part.prefix_frames)

@@ -38,7 +38,7 @@ class ReuseSettings:
         """SettingError when these settings are not for a run over ``schedule``."""
         if self.source is not None:
             fit(self.source, self.preset, schedule)
-        self.policy.note(schedule.steps)
+        self.policy.check(schedule.steps)
 
 
 def fit(source: Preset, name: str, schedule: Schedule) -> None:

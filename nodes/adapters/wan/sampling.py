@@ -204,7 +204,7 @@ def engine_settings(
     if switches := recached(conds):
         with naming("AR Prompt Schedule"):
             accepted = "off with this plan; on with plan blockwise of the whole video"
-            require(choice.name == "blockwise", "recache", True, accepted)
+            require(plan.name == "blockwise", "recache", True, accepted)
         recache = frozenset(chunk for chunk in switches if plan.prefix_chunks <= chunk < len(plan.chunks))
     return EngineSettings(
         plan=plan,
