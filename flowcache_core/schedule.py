@@ -12,10 +12,15 @@ from .errors import require, require_count, require_finite
 
 @dataclass(frozen=True)
 class Schedule:
-    """``sigmas`` has N + 1 falling values (1 = noise, 0 = clean); ``timesteps`` the N values fed to the model."""
+    """``sigmas`` has N + 1 falling values (1 = noise, 0 = clean); ``timesteps`` the N values fed to the model.
+
+    clean_time, noise_time: what the model is told at sigma 0 and 1, in its own unit of time.
+    """
 
     sigmas: tuple[float, ...]
     timesteps: tuple[float, ...]
+    clean_time: float = 0.0
+    noise_time: float = 1000.0
 
     def __post_init__(self) -> None:
         require_count("schedule.steps", len(self.timesteps), minimum=1)
@@ -27,6 +32,10 @@ class Schedule:
     @property
     def steps(self) -> int:
         return len(self.timesteps)
+
+    def time(self, sigma: float) -> float:
+        """What the model is told at a noise level that is no step's own, such as that of a noisy prefix."""
+        return self.clean_time + sigma * (self.noise_time - self.clean_time)
 
 
 def shift_sigma(sigma: float, shift: float) -> float:
@@ -113,7 +122,7 @@ def magi(steps: int, shortcut_mode: str = "8,16,16") -> Schedule:
     else:
         rising = [k / steps for k in range(steps + 1)]
     times = [_float32(u * u / (3 - 2 * u * u)) for u in rising]
-    return Schedule(tuple(1 - t for t in times), tuple(times[:-1]))
+    return Schedule(tuple(1 - t for t in times), tuple(times[:-1]), clean_time=1.0, noise_time=0.0)
 
 
 def magi_distill_times(steps: int, shortcut_mode: str = "8,16,16") -> tuple[float, ...]:

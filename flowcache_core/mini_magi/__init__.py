@@ -23,9 +23,9 @@ from ..models.magi.denoiser import MagiDenoiser
 from ..models.magi.guidance import CLEAN_TIME, GuidanceScales
 from ..models.magi.transformer import MagiTransformer, load_magi
 from ..models.wan.vae import WanVAE, load_wan_vae
+from ..noise import window_noise
 from ..plan.window import window
 from ..schedule import magi
-from ..video.skyreels import window_noise
 
 WEIGHTS = Path(__file__).parent / "weights"
 TRANSFORMER_FILE = WEIGHTS / "flowcache_mini_magi.safetensors"

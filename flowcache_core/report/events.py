@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..denoiser import ChunkInput
+    from ..engine.settings import EngineSettings
+    from ..reuse.base import Decision
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,23 @@ class RunStarted:
     notes: tuple[str, ...]
     attention: str = "block-causal"
 
+    @classmethod
+    def of(cls, settings: EngineSettings, kv_bytes: int, kv_tokens: int, budget_tokens: int | None) -> RunStarted:
+        """The start of a run with these settings; budget_tokens: None when the whole history is kept."""
+        plan = settings.plan
+        return cls(
+            plan=plan.name,
+            chunks=len(plan.chunks),
+            prefix_chunks=plan.prefix_chunks,
+            steps=plan.steps,
+            total_steps=plan.total_steps,
+            kv_bytes=kv_bytes,
+            kv_tokens=kv_tokens,
+            budget_tokens=budget_tokens,
+            notes=settings.notes(),
+            attention=settings.attention,
+        )
+
 
 @dataclass(frozen=True)
 class StepTaken:
@@ -46,6 +67,20 @@ class StepTaken:
     context_tokens: int
     kv_tokens: int
     seconds: float
+
+    @classmethod
+    def of(cls, item: ChunkInput, decision: Decision, **counts: Any) -> StepTaken:
+        """The step ``item`` as ``decision`` had it; counts: tick and the fields from ``branches`` on."""
+        return cls(
+            chunk=item.chunk.index,
+            step=item.step,
+            sigma=item.sigma,
+            action=decision.action,
+            reason=decision.reason,
+            distance=decision.distance,
+            accumulated=decision.accumulated,
+            **counts,
+        )
 
 
 @dataclass(frozen=True)

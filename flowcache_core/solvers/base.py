@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import require
+from ..noise import NoiseSource
 from ..schedule import Schedule
-
-NoiseSource = Callable[[int, int, Tensor], Tensor]
-"""``noise(chunk, step, like)``: standard normal noise with the shape, dtype and device of ``like``."""
 
 
 class SolverState(ABC):
@@ -38,6 +36,19 @@ class SolverState(ABC):
         result = self.advance(x.to(dtype), velocity.to(dtype), step)
         self.next_step += 1
         return result.to(x.dtype)
+
+    def snapshot(self) -> SolverState:
+        """This state as it is now, untouched by later steps of either: a corrected gap begins from it again.
+
+        Schedule and noise are shared. The copy is deep, so that a solver may write to what it keeps in place; one that
+        only ever binds new objects can do with :meth:`shallow`.
+        """
+        shared = {id(self.schedule): self.schedule, id(self.noise): self.noise}
+        return deepcopy(self, shared)
+
+    def shallow(self) -> SolverState:
+        """A snapshot for solvers that write to nothing they keep."""
+        return copy(self)
 
     @abstractmethod
     def advance(self, x: Tensor, velocity: Tensor, step: int) -> Tensor:

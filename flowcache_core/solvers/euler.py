@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..noise import NoiseSource
 from ..schedule import Schedule
-from .base import NoiseSource, Solver, SolverState
+from .base import Solver, SolverState
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Euler(Solver):
 
 
 class EulerState(SolverState):
+    def snapshot(self) -> SolverState:
+        return self.shallow()
+
     def advance(self, x: Tensor, velocity: Tensor, step: int) -> Tensor:
         sigma, sigma_next = self.schedule.sigmas[step : step + 2]
         return x + velocity * (sigma_next - sigma)

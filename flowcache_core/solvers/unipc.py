@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from ..noise import NoiseSource
 from ..schedule import Schedule
-from .base import NoiseSource, Solver, SolverState
+from .base import Solver, SolverState
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class UniPCState(SolverState):
         self.lambdas = [half_log_snr(sigma) for sigma in schedule.sigmas]
         self.cleans: list[Tensor] = []  # predictions at the steps before, newest last
         self.start: Tensor | None = None
+
+    def snapshot(self) -> SolverState:
+        return self.shallow()
 
     def advance(self, x: Tensor, velocity: Tensor, step: int) -> Tensor:
         clean = x - self.schedule.sigmas[step] * velocity

@@ -21,6 +21,7 @@ from ..models.magi.denoiser import Caption, MagiDenoiser
 from ..models.magi.guidance import CLEAN_TIME, GuidanceScales
 from ..models.magi.transformer import MagiTransformer
 from ..models.magi.vae import LATENT_SCALE, MagiVAE, Tiling
+from ..noise import window_noise
 from ..plan.base import Plan
 from ..plan.window import window
 from ..presets import load_preset, model_file
@@ -29,7 +30,7 @@ from ..reuse.base import ReusePolicy
 from ..reuse.never import Never
 from ..reuse.quantity import Quantity, Velocity
 from ..schedule import magi, magi_distill_times
-from .skyreels import Film, nearest, window_noise
+from .skyreels import Film, nearest
 
 DISTILLED, BASE = VARIANTS = ("distilled", "base")
 DISTILLED_STEPS = (8, 12, 16, 32, 64)

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..engine import ATTENTION, EngineSettings, generate, seeded_noise
+from ..engine import ATTENTION, EngineSettings, generate
 from ..errors import require, require_count, require_finite
 from ..kv.settings import KVSettings
 from ..models.wan.denoiser import WanDenoiser
 from ..models.wan.transformer import WanTransformer
 from ..models.wan.vae import SPATIAL_STRIDE, TIME_STRIDE, StreamDecoder, WanVAE
+from ..noise import conditioning_seed, seeded_noise, window_noise
 from ..plan.staggered import Window, overlap_windows, staggered
 from ..presets import load_preset, model_file
 from ..report.events import ChunkFinished, Event
@@ -159,16 +160,6 @@ def pixel_frames(latents: int) -> int:
 
 def nearest(pixels: int, stride: int) -> int:
     return max(stride, round(pixels / stride) * stride)
-
-
-def window_noise(seed: int, window: int, shape: Sequence[int]) -> Tensor:
-    """Standard normal start latents of a window, fp32, drawn on the CPU: the same everywhere but for a last bit."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed((seed + 1_000_003 * window) % 2**63))
-
-
-def conditioning_seed(seed: int, window: int) -> int:
-    """Seed of the noise on a window's prefix; far from the seeds of start latents."""
-    return (seed + 1) * 2**20 + window
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from hostkit import (
 )
 from torch import Tensor
 
-engine = module("flowcache_core.engine.run")
+engine = module("flowcache_core.engine")
 events = module("flowcache_core.report.events")
 last_record = module("nodes.adapters.run.settings").last_record
 settings_of = module("nodes.adapters.run.settings").settings_of
@@ -46,7 +46,7 @@ staggered = module("flowcache_core.plan.staggered").staggered
 blockwise = module("flowcache_core.plan").blockwise
 solvers = module("flowcache_core.solvers").SOLVERS
 from_sigmas = module("flowcache_core.schedule").from_sigmas
-host_noise = module("flowcache_core.solvers.renoise").host_noise
+host_noise = module("flowcache_core.noise").host_noise
 
 DIM, STEPS, SHIFT, SEED, FRAMES = 24, 6, 8.0, 3, 8
 TOLERANCE = 1e-4

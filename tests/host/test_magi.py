@@ -20,7 +20,7 @@ from tiny_magi import CONFIG, TEXT_DIM
 import nodes as host_nodes
 
 SettingError = module("flowcache_core.errors").SettingError
-engine = module("flowcache_core.engine.run")
+engine = module("flowcache_core.engine")
 core = module("flowcache_core.video.magi")
 magi_text = module("flowcache_core.models.magi.text")
 magi_schedule = module("flowcache_core.schedule").magi

@@ -36,7 +36,7 @@ def test_mini_video_in_the_host_is_the_cores(mini):
     host = sample(model, ours(plan), positive=node("MiniPrompt", text=text), start=start, sigmas=sigmas, noise=fixed)[0]
 
     own = core.load_mini()
-    engine = module("flowcache_core.engine.run")
+    engine = module("flowcache_core.engine")
     settings = engine.EngineSettings(
         plan=module("flowcache_core.plan").blockwise(6, 3, 8),
         schedule=module("flowcache_core.schedule").from_sigmas(sigmas.tolist()),

@@ -11,15 +11,15 @@ import torch
 from diffusers import UniPCMultistepScheduler
 from torch import Tensor
 
-from flowcache_core.engine import seeded_noise
 from flowcache_core.errors import SettingError
 from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
 from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
+from flowcache_core.noise import conditioning_seed, seeded_noise, window_noise
 from flowcache_core.report.events import CachePass, ChunkFinished, Event, RunStarted, StepTaken, WindowPass
 from flowcache_core.reuse.interval import Interval
-from flowcache_core.video.skyreels import SkyReelsSettings, conditioning_seed, generate_video, window_noise
+from flowcache_core.video.skyreels import SkyReelsSettings, generate_video
 
 TINY = WanConfig(dim=48, ffn_dim=64, num_layers=2, num_heads=3, text_dim=20, freq_dim=32, fps_embedding=True)
 # 6 latent frames a window, chunks of 2, overlap of one chunk; 13 latent frames need three windows, the last one short

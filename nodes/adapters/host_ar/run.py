@@ -108,22 +108,11 @@ class HostRun:
             self.kv.release()
 
     def start(self) -> None:
-        notes = self.settings.notes()
-        for note in notes:
+        kv_bytes = peak_bytes(self.kv.spec, self.settings.kv, self.plan)
+        started = RunStarted.of(self.settings, kv_bytes, self.kv.capacity_tokens, self.kv.budget_tokens)
+        for note in started.notes:
             logging.warning("FlowCache: %s", note)
-        self.recorder(
-            RunStarted(
-                plan=self.plan.name,
-                chunks=len(self.plan.chunks),
-                prefix_chunks=self.plan.prefix_chunks,
-                steps=self.plan.steps,
-                total_steps=self.plan.total_steps,
-                kv_bytes=peak_bytes(self.kv.spec, self.settings.kv, self.plan),
-                kv_tokens=self.kv.capacity_tokens,
-                budget_tokens=self.kv.budget_tokens,
-                notes=notes,
-            )
-        )
+        self.recorder(started)
 
     # -- one model call ------------------------------------------------------------------------------------------------
 
@@ -184,15 +173,10 @@ class HostRun:
         if decision.reuses:
             self.kv.advance(chunk, caches)
         self.recorder(
-            StepTaken(
+            StepTaken.of(
+                item,
+                decision,
                 tick=tick,
-                chunk=chunk.index,
-                step=step,
-                sigma=item.sigma,
-                action=decision.action,
-                reason=decision.reason,
-                distance=decision.distance,
-                accumulated=decision.accumulated,
                 branches=1,
                 tokens=chunk.frames * self.kv.spec.tokens_per_frame,
                 context_tokens=0 if decision.reuses else self.kv.context_tokens(chunk),

@@ -18,11 +18,11 @@ from ....flowcache_core.models.magi.denoiser import MagiDenoiser
 from ....flowcache_core.models.magi.guidance import CLEAN_TIME
 from ....flowcache_core.models.magi.layers import AttentionKernel
 from ....flowcache_core.models.magi.transformer import MagiTransformer
+from ....flowcache_core.noise import host_noise
 from ....flowcache_core.plan import SlidingWindow
 from ....flowcache_core.plan.base import Plan
 from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import SHORTCUTS, Schedule, from_sigmas, magi, magi_distill_times
-from ....flowcache_core.solvers.renoise import host_noise
 from ....flowcache_core.video.magi import DISTILLED_STEPS
 from ..naming import naming
 from ..run.memory import announce, make_room

@@ -15,10 +15,10 @@ from torch import Tensor
 from ....flowcache_core.engine import EngineSettings, generate
 from ....flowcache_core.errors import require
 from ....flowcache_core.kv.size import peak_bytes
+from ....flowcache_core.noise import host_noise
 from ....flowcache_core.plan.staggered import Window
 from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import Schedule, from_sigmas
-from ....flowcache_core.solvers.renoise import host_noise
 from ..magi.sampling import MagiSampling, is_magi, reserve
 from ..naming import naming
 from ..run.memory import announce, make_room

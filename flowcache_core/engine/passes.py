@@ -1,0 +1,127 @@
+"""Forwards of a run beside its steps: those that only leave K/V, and the bidirectional one over a whole window."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..denoiser import ChunkInput, Denoiser
+from ..kv.cache import KVCache
+from ..noise import NoiseSource
+from ..plan.base import Chunk, Tick
+from ..plan.staggered import timestep_rows
+from ..report.events import CacheCompressed, CacheKind, CachePass, Event, WindowPass
+from .settings import EngineSettings
+
+
+@dataclass
+class Passes:
+    """What a run asks of the model and its cache outside the steps.
+
+    latents: the window ``[B, C, F, H, W]``, the run's own; finished and given chunks stand in it. cache: None with
+    bidirectional attention. seconds: spent in the denoiser so far.
+    """
+
+    denoiser: Denoiser
+    settings: EngineSettings
+    latents: Tensor
+    noise: NoiseSource
+    observe: Callable[[Event], None]
+    cache: KVCache | None
+    tokens_per_frame: int
+    rows: tuple[tuple[float, ...], ...] = field(init=False)
+    seconds: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        whole = settings.attention == "bidirectional"
+        self.rows = timestep_rows(settings.plan, settings.schedule.timesteps) if whole else ()
+
+    def frames(self, chunk: Chunk) -> Tensor:
+        """The chunk's part of the window, a view."""
+        return self.latents[:, :, chunk.first_frame : chunk.end_frame]
+
+    def begin_chunk(self, chunk: Chunk, tick: int) -> None:
+        """Reserve the chunk's K/V slot, compressing the clean region when there is no room for it."""
+        if self.cache is None:
+            return
+        if chunk.index in self.settings.recache:
+            self.recache(chunk)
+        begun = time.perf_counter()
+        need = self.cache.begin(chunk)
+        if need is not None:
+            seconds = time.perf_counter() - begun
+            self.observe(CacheCompressed(tick, chunk.index, need.tokens_before, need.tokens_after, seconds))
+
+    def recache(self, chunk: Chunk) -> None:
+        """Compute the newest whole chunks of history that fit beside ``chunk`` again, under its prompt (LongLive)."""
+        assert self.cache is not None
+        room = min(layout.capacity for layout in self.cache.layouts) // self.tokens_per_frame - chunk.frames
+        earlier = self.settings.plan.chunks[: chunk.index]
+        self.cache.forget()
+        for kept in (one for one in earlier if chunk.first_frame - one.first_frame <= room):
+            self.cache.begin(kept)
+            self.encode("recache", kept, self.frames(kept), self.settings.clean_timestep, prompt_from=chunk.index)
+            self.cache.commit(kept)
+
+    def encode(
+        self, kind: CacheKind, chunk: Chunk, latents: Tensor, timestep: float, prompt_from: int | None = None
+    ) -> None:
+        """A forward that only (re)writes the chunk's K/V."""
+        assert self.cache is not None
+        begun = time.perf_counter()
+        item = ChunkInput(chunk, self.settings.plan.steps, 0.0, timestep, latents, prompt_from)
+        branches = range(self.denoiser.branches)
+        self.denoiser.compute(item, branches, self.cache)
+        seconds = time.perf_counter() - begun
+        self.seconds += seconds
+        tokens = chunk.frames * self.tokens_per_frame
+        context = self.cache.context_tokens(chunk)
+        self.observe(CachePass(kind, chunk.index, len(branches), tokens, context, seconds))
+
+    def prefix(self) -> None:
+        """Write the K/V of the chunks that are given clean."""
+        if self.cache is None:
+            return
+        plan, level = self.settings.plan, self.settings.prefix_noise
+        for chunk in plan.chunks[: plan.prefix_chunks]:
+            self.begin_chunk(chunk, 0)
+            timestep = self.settings.schedule.time(level) if level else self.settings.clean_timestep
+            self.encode("prefix", chunk, self.noisy_prefix(chunk, 0), timestep)
+            self.cache.commit(chunk)
+
+    def noisy_prefix(self, chunk: Chunk, tick: int) -> Tensor:
+        """A prefix chunk as the model sees it."""
+        clean, level = self.frames(chunk), self.settings.prefix_noise
+        return torch.lerp(clean, self.noise(chunk.index, tick, clean), level) if level else clean
+
+    def finished(self, chunk: Chunk, latents: Tensor) -> None:
+        """Leave a finished chunk's lasting K/V behind: of its clean latents where that is asked for and read."""
+        if self.cache is None:
+            return
+        if self.settings.clean_pass and chunk.index != self.settings.plan.chunks[-1].index:
+            self.encode("clean", chunk, latents, self.settings.clean_timestep)
+        self.cache.commit(chunk)
+
+    def window(self, tick: Tick) -> Tensor:
+        """One bidirectional forward; idle chunks stand where :func:`timestep_rows` puts them."""
+        plan, level = self.settings.plan, self.settings.prefix_noise
+        latents, times = self.latents, list(self.rows[tick.index])
+        if level and plan.prefix_chunks:
+            latents = latents.clone()
+            for chunk in plan.chunks[: plan.prefix_chunks]:
+                latents[:, :, chunk.first_frame : chunk.end_frame] = self.noisy_prefix(chunk, tick.index)
+                times[chunk.index] = self.settings.schedule.time(level)
+        timesteps = [t for chunk, t in zip(plan.chunks, times, strict=True) for _ in range(chunk.frames)]
+        begun = time.perf_counter()
+        branches = range(self.denoiser.branches)
+        velocity = self.denoiser.window(latents, timesteps, branches)
+        seconds = time.perf_counter() - begun
+        self.seconds += seconds
+        sizes = tuple(chunk.frames * self.tokens_per_frame for chunk in plan.chunks)
+        self.observe(WindowPass(tick.index, len(branches), sizes, seconds))
+        return velocity

@@ -1,0 +1,68 @@
+"""Everything that shapes a run except the model, the noise and the seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import require, require_finite
+from ..kv.settings import KVSettings
+from ..plan.base import Plan
+from ..reuse.base import ReusePolicy
+from ..reuse.never import Never
+from ..reuse.quantity import Quantity, Velocity
+from ..schedule import Schedule
+from ..solvers.base import Solver
+from ..solvers.euler import Euler
+
+ATTENTION = ("block-causal", "bidirectional")
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """Everything that shapes a run except the model, the noise and the seed.
+
+    clean_pass: re-encode a finished chunk at timestep ``clean_timestep`` so that its K/V holds no leftover noise
+    (what Self-Forcing and MAGI-1 do); False leaves the K/V of its last computed step (what FlowCache does).
+    attention: "block-causal" runs chunk by chunk against the K/V cache; "bidirectional" runs the whole window in one
+    forward per tick, without K/V (SkyReels-V2's released model).
+    prefix_noise: noise level at which the model sees prefix chunks, and is told so; the latents themselves stay clean.
+    Redrawn at every window pass; with K/V it is drawn once, when the prefix is written.
+    recache: chunks, each alone when it begins, before which the kept history is computed again under their prompt.
+    reuse_device: where computed steps (latents, velocity, increment, residual) are kept until they are reused; None for
+    the latents' own device.
+    """
+
+    plan: Plan
+    schedule: Schedule
+    solver: Solver = Euler()
+    policy: ReusePolicy = Never()
+    quantity: Quantity = Velocity()
+    kv: KVSettings = KVSettings()
+    clean_pass: bool = False
+    clean_timestep: float = 0.0
+    attention: str = "block-causal"
+    prefix_noise: float = 0.0
+    recache: frozenset[int] = frozenset()
+    reuse_device: str | None = None
+
+    def __post_init__(self) -> None:
+        steps = self.plan.steps
+        require(self.schedule.steps == steps, "steps", self.schedule.steps, f"the plan's {steps} steps")
+        require(self.attention in ATTENTION, "attention", self.attention, " or ".join(ATTENTION))
+        self.policy.check(steps)
+        require_finite("prefix_noise", self.prefix_noise, minimum=0.0, maximum=1.0)
+        if self.attention == "bidirectional":
+            require(self.kv.budget is None, "budget", self.kv.budget, "None: bidirectional attention keeps no K/V")
+            require(not self.clean_pass, "clean_pass", True, "False: bidirectional attention keeps no K/V")
+            accepted = "velocity, increment or a forecast: a whole window hands out no residual per chunk"
+            require(not self.quantity.needs_residual, "reused quantity", self.quantity.name, accepted)
+            require(not self.recache, "recache", sorted(self.recache), "none: bidirectional attention keeps no K/V")
+        first, last = self.plan.first_tick, self.plan.last_tick
+        for chunk in self.recache:
+            alone = chunk in first and last.get(chunk - 1, -1) < first[chunk]
+            require(alone, "recache", chunk, "a chunk that begins after the one before is done (plan blockwise)")
+
+    def notes(self) -> tuple[str, ...]:
+        """One sentence for every setting that cannot help in this run. Never an error: those are found on creation."""
+        found = (self.policy.note(self.plan.steps), self.kv.note(self.plan))
+        return tuple(note for note in found if note)
