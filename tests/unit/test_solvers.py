@@ -8,10 +8,11 @@ import torch
 from diffusers import UniPCMultistepScheduler
 
 from flowcache_core.errors import SettingError
+from flowcache_core.noise import host_noise
 from flowcache_core.schedule import Schedule, from_sigmas, magi, shifted, skyreels
 from flowcache_core.solvers import SOLVERS
 from flowcache_core.solvers.euler import Euler
-from flowcache_core.solvers.renoise import ReNoise, host_noise
+from flowcache_core.solvers.renoise import ReNoise
 from flowcache_core.solvers.unipc import UniPC
 
 SHAPE = (1, 4, 3, 6, 5)
