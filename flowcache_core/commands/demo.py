@@ -125,7 +125,7 @@ def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
     require_count("steps", steps, minimum=1)
     require_count("seed", options.seed, minimum=0, maximum=2**63 - 1)
     require_finite("guidance", options.guidance, minimum=0.0)
-    require(options.plan in PLANS, "plan", options.plan, " or ".join(PLANS))
+    require(options.plan in PLANS, "plan", options.plan, ", ".join(PLANS))
     kind = PLANS[options.plan].abreast(mini.chunk_frames, steps)
     plan = kind.plan(chunks * mini.chunk_frames, steps)
     reuse = make_reuse(options, steps, mini.shift)

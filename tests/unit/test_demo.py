@@ -127,7 +127,7 @@ BAD = [
     (("--policy", "often"), "policy: got 'often', accepted: chunkwise"),
     (("--preset", "nonesuch"), "preset: got 'nonesuch', accepted: vanilla"),
     (("--policy", "never", "--threshold", "0.1"), "policy never: got 'threshold'"),
-    (("--plan", "window"), "plan: got 'window', accepted: blockwise or staggered"),
+    (("--plan", "sideways"), "plan: got 'sideways', accepted: blockwise, staggered, window"),
     (("--chunks", "0"), "chunks: got 0"),
     (("--steps", "0"), "steps: got 0"),
     (("--seed", "-1"), "seed: got -1"),

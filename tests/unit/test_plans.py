@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flowcache_core.errors import SettingError
-from flowcache_core.plan import PLANS, blockwise, staggered, window
+from flowcache_core.plan import PLANS, SlidingWindow, Staggered, blockwise, staggered, window
 from flowcache_core.plan.base import Chunk, ChunkStep, Plan, Tick
 from flowcache_core.plan.staggered import Window, overlap_windows, timestep_rows
 from flowcache_core.schedule import skyreels
@@ -368,5 +368,14 @@ def test_ticks_must_be_numbered_in_order():
 
 
 def test_the_registry_names_each_plan_as_the_plan_names_itself():
-    arguments = {"blockwise": (6, 2, 4), "staggered": (6, 2, 4, 1), "window": (6, 2, 4)}
-    assert {name: PLANS[name](*given).name for name, given in arguments.items()} == {name: name for name in PLANS}
+    assert {name: kind(2).plan(6, 4).name for name, kind in PLANS.items()} == {name: name for name in PLANS}
+
+
+def test_four_chunks_abreast():
+    made = {name: kind.abreast(2, 8).plan(12, 8) for name, kind in PLANS.items()}
+    assert {name: plan.max_active for name, plan in made.items()} == {"blockwise": 1, "staggered": 4, "window": 4}
+
+
+def test_a_plan_takes_its_own_numbers_out_of_a_run():
+    run = {"chunk_frames": 6, "window_chunks": 2, "frames": 60, "ar_step": 9}
+    assert PLANS["window"].of(run) == SlidingWindow(6, 2) and PLANS["staggered"].of(run) == Staggered(6, 9)
