@@ -18,17 +18,20 @@ from ..plan.base import Plan
 from ..plan.staggered import Window, overlap_windows
 from ..presets import Preset, load_preset, model_file, models
 from ..reuse.base import ReusePolicy
+from ..reuse.build import policy_from_text
 from ..reuse.schedule import StaticSchedule, spread
 from ..schedule import Schedule
 from ..video.magi import passes
 
 PETA = 1e15
+POLICY = 'a reuse policy instead of the preset\'s: its name, or {"name": ..., <its fields>}'
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("cost", description="FLOPs and K/V bytes of a configuration, counted by the engine.")
     p.add_argument("--model", required=True, help=", ".join(published()))
     p.add_argument("--preset", default="vanilla", help="a preset of that model (default: vanilla)")
+    p.add_argument("--policy", help=POLICY)
     p.add_argument("--steps", type=int, help="denoising steps per chunk")
     p.add_argument("--chunks", type=int, help="chunks of the video")
     p.add_argument(
@@ -88,6 +91,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     require(arguments.model in published(), "model", arguments.model, ", ".join(published()))
     run = dict(model_file(arguments.model)["run"])
     preset = load_preset(arguments.model, arguments.preset)
+    if arguments.policy is not None:
+        preset = preset.with_policy(policy_from_text(arguments.policy))
     if arguments.steps is not None:
         run["steps"] = arguments.steps
     if arguments.chunks is not None:

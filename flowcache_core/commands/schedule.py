@@ -22,7 +22,9 @@ from ..models.wan.skyreels_checkpoint import load_skyreels
 from ..plan.base import Chunk
 from ..presets import Preset, load_preset, model_file, models
 from ..reuse.base import Decision, PolicyState
+from ..reuse.build import policy_from_text
 from ..schedule import Schedule, skyreels
+from .cost import POLICY
 
 FPS = 24
 
@@ -30,7 +32,8 @@ FPS = 24
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser("schedule", description="The steps of a chunk that a preset computes.")
     p.add_argument("--model", required=True, help=", ".join(family()))
-    p.add_argument("--preset", required=True, help="a preset of that model")
+    p.add_argument("--preset", default="vanilla", help="a preset of that model (default: %(default)s)")
+    p.add_argument("--policy", help=POLICY)
     p.add_argument("--weights", type=Path, help="the model's file or folder: what the time distance is measured on")
     p.add_argument("--steps", type=int, help="denoising steps of a chunk (default: the model's published number)")
     p.add_argument("--shift", type=float, help="timestep shift (default: the published one)")
@@ -83,10 +86,13 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], StepTable | N
     """The command's result as ``--json`` prints it, and the table when there is one."""
     require(options.model in family(), "model", options.model, ", ".join(family()))
     preset, run = load_preset(options.model, options.preset), model_file(options.model)["run"]
+    if options.policy is not None:
+        preset = preset.with_policy(policy_from_text(options.policy))
     steps = run["steps"] if options.steps is None else options.steps
     shift = run["shift"] if options.shift is None else options.shift
     schedule = skyreels(steps, shift)
     preset, warning = preset.fit(steps, shift, rescale=options.rescale)
+    preset.policy.check(steps)
     measured = needs_weights(preset)
     result: dict[str, Any] = {
         "model": options.model,

@@ -64,6 +64,10 @@ class Preset:
     curve: tuple[CurvePoint, ...] = ()
     guidance: float | None = None
 
+    def with_policy(self, policy: ReusePolicy) -> Preset:
+        """The same run under another policy; nothing that was measured of this one holds for it."""
+        return replace(self, policy=policy, computed_steps=None, requires=None, curve=())
+
     def fit(self, steps: int, shift: float | None = None, *, rescale: bool = False) -> tuple[Preset, str | None]:
         """This preset for a run of ``steps`` steps (and ``shift``, where it is known).
 

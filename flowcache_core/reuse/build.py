@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -24,6 +25,17 @@ def build_policy(settings: Mapping[str, Any]) -> ReusePolicy:
     if "distance" in values and not isinstance(values["distance"], Distance):
         values["distance"] = _build("distance", DISTANCES, values["distance"])
     return _build("policy", POLICIES, values)
+
+
+def policy_from_text(text: str) -> ReusePolicy:
+    """A policy as command lines take it: its name, or the JSON object of a preset file, ``{"name": ..., ...}``."""
+    if not text.lstrip().startswith("{"):
+        return build_policy({"name": text})
+    try:
+        settings = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SettingError("policy", text, 'a name, or {"name": ..., <its fields>} as JSON') from error
+    return build_policy(settings)
 
 
 def build_quantity(settings: str | Mapping[str, Any]) -> Quantity:
