@@ -12,7 +12,7 @@ from ..flowcache_core.errors import require
 from ..flowcache_core.kv import COMPRESSORS
 from ..flowcache_core.kv.settings import KVSettings
 from .adapters.naming import CATEGORY, naming
-from .adapters.run.settings import with_kv
+from .adapters.run.outer import with_kv
 from .adapters.shown.kv_size import describe_budget
 from .adapters.shown.running_node import show_text
 from .choices import MISSING, check

@@ -12,7 +12,7 @@ from .adapters.files.checkpoints import FAMILIES, WEIGHT_DTYPES, load_ar_model
 from .adapters.files.listed import listed_file
 from .adapters.files.weight_files import whole_models
 from .adapters.naming import CATEGORY, naming
-from .adapters.run.settings import with_slot
+from .adapters.run.outer import with_slot
 from .choices import MISSING, check
 
 NAME = "Load AR Video Model"

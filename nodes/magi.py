@@ -24,7 +24,7 @@ from .adapters.magi.model import MagiVariant, load_magi_model, looks_distilled
 from .adapters.magi.text import conditioning, encode, read_table, tables
 from .adapters.magi.vae import load_host_vae
 from .adapters.naming import CATEGORY, naming
-from .adapters.run.settings import with_slot
+from .adapters.run.outer import with_slot
 from .choices import MISSING, check
 
 MODEL_NAME, VAE_NAME, PROMPT_NAME = "Load MAGI-1 Model", "Load MAGI-1 VAE", "MAGI-1 Prompt"

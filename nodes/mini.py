@@ -8,7 +8,7 @@ from ..flowcache_core.errors import SettingError, require
 from ..flowcache_core.mini.text import VOCABULARY, encode_prompt
 from .adapters.mini import MODELS, load_mini_vae
 from .adapters.naming import CATEGORY, naming
-from .adapters.run.settings import with_slot
+from .adapters.run.outer import with_slot
 
 NAME, PROMPT_NAME = "FlowCache Mini Model", "FlowCache Mini Prompt"
 

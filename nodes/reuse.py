@@ -11,7 +11,8 @@ from ..flowcache_core import presets
 from ..flowcache_core.errors import SettingError, require
 from ..flowcache_core.reuse import POLICIES, QUANTITIES
 from .adapters.naming import CATEGORY, naming
-from .adapters.run.settings import ReuseSettings, with_reuse
+from .adapters.run.outer import with_reuse
+from .adapters.run.settings import ReuseSettings
 from .choices import MISSING, check
 from .inputs import part_of, placed_inputs
 

@@ -20,6 +20,7 @@ from hostkit import HEIGHT, WIDTH, hosts, latent, load, module, node, ours, prom
 from torch.nn import functional
 
 settings = module("nodes.adapters.run.settings")
+outer = module("nodes.adapters.run.outer")
 errors = module("flowcache_core.errors")
 reuse = module("flowcache_core.reuse")
 build = module("flowcache_core.reuse.build")
@@ -39,11 +40,11 @@ def model():
 
 
 def with_reuse(model, policy, quantity=None):
-    return settings.with_reuse(model, settings.ReuseSettings(policy, quantity or reuse.QUANTITIES["velocity"]()))
+    return outer.with_reuse(model, settings.ReuseSettings(policy, quantity or reuse.QUANTITIES["velocity"]()))
 
 
 def with_kv(model, budget, compressor=None, **fields):
-    return settings.with_kv(model, KVSettings(budget, compressor, **fields))
+    return outer.with_kv(model, KVSettings(budget, compressor, **fields))
 
 
 def skipping(*computed, **fields):
@@ -313,7 +314,7 @@ def test_what_is_reused_waits_on_the_device_that_was_chosen(model):
     for sampler in (hosts(), ours()):
         for device in ("meta", None):
             chosen = settings.ReuseSettings(skipping(0, 1), Watching(), device=device)
-            sample(settings.with_reuse(model, chosen), sampler)
+            sample(outer.with_reuse(model, chosen), sampler)
     assert seen == ([{"meta"}] * 4 + [{"cpu"}] * 4) * 2
 
 
@@ -325,7 +326,7 @@ def test_a_preset_of_another_shift_is_refused(sampler):
     model = load(shift=5.0)
     for shift, steps, message in ((5.0, 4, None), (8.0, 4, "4 steps at shift 5"), (5.0, 8, "4 steps")):
         source = preset("mini", "fast", "Text.", policy, velocity, requires={"steps": steps, "shift": shift})
-        patched = settings.with_reuse(model, settings.ReuseSettings(policy, velocity, "mini: fast", source=source))
+        patched = outer.with_reuse(model, settings.ReuseSettings(policy, velocity, "mini: fast", source=source))
         if message is None:
             assert sample(patched, sampler())[0].isfinite().all()
         else:
@@ -333,7 +334,7 @@ def test_a_preset_of_another_shift_is_refused(sampler):
                 sample(patched, sampler())
     beta = torch.tensor([1.0, 0.97, 0.5, 0.31, 0.0])
     source = preset("mini", "fast", "Text.", policy, velocity, requires={"steps": 4, "shift": 8.0})
-    patched = settings.with_reuse(model, settings.ReuseSettings(policy, velocity, "mini: fast", source=source))
+    patched = outer.with_reuse(model, settings.ReuseSettings(policy, velocity, "mini: fast", source=source))
     assert sample(patched, sampler(), sigmas=beta)[0].isfinite().all()
 
 
@@ -568,7 +569,7 @@ def test_other_samplers_get_one_warning_and_no_change(caplog):
     assert all(torch.equal(a, b) for a, b in zip(plain, changed))
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        sample(settings.with_slot(model.clone()), euler)
+        sample(outer.with_slot(model.clone()), euler)
     assert not [r for r in caplog.records if "no effect" in r.getMessage()]
 
 
@@ -674,7 +675,7 @@ def test_no_tensor_of_a_run_outlives_it(model, monkeypatch, fails):
 
 def test_report_without_patch_nodes(model):
     """A model of our loader has room for a record: the host's sampler fills it too."""
-    loaded = settings.with_slot(model.clone())
+    loaded = outer.with_slot(model.clone())
     assert torch.equal(sample(loaded, hosts())[0], sample(model, hosts())[0])
     record = settings.last_record(loaded)
     assert record.computed_steps == record.total_steps == 8 and record.chunks_finished == 2

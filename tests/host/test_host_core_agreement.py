@@ -136,7 +136,7 @@ def given_prefix(frames: int) -> Tensor:
 def by_host(both: Both, case: Case) -> tuple[Tensor, list[tuple[int, int, str]], Any]:
     """Latents in the model's own scale, every step with what was done, and the record of the run."""
     model = case.patched(both.host.clone())
-    model = module("nodes.adapters.run.settings").with_slot(model)
+    model = module("nodes.adapters.run.outer").with_slot(model)
     extra = {"prefix": {"samples": given_prefix(case.prefix)}} if case.prefix else {}
     options = {} if case.cfg == 1 else {"negative": prompt(8), "cfg": case.cfg}
     start, sigmas = latent(4 * FRAMES - 3), sigmas_of(model, STEPS)

@@ -21,7 +21,7 @@ from hostkit import (
 )
 from torch import Tensor
 
-with_slot = module("nodes.adapters.run.settings").with_slot
+with_slot = module("nodes.adapters.run.outer").with_slot
 last_record = module("nodes.adapters.run.settings").last_record
 
 

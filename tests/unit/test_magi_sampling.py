@@ -237,11 +237,6 @@ def test_a_prefix_of_no_whole_chunks_is_held_in_the_first_new_chunk(prefix, chun
     assert len(plan.ticks) == ticks
 
 
-def test_a_plan_without_hold_gives_the_rest_of_the_prefix_a_chunk_of_its_own():
-    plan = window(18, 6, 32, 4, 8)
-    assert (plan.prefix_chunks, plan.held_frames, plan.prefix_frames) == (2, 0, 8)
-
-
 # -- K/V budget: when and what is compressed (C = 10) -----------------------------------------------------------------
 
 

@@ -1,12 +1,18 @@
-"""The one OUTER_SAMPLE wrapper of a MODEL with FlowCache settings: what happens before and after all sampling."""
+"""Settings put on a MODEL, and its one OUTER_SAMPLE wrapper: what happens before and after all sampling."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 
-KEY = "flowcache"
+from ....flowcache_core.errors import SettingError
+from ....flowcache_core.kv.settings import KVSettings
+from ..host_ar.attach import attach, is_host_ar, warn_unused
+from ..wan.sampling import ChunkSampler
+from .records import RecordSlot
+from .settings import KEY, FlowCacheSettings, ReuseSettings, refuse_other_caches, settings_of
 
 
 def install_outer(model: Any) -> None:
@@ -18,10 +24,6 @@ def install_outer(model: Any) -> None:
 def outer_sample(
     executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    from ..host_ar.attach import attach, is_host_ar, warn_unused
-    from ..wan.sampling import ChunkSampler
-    from .settings import settings_of
-
     guider = executor.class_obj
     slot, ours = settings_of(guider.model_options).slot, isinstance(sampler, ChunkSampler)
     slot.begin(autoregressive=ours or is_host_ar(sampler))
@@ -34,3 +36,34 @@ def outer_sample(
     output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     slot.end(output)
     return output
+
+
+def with_slot(model: Any) -> Any:
+    """The model itself, made by a loader of ours, with room for the record of a run."""
+    model.model_options.setdefault(KEY, FlowCacheSettings())
+    install_outer(model)
+    return model
+
+
+def with_reuse(model: Any, reuse: ReuseSettings) -> Any:
+    """A clone of the host's ModelPatcher that carries ``reuse``; SettingError when it already carries some."""
+    current = settings_of(model.model_options)
+    if current.reuse is not None:
+        raise SettingError("model", "already has FlowCache Chunkwise Reuse", "one such node; remove one of the two")
+    return _carry(model, replace(current, reuse=reuse, slot=RecordSlot()))
+
+
+def with_kv(model: Any, kv: KVSettings) -> Any:
+    """A clone of the host's ModelPatcher that carries ``kv``; SettingError when it already carries some."""
+    current = settings_of(model.model_options)
+    if current.kv is not None:
+        raise SettingError("model", "already has a KV Cache Compressor", "one such node; remove one of the two")
+    return _carry(model, replace(current, kv=kv, slot=RecordSlot()))
+
+
+def _carry(model: Any, settings: FlowCacheSettings) -> Any:
+    refuse_other_caches(model.model_options)
+    clone = model.clone()
+    clone.model_options[KEY] = settings
+    install_outer(clone)
+    return clone

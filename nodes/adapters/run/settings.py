@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from ....flowcache_core.errors import SettingError
@@ -13,7 +13,6 @@ from ....flowcache_core.report.record import RunRecord
 from ....flowcache_core.reuse.base import ReusePolicy
 from ....flowcache_core.reuse.quantity import Quantity
 from ....flowcache_core.schedule import Schedule, shift_of
-from .outer import install_outer
 from .records import BYPASSED, NOT_SAMPLED, NoRecordError, RecordSlot
 
 KEY = "flowcache"
@@ -81,13 +80,6 @@ def refuse_other_caches(model_options: Mapping[str, Any]) -> None:
         )
 
 
-def with_slot(model: Any) -> Any:
-    """The model itself, made by a loader of ours, with room for the record of a run."""
-    model.model_options.setdefault(KEY, FlowCacheSettings())
-    install_outer(model)
-    return model
-
-
 def last_record(model: Any) -> RunRecord:
     """What the last run of this MODEL left; NoRecordError when there was none."""
     record = slot_of(model).record
@@ -108,27 +100,3 @@ def expectation(model: Any, record: RunRecord) -> str | None:
     reuse = settings_of(model.model_options).reuse
     source = reuse.source if reuse else None
     return source.expectation(record.computed_share, record.started) if source else None
-
-
-def with_reuse(model: Any, reuse: ReuseSettings) -> Any:
-    """A clone of the host's ModelPatcher that carries ``reuse``; SettingError when it already carries some."""
-    current = settings_of(model.model_options)
-    if current.reuse is not None:
-        raise SettingError("model", "already has FlowCache Chunkwise Reuse", "one such node; remove one of the two")
-    return _carry(model, replace(current, reuse=reuse, slot=RecordSlot()))
-
-
-def with_kv(model: Any, kv: KVSettings) -> Any:
-    """A clone of the host's ModelPatcher that carries ``kv``; SettingError when it already carries some."""
-    current = settings_of(model.model_options)
-    if current.kv is not None:
-        raise SettingError("model", "already has a KV Cache Compressor", "one such node; remove one of the two")
-    return _carry(model, replace(current, kv=kv, slot=RecordSlot()))
-
-
-def _carry(model: Any, settings: FlowCacheSettings) -> Any:
-    refuse_other_caches(model.model_options)
-    clone = model.clone()
-    clone.model_options[KEY] = settings
-    install_outer(clone)
-    return clone
