@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from .errors import require, require_count, require_finite
 
 
+# Denoising steps of one chunk. Noise levels are told to models in thousandths; ten times finer is beyond any use.
+MOST_STEPS = 10_000
+
+
 @dataclass(frozen=True)
 class Schedule:
     """``sigmas`` has N + 1 falling values (1 = noise, 0 = clean); ``timesteps`` the N values fed to the model."""
@@ -44,7 +48,7 @@ def shifted(steps: int, shift: float, start: float = 1.0) -> Schedule:
 
     ``start`` below 1 (before the shift) begins from partly denoised latents.
     """
-    require_count("steps", steps, minimum=1)
+    require_count("steps", steps, minimum=1, maximum=MOST_STEPS)
     require_shift(shift)
     require_finite("start", start, minimum=1e-3, maximum=1)
     sigmas = [shift_sigma(start * (1 - k / steps), shift) for k in range(steps + 1)]
@@ -71,7 +75,7 @@ def shift_of(schedule: Schedule) -> float | None:
 
 def skyreels(steps: int, shift: float) -> Schedule:
     """SkyReels-V2: evenly from 0.999, shifted; timesteps are whole numbers, cut off rather than rounded."""
-    require_count("steps", steps, minimum=1)
+    require_count("steps", steps, minimum=1, maximum=MOST_STEPS)
     require_shift(shift)
     sigmas = [shift_sigma(0.999 * (1 - k / steps), shift) for k in range(steps)]
     return Schedule((*sigmas, 0.0), tuple(float(int(1000 * sigma)) for sigma in sigmas))
@@ -106,7 +110,7 @@ def magi(steps: int, shortcut_mode: str = "8,16,16") -> Schedule:
     u rises evenly, except for 12 steps, where ``shortcut_mode`` says how each quarter is divided. t is rounded to
     float32, because the model compares it with thresholds (t > 0.3) that such a rounded value can pass.
     """
-    require_count("steps", steps, minimum=1)
+    require_count("steps", steps, minimum=1, maximum=MOST_STEPS)
     shortcut = require_shortcut(shortcut_mode)
     if steps == 12:
         rising = [quarter / 4 + offset for quarter in range(4) for offset in shortcut.offsets] + [1.0]
@@ -118,7 +122,7 @@ def magi(steps: int, shortcut_mode: str = "8,16,16") -> Schedule:
 
 def magi_distill_times(steps: int, shortcut_mode: str = "8,16,16") -> tuple[float, ...]:
     """What the distilled MAGI-1 embeds beside t at every step: half the steps a range of equal intervals would have."""
-    require_count("steps", steps, minimum=1)
+    require_count("steps", steps, minimum=1, maximum=MOST_STEPS)
     shortcut = require_shortcut(shortcut_mode)
     if steps == 12:
         return tuple(8 / interval for interval in shortcut.intervals) * 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SettingError, require, require_count
+from ..errors import SettingError, is_finite, require, require_count
+from ..reading.json_text import read_object
 from ..report.events import RunStarted
 from ..reuse.base import ReusePolicy
 from ..reuse.build import build_policy, build_quantity
 from ..reuse.quantity import Quantity
 from ..reuse.schedule import StaticSchedule
+from ..schedule import MOST_STEPS, require_shift
 
 FOLDER = Path(__file__).parent
 SCHEMA = 1
@@ -132,14 +133,11 @@ def model_file(model: str) -> Mapping[str, Any]:
 
 def read_presets(path: Path) -> dict[str, Any]:
     """A preset file, ours or a calibrated one. SettingError when it is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingError("preset file", str(path), f"a JSON file of presets ({error})") from error
-    known = isinstance(content, dict) and content.get("schema") == SCHEMA and isinstance(content.get("presets"), dict)
-    require(known, "preset file", str(path), f'JSON with "schema": {SCHEMA} and "presets"')
-    result: dict[str, Any] = content
-    return result
+    accepted = f'JSON with "schema": {SCHEMA} and "presets"'
+    content = read_object(path, "preset file", accepted)
+    known = content.get("schema") == SCHEMA and isinstance(content.get("presets"), dict)
+    require(known, "preset file", str(path), accepted)
+    return content
 
 
 def preset_names(model: str) -> tuple[str, ...]:
@@ -168,40 +166,50 @@ def parse_row(model: str, name: str, row: object) -> Preset:
         raise SettingError(where, row, "an object with text and policy")
     for key in ("text", "policy"):
         require(key in row, f"{where}.{key}", "nothing", "a sentence" if key == "text" else '{"name": ..., <fields>}')
+    require(isinstance(row["text"], str), f"{where}.text", row["text"], "a sentence")
     evidence = row.get("evidence", {})
     require(isinstance(evidence, dict), f"{where}.evidence", evidence, "an object with the calibration's curve")
     guidance, curve = evidence.get("guidance"), evidence.get("curve", ())
-    known = guidance is None or _numbers(evidence, "guidance")
-    require(known, f"{where}.evidence.guidance", guidance, "a number")
-    points = isinstance(curve, list | tuple) and all(
-        _numbers(point, "share", "psnr", *({"first_share", "later_share"} & set(point))) for point in curve
-    )
+    require(guidance is None or is_finite(guidance), f"{where}.evidence.guidance", guidance, "a number")
     accepted = 'a list of {"share": number, "psnr": number}, with first_share and later_share where they differ'
+    points = isinstance(curve, list | tuple) and all(map(_is_point, curve))
     require(points, f"{where}.evidence.curve", curve, accepted)
-    requires, count = row.get("requires"), row.get("computed_steps")
-    fits = requires is None or _numbers(requires, "steps", "shift")
-    require(fits, f"{where}.requires", requires, '{"steps": number, "shift": number}')
+    count, attention = row.get("computed_steps"), row.get("attention", "block-causal")
     if count is not None:
-        require_count(f"{where}.computed_steps", count, minimum=1)
-    attention = row.get("attention", "block-causal")
-    require(
-        attention in ("block-causal", "bidirectional"), f"{where}.attention", attention, "block-causal, bidirectional"
-    )
+        require_count(f"{where}.computed_steps", count, minimum=1, maximum=MOST_STEPS)
+    patterns = ("block-causal", "bidirectional")
+    require(attention in patterns, f"{where}.attention", attention, ", ".join(patterns))
+    policy, quantity = build_policy(row["policy"]), build_quantity(row.get("quantity", "velocity"))
     return Preset(
         model=model,
         name=name,
-        text=str(row["text"]),
-        policy=build_policy(row["policy"]),
-        quantity=build_quantity(row.get("quantity", "velocity")),
+        text=row["text"],
+        policy=policy,
+        quantity=quantity,
         attention=attention,
         computed_steps=count,
-        requires=requires,
+        requires=_requirements(f"{where}.requires", row.get("requires"), policy),
         curve=tuple(map(CurvePoint.of, curve)),
         guidance=guidance,
     )
 
 
-def _numbers(value: object, *keys: str) -> bool:
-    """Whether ``value`` is an object with finite numbers under these keys."""
-    found = [value.get(key) for key in keys] if isinstance(value, dict) else [None]
-    return all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in found)
+def _is_point(point: object) -> bool:
+    """Whether it is one measured schedule of a curve, as :meth:`CurvePoint.of` takes it."""
+    if not isinstance(point, dict) or not is_finite(point.get("psnr")):
+        return False
+    shares = [point.get("share"), *(point[key] for key in ("first_share", "later_share") if key in point)]
+    return all(is_finite(share) and 0 <= share <= 1 for share in shares)
+
+
+def _requirements(field: str, requires: object, policy: ReusePolicy) -> Mapping[str, float] | None:
+    """The run that a table is for, which has every step the table names; SettingError otherwise."""
+    if requires is None:
+        return None
+    if not isinstance(requires, dict) or not {"steps", "shift"} <= set(requires):
+        raise SettingError(field, requires, '{"steps": number, "shift": number}')
+    require_count(f"{field}.steps", requires["steps"], minimum=1, maximum=MOST_STEPS)
+    require_shift(requires["shift"])
+    if isinstance(policy, StaticSchedule):
+        policy.require_within(requires["steps"])
+    return requires
