@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from .errors import require, require_count, require_finite
 
-
 # Denoising steps of one chunk. Noise levels are told to models in thousandths; ten times finer is beyond any use.
 MOST_STEPS = 10_000
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SettingError, is_finite, require, require_count
+from ..errors import SettingError, is_finite, listed, require, require_count
 from ..reading.json_text import read_object
 from ..report.events import RunStarted
 from ..reuse.base import ReusePolicy
@@ -155,7 +155,7 @@ def load_preset(model: str, name: str) -> Preset:
         rows, where = read_presets(Path(file[1]))["presets"], file[1]
         name = file[2] or next(iter(rows), "")
     if name not in rows:
-        raise SettingError("preset", name, f"{', '.join(rows)} ({where})")
+        raise SettingError("preset", name, f"{listed(rows, 40)} ({where})")
     return parse_row(model, name, rows[name])
 
 
