@@ -26,6 +26,7 @@ from flowcache_core.kv.cache import KVCache
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.presets import load_preset, model_file
+from flowcache_core.report.refusing import refusing
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import LatentDistance, PatchDistance, TimeDistance
 from flowcache_core.reuse.easycache import EasyCache
@@ -81,7 +82,7 @@ def magnitude_curve(setup: Setup, batch: Sequence[Pair]) -> tuple[float, ...]:
     prompt = torch.cat([model.encode_prompt(text) for text, _ in batch])
     denoiser = Measuring(model.transformer, {0: (prompt, model.encode_prompt("").expand_as(prompt))}, setup.guidance)
     noise = torch.cat([model.noise(1, seed) for _, seed in batch])
-    generate(denoiser, one.settings(model), noise)
+    generate(denoiser, one.settings(model), noise, observe=refusing())
     return (1.0, *(b / a for a, b in zip(norms, norms[1:], strict=False)))
 
 

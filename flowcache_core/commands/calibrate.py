@@ -30,6 +30,8 @@ from ..models.wan.denoiser import WanDenoiser
 from ..plan.blockwise import blockwise
 from ..presets import SCHEMA, read_presets
 from ..report.quality import compare
+from ..report.refusing import refusing
+from ..report.video import pixels
 from ..reuse.base import ReusePolicy
 from ..reuse.forecast import Forecast
 from ..reuse.never import Never
@@ -124,7 +126,7 @@ class Bench:
         uncond = self.mini.encode_prompt("").expand_as(cond)
         noise = torch.cat([self.mini.noise(CHUNKS, self.first_seed + i) for i in range(self.count)])
         denoiser = WanDenoiser(self.mini.transformer, {0: (cond, uncond)}, self.guidance)
-        return generate(denoiser, settings, noise)
+        return generate(denoiser, settings, noise, observe=refusing())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -134,7 +136,7 @@ class Bench:
 
     def videos(self, latents: Tensor) -> list[Tensor]:
         clips = self.decode(latents).movedim(1, 4)
-        return list(((clips + 1) * 127.5).round().clamp(0, 255).byte())
+        return list(pixels(clips))
 
     @cached_property
     def reference(self) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..cost import WanShape
 from ..engine import EngineSettings, generate
-from ..errors import SettingError, require, require_count, require_finite
+from ..errors import NotFiniteError, SettingError, require, require_count, require_finite
 from ..files import require_folder, whole_folder
 from ..kv import COMPRESSORS
 from ..kv.settings import KVSettings
@@ -30,7 +30,7 @@ from ..report.events import Event
 from ..report.progress import Progress
 from ..report.quality import Quality, compare
 from ..report.record import Recorder, RunRecord, settings_tag
-from ..report.video import side_by_side, write_video
+from ..report.video import pixels, side_by_side, write_video
 from ..reuse import POLICIES
 from ..reuse.base import ReusePolicy
 from ..reuse.build import build_policy
@@ -115,7 +115,7 @@ class Demo:
 
         latents = generate(self.denoiser(), settings, self.mini.noise(self.chunks, self.seed), observe=observe)
         video = self.mini.vae.decode(latents)[0].movedim(0, 3)
-        return recorder.record(), ((video + 1) * 127.5).round().clamp(0, 255).byte().cpu()
+        return recorder.record(), pixels(video).cpu()
 
 
 def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
@@ -245,12 +245,12 @@ def remarks(demo: Demo, record: RunRecord) -> list[str]:
 
 
 def summary(
-    out: Path, records: dict[str, RunRecord], quality: Quality, machine: dict[str, Any], remarks: Sequence[str]
+    out: Path, records: dict[str, RunRecord], quality: Quality | None, machine: dict[str, Any], remarks: Sequence[str]
 ) -> str:
     """What the terminal shows at the end."""
     processor = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
     return f"""
-{text.table(records, {FLOWCACHE: quality})}
+{text.table(records, {FLOWCACHE: quality} if quality else None)}
 
 {text.summary(records[FLOWCACHE])}
 {"".join(f"{remark}{chr(10)}" for remark in remarks)}
@@ -263,7 +263,7 @@ PSNR and SSIM compare the two videos with one another.
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the demo. Raises SettingError for what the user can put right."""
+    """Run the demo. SettingError for what the user can put right, NotFiniteError when a video shows nothing."""
     options = parser().parse_args(argv)
     missing = [package for module, package in EXTRAS.items() if importlib.util.find_spec(module) is None]
     if missing:
@@ -276,7 +276,8 @@ def main(argv: Sequence[str]) -> int:
     for name, settings in ((VANILLA, demo.vanilla), (FLOWCACHE, demo.flowcache)):
         progress = None if options.json else Progress(name, sys.stderr)
         records[name], videos[name] = demo.run(settings, progress)
-    quality = compare(videos[FLOWCACHE], videos[VANILLA])
+    faults = [f"run {name}: {record.fault}" for name, record in records.items() if record.fault]
+    quality = None if faults else compare(videos[FLOWCACHE], videos[VANILLA])
     asked = {**described(options, demo), "expected_psnr": expected_psnr(demo, records[FLOWCACHE])}
     content = document.document(records, quality, asked)
     write(options.out, demo.mini.fps, records, videos, content)
@@ -284,4 +285,6 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(content, allow_nan=False))
     else:
         print(summary(options.out, records, quality, content["machine"], remarks(demo, records[FLOWCACHE])))
+    if faults:
+        raise NotFiniteError(f"{'; '.join(faults)}. All files are written, such pixels black: {options.out}")
     return 0

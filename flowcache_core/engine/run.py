@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
-from ..errors import require, require_finite
+from ..errors import require, require_finite, require_finite_values
 from ..kv.cache import KVCache
 from ..kv.settings import KVSettings
 from ..plan.base import Chunk, Plan, Tick
@@ -34,6 +34,7 @@ from ..reuse.quantity import Computed, Quantity, Velocity
 from ..schedule import Schedule
 from ..solvers.base import NoiseSource, Solver, SolverState
 from ..solvers.euler import Euler
+from .finite import FiniteWatch
 
 ATTENTION = ("block-causal", "bidirectional")
 
@@ -117,6 +118,7 @@ class Run:
     active: dict[int, ActiveChunk] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     denoiser_seconds: float = 0.0
+    finite: FiniteWatch = field(default_factory=FiniteWatch)
 
     def __post_init__(self) -> None:
         self.plan, self.schedule = self.settings.plan, self.settings.schedule
@@ -220,6 +222,9 @@ class Run:
             decisions = [self.override(item, d) if d.reuses else d for item, d in zip(items, decisions, strict=True)]
         for item, decision in zip(items, decisions, strict=True):
             self.step(item, decision, tick, window)
+        self.finite.send()
+        for event in self.finite.arrived():
+            self.observe(event)
         for item in items:
             if item.step == self.plan.steps - 1:
                 self.finish(item.chunk, tick)
@@ -266,6 +271,7 @@ class Run:
             self.remember(active, item, velocity, residual)
         if self.settings.attention == "bidirectional":
             self.frames(item.chunk).copy_(active.latents)
+        self.finite.note((tick.index, item.chunk.index, item.step), velocity, active.latents)
         self.report(item, decision, tick, window is None, time.perf_counter() - begun)
 
     def advance(self, active: ActiveChunk, item: ChunkInput, velocity: Tensor) -> None:
@@ -351,6 +357,8 @@ class Run:
         self.prefix()
         for tick in self.plan.ticks:
             self.tick(tick)
+        for event in self.finite.rest():
+            self.observe(event)
         seconds = time.perf_counter() - self.started
         self.observe(RunFinished(seconds, seconds - self.denoiser_seconds))
         return self.latents
@@ -388,7 +396,8 @@ def generate(
     noise: standard normal ``[B, C, F, H, W]``, F = the plan's latent frames. prefix: clean latents of the plan's prefix
     frames. noise_source: for solvers that re-noise and for ``prefix_noise`` (default: seeded with 0). cache: only to
     bring one's own (a counting one, say). Returns clean latents ``[B, C, F, H, W]``. Raises SettingError when shapes do
-    not fit the plan.
+    not fit the plan, or noise or prefix hold NaN or infinite values. A run whose values stop being finite goes on to
+    its end; the observer is told (:class:`..report.events.NotFinite`).
     """
     plan = settings.plan
     require(noise.ndim == 5, "noise", tuple(noise.shape), "a tensor [B, C, F, H, W]")
@@ -396,8 +405,10 @@ def generate(
     prefix_frames = plan.prefix_frames
     given = 0 if prefix is None else prefix.shape[2]
     require(given == prefix_frames, "prefix frames", given, f"the plan's {prefix_frames}")
+    require_finite_values("noise", noise)
     latents = noise.clone()
     if prefix is not None:
+        require_finite_values("prefix", prefix)
         expected = (*noise.shape[:2], prefix_frames, *noise.shape[3:])
         require(tuple(prefix.shape) == expected, "prefix", tuple(prefix.shape), f"shape {expected}")
         latents[:, :, :prefix_frames] = prefix

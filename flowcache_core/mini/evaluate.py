@@ -16,6 +16,8 @@ from ..errors import require, require_count, require_finite
 from ..files import require_file, whole_file, write_json
 from ..models.wan.denoiser import WanDenoiser
 from ..plan.blockwise import blockwise
+from ..report.refusing import refusing
+from ..report.video import pixels
 from ..schedule import shifted
 from . import GUIDANCE, MiniModel, data, load_mini
 from .measure import JOURNEY, Measured, measure
@@ -56,7 +58,7 @@ def sample(
         schedule=shifted(steps, mini.shift),
         clean_pass=clean_pass,
     )
-    latents = generate(denoiser, settings, mini.noise(chunks, seed, len(prompts)))
+    latents = generate(denoiser, settings, mini.noise(chunks, seed, len(prompts)), observe=refusing())
     return torch.cat([mini.vae.decode(part) for part in latents.split(8)]).cpu()
 
 
@@ -100,8 +102,8 @@ def contact_sheet(videos: Tensor, prompts: list[str], path: Path, columns: int =
     for row, (video, prompt) in enumerate(zip(videos, prompts)):
         top = row * (side + gap)
         draw.text((8, top + side // 2 - 8), prompt.replace(" moving", "\nmoving"), fill=(230, 230, 230))
-        pixels = ((video[:, chosen] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
-        for column, picture in enumerate(pixels):
+        shown = pixels(video[:, chosen]).permute(1, 2, 3, 0).numpy()
+        for column, picture in enumerate(shown):
             frame = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(frame, (margin + column * (side + gap), top))
     with whole_file(path, "picture") as part:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..engine import generate
 from ..mini.evaluate import add_arguments, asked, report
+from ..report.refusing import refusing
 from . import STEPS, TEXT_SCALE, MiniMagi, load_mini_magi
 
 
@@ -25,7 +26,7 @@ def sample(
     """Videos [N, 3, T, 64, 64] in -1..1 of the prompts, all in one batch; prompt i takes the noise of ``seed + i``."""
     noise = torch.cat([mini.noise(chunks, seed + i) for i in range(len(prompts))])
     settings = mini.settings(chunks, steps, clean_pass=clean_pass)
-    latents = generate(mini.denoiser(prompts, guidance), settings, noise)
+    latents = generate(mini.denoiser(prompts, guidance), settings, noise, observe=refusing())
     return torch.cat([mini.vae.decode(part) for part in latents.split(8)]).cpu()
 
 

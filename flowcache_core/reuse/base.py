@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -145,8 +146,11 @@ def verdict(reuse: bool, distance: float, accumulated: float) -> Decision:
 
 
 def within(accumulated: float, threshold: float, inclusive: bool) -> bool:
-    """Eq. 8's test: reuse while the accumulated distance is at most (or below) the threshold; 0 never reuses."""
+    """Eq. 8's test: reuse while the accumulated distance is at most (or below) the threshold; 0 never reuses.
+
+    A distance that is not a finite number is no reason to reuse: a step computed on it says more.
+    """
     require(threshold >= 0, "threshold", threshold, "a number >= 0")
-    if threshold == 0:
+    if threshold == 0 or not math.isfinite(accumulated):
         return False
     return accumulated <= threshold if inclusive else accumulated < threshold
