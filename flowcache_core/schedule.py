@@ -7,7 +7,8 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .errors import require, require_count, require_finite
+from .errors import SettingError, require, require_count, require_finite
+from .fields import require_types
 
 # Denoising steps of one chunk. Noise levels are told to models in thousandths; ten times finer is beyond any use.
 MOST_STEPS = 10_000
@@ -21,7 +22,8 @@ class Schedule:
     timesteps: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        require_count("schedule.steps", len(self.timesteps), minimum=1)
+        require_types(self)
+        require_count("schedule.steps", len(self.timesteps), minimum=1, maximum=MOST_STEPS)
         count = len(self.sigmas)
         require(count == len(self.timesteps) + 1, "schedule.sigmas", count, "one more than timesteps")
         falling = all(a > b >= 0 for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
@@ -99,7 +101,7 @@ SHORTCUTS = {
 
 
 def require_shortcut(mode: str) -> Shortcut:
-    require(mode in SHORTCUTS, "shortcut_mode", mode, " or ".join(SHORTCUTS))
+    require(isinstance(mode, str) and mode in SHORTCUTS, "shortcut_mode", mode, " or ".join(SHORTCUTS))
     return SHORTCUTS[mode]
 
 
@@ -133,7 +135,10 @@ def from_sigmas(sigmas: Iterable[float]) -> Schedule:
 
     Raises SettingError that names the entry which is not a falling number from 1 to 0.
     """
-    values = tuple(float(sigma) for sigma in sigmas)
+    try:
+        values = tuple(float(sigma) for sigma in sigmas)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SettingError("sigmas", sigmas, "a list of falling numbers from 1 to 0") from error
     require(len(values) >= 2, "sigmas", values, "at least two values")
     for index, sigma in enumerate(values):
         in_range = math.isfinite(sigma) and 0 <= sigma <= 1

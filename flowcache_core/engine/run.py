@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
 from ..errors import require, require_finite, require_finite_values
+from ..fields import require_types
 from ..kv.cache import KVCache
 from ..kv.settings import KVSettings
 from ..plan.base import Chunk, Plan, Tick
@@ -68,6 +69,7 @@ class EngineSettings:
     reuse_device: str | None = None
 
     def __post_init__(self) -> None:
+        require_types(self)
         steps = self.plan.steps
         require(self.schedule.steps == steps, "steps", self.schedule.steps, f"the plan's {steps} steps")
         require(self.attention in ATTENTION, "attention", self.attention, " or ".join(ATTENTION))

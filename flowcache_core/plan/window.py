@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import require, require_count
-from .base import Plan, offset_ticks, split_frames
+from .base import MOST_CHUNK_STEPS, MOST_FRAMES, Plan, offset_ticks, split_frames
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class Stage:
 
 def stages(chunks: int, window_chunks: int = 4, prefix_chunks: int = 0) -> tuple[Stage, ...]:
     """The stages of a video of ``chunks`` chunks, of which ``prefix_chunks`` are given clean."""
-    require_count("chunks", chunks, minimum=1)
-    require_count("window_chunks", window_chunks, minimum=1)
+    require_count("chunks", chunks, minimum=1, maximum=MOST_FRAMES)
+    require_count("window_chunks", window_chunks, minimum=1, maximum=MOST_CHUNK_STEPS // chunks)
     require_count("prefix_chunks", prefix_chunks, minimum=0, maximum=chunks - 1)
     table: list[Stage] = []
     for newest in range(prefix_chunks, chunks + window_chunks - 1):
@@ -55,7 +55,9 @@ def window(
     require_count("window_chunks", window_chunks, minimum=1)
     require(steps % window_chunks == 0, "steps", steps, f"a multiple of window_chunks ({window_chunks})")
     held = 0
+    require(isinstance(hold_prefix, bool), "hold_prefix", hold_prefix, "true or false")
     if hold_prefix:
+        require_count("frames", frames, minimum=1, maximum=MOST_FRAMES)
         require_count("chunk_frames", chunk_frames, minimum=1)
         require_count("prefix_frames", prefix_frames, minimum=0, maximum=frames - 1)
         held = prefix_frames % chunk_frames

@@ -124,10 +124,14 @@ def models() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
 
 
-@cache
 def model_file(model: str) -> Mapping[str, Any]:
     """A model's whole file: ``shape``, ``run`` and ``presets``."""
-    require(model in models(), "model", model, ", ".join(models()))
+    require(isinstance(model, str) and model in models(), "model", model, ", ".join(models()))
+    return _model_file(model)
+
+
+@cache
+def _model_file(model: str) -> Mapping[str, Any]:
     return read_presets(FOLDER / f"{model}.json")
 
 
@@ -151,6 +155,7 @@ def load_preset(model: str, name: str) -> Preset:
     ``FILE.json:NAME`` for another one in it.
     """
     rows, where = model_file(model)["presets"], f"model {model}"
+    require(isinstance(name, str), "preset", name, f"{listed(rows, 40)} ({where})")
     if file := re.fullmatch(r"(.*\.json)(?::([^/\\]+))?", name):
         rows, where = read_presets(Path(file[1]))["presets"], file[1]
         name = file[2] or next(iter(rows), "")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
 from ..errors import require, require_count, require_finite
+from ..fields import require_types
 from ..schedule import Schedule
 
 Reason = Literal[
@@ -68,6 +69,7 @@ class ReusePolicy(ABC):
     max_reuses: int | None = None
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_count("warmup_steps", self.warmup_steps, minimum=1)
         if self.max_reuses is not None:
             require_count("max_reuses", self.max_reuses, minimum=1)

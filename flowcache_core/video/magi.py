@@ -15,13 +15,14 @@ from torch import Tensor
 
 from ..engine import EngineSettings, generate
 from ..errors import require, require_count
+from ..fields import require_types
 from ..kv.settings import KVSettings
 from ..models.magi.config import LATENT_CHANNELS
 from ..models.magi.denoiser import Caption, MagiDenoiser
 from ..models.magi.guidance import CLEAN_TIME, GuidanceScales
 from ..models.magi.transformer import MagiTransformer
 from ..models.magi.vae import LATENT_SCALE, MagiVAE, Tiling
-from ..plan.base import Plan
+from ..plan.base import MOST_FRAMES, Plan
 from ..plan.window import window
 from ..presets import load_preset, model_file
 from ..report.events import ChunkFinished, Event
@@ -29,7 +30,7 @@ from ..reuse.base import ReusePolicy
 from ..reuse.never import Never
 from ..reuse.quantity import Quantity, Velocity
 from ..schedule import magi, magi_distill_times
-from .skyreels import Film, nearest, window_noise
+from .skyreels import LARGEST_SIDE, Film, nearest, window_noise
 
 DISTILLED, BASE = VARIANTS = ("distilled", "base")
 DISTILLED_STEPS = (8, 12, 16, 32, 64)
@@ -72,10 +73,11 @@ class MagiSettings:
 
     def __post_init__(self) -> None:
         """Refuse everything that cannot work (SettingError), before anything is allocated."""
-        require_count("frames", self.frames, minimum=1)
+        require_types(self)
+        require_count("frames", self.frames, minimum=1, maximum=TIME_STRIDE * MOST_FRAMES)
         for name in ("height", "width"):
             pixels = getattr(self, name)
-            require_count(name, pixels, minimum=1)
+            require_count(name, pixels, minimum=1, maximum=LARGEST_SIDE)
             stride = 2 * SPATIAL_STRIDE
             require(pixels % stride == 0, name, pixels, f"a multiple of {stride}, such as {nearest(pixels, stride)}")
         require(self.variant in VARIANTS, "variant", self.variant, " or ".join(VARIANTS))
