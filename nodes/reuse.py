@@ -121,6 +121,16 @@ def custom_inputs() -> list[io.Input]:
             ),
             advanced=True,
         ),
+        io.Boolean.Input(
+            "last_tick",
+            default=False,
+            optional=True,
+            tooltip=(
+                "Compute the very last steps of the whole video, whatever else is set: what the published MAGI-1"
+                " code does instead of always_last."
+            ),
+            advanced=True,
+        ),
     ]
 
 
@@ -180,10 +190,11 @@ def custom(fields: Mapping[str, Any]) -> ReuseSettings:
         "warmup_steps": fields["warmup_steps"],
         "always_last": fields["always_last"],
         "max_reuses": fields["max_reuses"] or None,
+        "last_tick": fields.get("last_tick") or False,  # the host hands None over for what a workflow does not have
     }
     if fields["policy"] == "schedule":
         policy["computed"] = step_list("computed_steps", fields["computed_steps"])
-        first = fields.get("first_chunk_steps", "")
+        first = fields.get("first_chunk_steps") or ""
         policy["first"] = step_list("first_chunk_steps", first) if first.strip() else ()
     known = {field.name for field in dataclasses.fields(POLICIES[fields["policy"]])}
     policy |= {name: fields[name] for name in ("threshold", "distance") if name in known}

@@ -20,7 +20,7 @@ from ..errors import require
 from ..models.wan.denoiser import WanDenoiser
 from ..models.wan.skyreels_checkpoint import load_skyreels
 from ..plan.base import Chunk
-from ..presets import Preset, load_preset, model_file, models
+from ..presets import Preset, load_preset, model_file, models_of
 from ..reuse.base import Decision, PolicyState
 from ..schedule import Schedule, skyreels
 
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 def family() -> list[str]:
     """Models whose timesteps and time modulation are known here."""
-    return [name for name in models() if model_file(name).get("shape", {}).get("kind") == "wan"]
+    return models_of("wan")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from ..report.events import (
     StepTaken,
     WindowPass,
 )
-from ..reuse.base import Decision, ReusePolicy
+from ..reuse.base import Decision, Reason, ReusePolicy
 from ..reuse.never import Never
 from ..reuse.quantity import Computed, Quantity, Velocity
 from ..schedule import Schedule
@@ -84,6 +84,10 @@ class EngineSettings:
         for chunk in self.recache:
             alone = chunk in first and last.get(chunk - 1, -1) < first[chunk]
             require(alone, "recache", chunk, "a chunk that begins after the one before is done (plan blockwise)")
+
+    def computes_all(self, tick: int) -> bool:
+        """Whether no chunk may reuse at this tick."""
+        return self.policy.last_tick and tick == len(self.plan.ticks) - 1
 
     def notes(self) -> tuple[str, ...]:
         """One sentence for every setting that cannot help in this run."""
@@ -218,10 +222,12 @@ class Run:
                 self.activate(self.plan.chunks[step.chunk])
         items = [self.item(step.chunk, step.step) for step in tick.steps]
         decisions = self.policy.decide(items)
+        if self.settings.computes_all(tick.index):
+            decisions = self.override(items, decisions, "last step")
         window = None
         if self.settings.attention == "bidirectional" and not all(d.reuses for d in decisions):
             window = self.window_pass(tick)
-            decisions = [self.override(item, d) if d.reuses else d for item, d in zip(items, decisions, strict=True)]
+            decisions = self.override(items, decisions, "window pass")  # computed along with the whole window
         for item, decision in zip(items, decisions, strict=True):
             self.step(item, decision, tick, window)
         self.finite.send()
@@ -231,10 +237,8 @@ class Run:
             if item.step == self.plan.steps - 1:
                 self.finish(item.chunk, tick)
 
-    def override(self, item: ChunkInput, decision: Decision) -> Decision:
-        """A chunk that would have been reused, but is computed along with the whole window."""
-        self.policy.overridden(item.chunk.index)
-        return replace(decision, action="compute", reason="window pass")
+    def override(self, items: list[ChunkInput], decisions: list[Decision], reason: Reason) -> list[Decision]:
+        return [self.policy.override(item, d, reason) for item, d in zip(items, decisions, strict=True)]
 
     def activate(self, chunk: Chunk) -> None:
         state = self.settings.solver.begin(self.schedule, chunk.index, self.noise)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SettingError, is_finite, listed, require, require_count
+from ..errors import SettingError, is_finite, listed, require, require_count, require_finite
 from ..reading.json_text import read_object
 from ..report.events import RunStarted
 from ..reuse.base import ReusePolicy
@@ -50,8 +50,9 @@ class Preset:
     """One row of a model's file.
 
     attention: the pattern the run uses. computed_steps: how many of a chunk's own steps are computed where that is
-    published or calibrated (the cost model counts with it), None where it depends on the video. requires: steps and
-    shift of the runs a calibrated table is for. curve: what the calibration measured, at ``guidance``.
+    published or calibrated (the cost model counts with it), None where it depends on the video. requires: what the runs
+    are like that it is for: ``steps``, the ``shift`` of a model that has one, ``guidance`` where it counts. curve: what
+    the calibration measured, at ``guidance``.
     """
 
     model: str
@@ -65,29 +66,36 @@ class Preset:
     curve: tuple[CurvePoint, ...] = ()
     guidance: float | None = None
 
-    def fit(self, steps: int, shift: float | None = None, *, rescale: bool = False) -> tuple[Preset, str | None]:
-        """This preset for a run of ``steps`` steps (and ``shift``, where it is known).
+    def fit(
+        self, steps: int, shift: float | None = None, guidance: float | None = None, *, rescale: bool = False
+    ) -> tuple[Preset, str | None]:
+        """This preset for a run of ``steps`` steps (and ``shift`` and ``guidance``, where they are known).
 
-        A calibrated table fits the steps and the shift it was made for. For others it is refused with a SettingError,
-        or with ``rescale`` stretched; the second value then says what changed.
+        A preset fits the runs that it is made for. For others it is refused with a SettingError, or with ``rescale``
+        its table is stretched; the second value then says what changed.
         """
-        if self.requires is None or not isinstance(self.policy, StaticSchedule):
+        if self.requires is None:
             return self, None
-        made_for, made_shift = int(self.requires["steps"]), self.requires["shift"]
-        same_shift = shift is None or math.isclose(shift, made_shift, rel_tol=0.01)
-        if steps == made_for and same_shift:
+        made_for, given = int(self.requires["steps"]), f"{steps} steps"
+        accepted, fits = f"{made_for} steps", steps == made_for
+        for name, value in (("shift", shift), ("guidance", guidance)):
+            if (wanted := self.requires.get(name)) is not None:
+                accepted += f" at {name} {wanted:g}"
+                if value is not None and not math.isclose(value, wanted, rel_tol=0.01):
+                    given, fits = f"{given} at {name} {value:.3g}", False
+        if fits:
             return self, None
-        given = f"{steps} steps" + ("" if same_shift else f" at shift {shift:.3g}")
-        accepted = f"{made_for} steps at shift {made_shift:g} (where there is a rescale option, with it)"
-        require(rescale, f"preset {self.name}", given, accepted)
-        table = stretch(self.policy.computed, made_for, steps)
-        first = stretch(self.policy.first, made_for, steps) if self.policy.first else ()
-        warning = (
-            f"preset {self.name} was calibrated for {made_for} steps at shift {made_shift:g}; stretched to {given}: "
-            f"{len(table)} steps computed, quality not known"
-        )
-        policy = replace(self.policy, computed=table, first=first)
-        return replace(self, policy=policy, computed_steps=len(table), requires=None, curve=()), warning
+        require(rescale, f"preset {self.name}", given, f"{accepted} (where there is a rescale option, with it)")
+        warning, count = f"preset {self.name} was calibrated for {accepted}; ", self.computed_steps
+        policy = self.policy
+        if isinstance(policy, StaticSchedule):
+            table = stretch(policy.computed, made_for, steps)
+            first = stretch(policy.first, made_for, steps) if policy.first else ()
+            policy, count = replace(policy, computed=table, first=first), len(table)
+            warning += f"stretched to {given}: {count} steps computed, quality not known"
+        else:
+            warning += f"with {given} its quality is not known"
+        return replace(self, policy=policy, computed_steps=count, requires=None, curve=()), warning
 
     def expected_psnr(self, share: float, run: RunStarted) -> float | None:
         """dB that the calibration found at this share of computed steps; None outside what it measured (blockwise)."""
@@ -144,6 +152,24 @@ def read_presets(path: Path) -> dict[str, Any]:
     return content
 
 
+def kind_of(model: str) -> str | None:
+    """"wan" or "magi" for a model with a published shape, None for a mini model."""
+    kind: str | None = model_file(model).get("shape", {}).get("kind")
+    return kind
+
+
+def models_of(kind: str) -> list[str]:
+    """Models with a published shape of this kind."""
+    return [model for model in models() if kind_of(model) == kind]
+
+
+def published_run(model: str, kind: str) -> Mapping[str, Any]:
+    """The run that a model was published with; SettingError for a model of another kind."""
+    require(model in models_of(kind), "model", model, ", ".join(models_of(kind)))
+    run: Mapping[str, Any] = model_file(model)["run"]
+    return run
+
+
 def preset_names(model: str) -> tuple[str, ...]:
     return tuple(model_file(model)["presets"])
 
@@ -193,7 +219,7 @@ def parse_row(model: str, name: str, row: object) -> Preset:
         quantity=quantity,
         attention=attention,
         computed_steps=count,
-        requires=_requirements(f"{where}.requires", row.get("requires"), policy),
+        requires=_requirements(f"{where}.requires", row.get("requires"), model, policy),
         curve=tuple(map(CurvePoint.of, curve)),
         guidance=guidance,
     )
@@ -207,14 +233,20 @@ def _is_point(point: object) -> bool:
     return all(is_finite(share) and 0 <= share <= 1 for share in shares)
 
 
-def _requirements(field: str, requires: object, policy: ReusePolicy) -> Mapping[str, float] | None:
-    """The run that a table is for, which has every step the table names; SettingError otherwise."""
+def _requirements(field: str, requires: object, model: str, policy: ReusePolicy) -> Mapping[str, float] | None:
+    """The run that a preset is for, which has every step its table names; SettingError otherwise."""
     if requires is None:
         return None
-    if not isinstance(requires, dict) or not {"steps", "shift"} <= set(requires):
-        raise SettingError(field, requires, '{"steps": number, "shift": number}')
+    wanted = {"steps"} if kind_of(model) == "magi" else {"steps", "shift"}  # MAGI-1's levels are a curve of their own
+    accepted = ", ".join(f'"{name}": number' for name in ("steps", "shift") if name in wanted)
+    accepted = f'{{{accepted}}}, and "guidance": number where it counts'
+    if not isinstance(requires, dict) or not wanted <= set(requires) <= wanted | {"guidance"}:
+        raise SettingError(field, requires, accepted)
     require_count(f"{field}.steps", requires["steps"], minimum=1, maximum=MOST_STEPS)
-    require_shift(requires["shift"])
+    if "shift" in requires:
+        require_shift(requires["shift"])
+    if "guidance" in requires:
+        require_finite(f"{field}.guidance", requires["guidance"], minimum=0)
     if isinstance(policy, StaticSchedule):
         policy.require_within(requires["steps"])
     return requires

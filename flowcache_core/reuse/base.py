@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -59,7 +59,8 @@ class ReusePolicy(ABC):
 
     warmup_steps: a chunk's first steps that are always computed (m in Eq. 8); at least 1, since nothing is there to
     reuse before. always_last: compute a chunk's last step, so that the K/V it leaves behind is fresh.
-    max_reuses: cap on consecutive reuses of one chunk, None for no cap.
+    max_reuses: cap on consecutive reuses of one chunk, None for no cap. last_tick: compute all chunks in the run's very
+    last tick (what the MAGI-1 implementation does instead of ``always_last``); the run sees to it, it knows its plan.
     """
 
     name: ClassVar[str]
@@ -67,6 +68,7 @@ class ReusePolicy(ABC):
     warmup_steps: int = 5
     always_last: bool = True
     max_reuses: int | None = None
+    last_tick: bool = False
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -118,6 +120,13 @@ class PolicyState(ABC):
         """A reuse that was decided for ``chunk`` was not made, its step has been computed: count from here again."""
         progress = self.progress(chunk)
         progress.consecutive, progress.accumulated = 0, 0.0
+
+    def override(self, item: ChunkInput, decision: Decision, reason: Reason) -> Decision:
+        """Compute after all, for ``reason``, where ``decision`` was to reuse."""
+        if not decision.reuses:
+            return decision
+        self.overridden(item.chunk.index)
+        return replace(decision, action="compute", reason=reason)
 
     def finish(self, chunk: int) -> None:
         """``chunk`` has taken its last step: drop what is kept of it, so that memory does not grow with the video."""

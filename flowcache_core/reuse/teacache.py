@@ -65,6 +65,8 @@ class TeaCacheState(PolicyState):
             reuse = within(self.accumulated, self.policy.threshold, self.policy.inclusive)
             common = verdict(reuse, distance, self.accumulated)
             self.accumulated = self.accumulated if reuse else 0.0
+        else:
+            self.accumulated = 0.0  # all are computed: what later chunks accumulate begins here
         return [
             self.settle(item.chunk.index, Decision("compute", why, None, self.accumulated) if why else common)
             for item, why in zip(items, forced, strict=True)

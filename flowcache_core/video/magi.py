@@ -24,7 +24,7 @@ from ..models.magi.transformer import MagiTransformer
 from ..models.magi.vae import LATENT_SCALE, MagiVAE, Tiling
 from ..plan.base import MOST_FRAMES, Plan
 from ..plan.window import window
-from ..presets import load_preset, model_file
+from ..presets import load_preset, model_file, published_run
 from ..report.events import ChunkFinished, Event
 from ..reuse.base import ReusePolicy
 from ..reuse.never import Never
@@ -99,13 +99,18 @@ class MagiSettings:
 
     @classmethod
     def of_preset(cls, model: str, preset: str, **changes: Any) -> MagiSettings:
-        """A model's published run with the policy, quantity and passes of one of its presets."""
-        run, row = model_file(model)["run"], load_preset(model, preset)
+        """A model's published run with the policy, quantity and passes of one of its presets.
+
+        SettingError when the preset is not for the ``steps`` in ``changes``.
+        """
+        run, row = published_run(model, "magi"), load_preset(model, preset)
         as_given = ("height", "width", "steps", "chunk_frames", "window_chunks")
         values: dict[str, Any] = {key: run[key] for key in as_given}
-        values |= {"frames": TIME_STRIDE * run["frames"], "policy": row.policy, "quantity": row.quantity}
-        values |= passes(model, preset)
-        return cls(**(values | changes))
+        values |= {"frames": TIME_STRIDE * run["frames"], **changes}
+        if "policy" not in changes:
+            row, _ = row.fit(values["steps"])
+        chosen: dict[str, Any] = {"policy": row.policy, "quantity": row.quantity, **passes(model, preset)}
+        return cls(**(chosen | values))
 
     def plan(self, prefix_frames: int = 0) -> Plan:
         """The window's plan for ``frames`` new frames behind ``prefix_frames`` given latent frames, in whole chunks."""

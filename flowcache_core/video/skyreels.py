@@ -22,7 +22,7 @@ from ..models.wan.transformer import WanTransformer
 from ..models.wan.vae import SPATIAL_STRIDE, TIME_STRIDE, StreamDecoder, WanVAE
 from ..plan.base import MOST_FRAMES
 from ..plan.staggered import Window, overlap_windows, staggered
-from ..presets import load_preset, model_file
+from ..presets import load_preset, published_run
 from ..report.events import ChunkFinished, Event
 from ..reuse.base import ReusePolicy
 from ..reuse.never import Never
@@ -113,15 +113,16 @@ class SkyReelsSettings:
     def of_preset(cls, model: str, preset: str, **changes: Any) -> SkyReelsSettings:
         """A model's published run with the policy, quantity and attention of one of its presets.
 
-        SettingError when the preset is not for the ``steps`` and ``shift`` in ``changes``.
+        SettingError when the preset is not for the ``steps``, ``shift`` and ``guidance`` in ``changes``.
         """
-        run, row = model_file(model)["run"], load_preset(model, preset)
+        run, row = published_run(model, "wan"), load_preset(model, preset)
         as_given = ("height", "width", "steps", "shift", "chunk_frames", "ar_step")
         values: dict[str, Any] = {key: run[key] for key in as_given}
         values |= {key: pixel_frames(run[key]) for key in ("frames", "base_frames", "overlap_frames")}
         values |= changes
-        fitted, _ = row.fit(values["steps"], values["shift"])
-        chosen: dict[str, Any] = {"policy": fitted.policy, "quantity": fitted.quantity, "attention": fitted.attention}
+        if "policy" not in changes:
+            row, _ = row.fit(values["steps"], values["shift"], values.get("guidance", cls.guidance))
+        chosen: dict[str, Any] = {"policy": row.policy, "quantity": row.quantity, "attention": row.attention}
         return cls(**(chosen | values))
 
     @cached_property
