@@ -8,7 +8,6 @@ Rows are saved as they are made; a second call goes on where the first stopped.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -19,9 +18,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from flowcache_core.commands.arguments import Parser
 from flowcache_core.commands.calibrate import FORECAST, shipped_name
 from flowcache_core.denoiser import ChunkInput, ChunkOutput
 from flowcache_core.engine import generate
+from flowcache_core.errors import require_count
 from flowcache_core.kv.cache import KVCache
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.wan.denoiser import WanDenoiser
@@ -175,11 +176,12 @@ def draw(rows: Sequence[dict[str, Any]], title: str, name: str) -> Path:
 
 def main(argv: Sequence[str]) -> int:
     """Print the table, save it, and draw the curve."""
-    p = argparse.ArgumentParser("curve", description=__doc__)
+    p = Parser("curve", description=__doc__)
     p.add_argument("--setup", default="blockwise", choices=list(SETUPS))
     p.add_argument("--pairs", type=int, default=16)
     p.add_argument("--methods", help="comma-separated beginnings of method names")
     options = p.parse_args(argv)
+    require_count("pairs", options.pairs, minimum=1, maximum=100)
     setup, base = SETUPS[options.setup]
     name = f"curve-{options.setup.replace(' ', '-')}"
     figures = stored(name)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Of a value that somebody else wrote, a message repeats this much: enough to recognise it by.
 SHOWN = 80
 # Of what we say ourselves: fields hold names out of files, and lists of what is accepted can be long.
-FIELD, FINDING, ACCEPTED = 200, 400, 2000
+FIELD, FINDING, ACCEPTED = 120, 400, 2000
 
 
 class Found(str):

@@ -38,6 +38,7 @@ from ..reuse.chunkwise import Chunkwise
 from ..reuse.never import Never
 from ..reuse.quantity import Quantity, Velocity
 from ..schedule import shifted
+from .arguments import CHUNKS, STEPS, Parser
 
 EXTRAS = {"torchmetrics": "torchmetrics", "matplotlib": "matplotlib", "av": "av"}  # module -> package
 LONG, QUICK = (8, 50), (4, 30)  # chunks and steps, by default and with --quick
@@ -48,7 +49,7 @@ FILES = (f"{VANILLA}.mp4", f"{FLOWCACHE}.mp4", "compare.mp4", "map.png", "report
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("demo", description=__doc__)
+    p = Parser("demo", description=__doc__)
     p.add_argument("--prompt", default="a red circle moving right", help="what to show (default: %(default)s)")
     presets = ", ".join(preset_names("mini"))
     file = "a file that calibrate wrote (FILE.json, or FILE.json:NAME where it holds several)"
@@ -123,8 +124,8 @@ def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
     chunks, steps = QUICK if options.quick else LONG
     chunks = chunks if options.chunks is None else options.chunks
     steps = steps if options.steps is None else options.steps
-    require_count("chunks", chunks, minimum=1)
-    require_count("steps", steps, minimum=1)
+    require_count("chunks", chunks, minimum=1, maximum=CHUNKS)
+    require_count("steps", steps, minimum=1, maximum=STEPS)
     require_count("seed", options.seed, minimum=0, maximum=2**63 - 1)
     require_finite("guidance", options.guidance, minimum=0.0)
     plan = make_plan(options.plan, chunks * mini.chunk_frames, mini.chunk_frames, steps)

@@ -23,12 +23,13 @@ from ..plan.base import Chunk
 from ..presets import Preset, load_preset, model_file, models_of
 from ..reuse.base import Decision, PolicyState
 from ..schedule import Schedule, skyreels
+from .arguments import Parser
 
 FPS = 24
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("schedule", description="The steps of a chunk that a preset computes.")
+    p = Parser("schedule", description="The steps of a chunk that a preset computes.")
     p.add_argument("--model", required=True, help=", ".join(family()))
     p.add_argument("--preset", required=True, help="a preset of that model")
     p.add_argument("--weights", type=Path, help="the model's file or folder: what the time distance is measured on")

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..commands.arguments import CHUNKS, SAMPLES, STEPS, Parser
 from ..engine import EngineSettings, generate
 from ..errors import require, require_count, require_finite
 from ..files import require_file, whole_file, write_json
@@ -131,8 +132,8 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int, guidance: float) 
 
 def asked(options: argparse.Namespace) -> list[data.Clip]:
     """The clips whose prompts are sampled. SettingError for options that would come to nothing, before any sampling."""
-    for name in ("samples", "chunks", "steps", "rows"):
-        require_count(name, getattr(options, name), minimum=1)
+    for name, most in (("samples", SAMPLES), ("chunks", CHUNKS), ("steps", STEPS), ("rows", SAMPLES)):
+        require_count(name, getattr(options, name), minimum=1, maximum=most)
     require_count("seed", options.seed, minimum=0, maximum=2**62)
     require_finite("guidance", options.guidance, minimum=0.0)
     if options.json:
@@ -163,7 +164,7 @@ def report(options: argparse.Namespace, videos: Tensor) -> None:
 
 def main(argv: list[str]) -> int:
     """Entry of the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="evaluate-mini", description=__doc__)
+    parser = Parser(prog="evaluate-mini", description=__doc__)
     add_arguments(parser, steps=50, guidance=GUIDANCE)
     options = parser.parse_args(argv)
     prompts = [clip.prompt for clip in asked(options)]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from torch import Tensor
 
+from ..commands.arguments import Parser
 from ..engine import generate
 from ..mini.evaluate import add_arguments, asked, report
 from ..report.refusing import refusing
@@ -32,7 +31,7 @@ def sample(
 
 def main(argv: list[str]) -> int:
     """Entry of the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="evaluate-mini-magi", description=__doc__)
+    parser = Parser(prog="evaluate-mini-magi", description=__doc__)
     add_arguments(parser, STEPS, TEXT_SCALE)
     options = parser.parse_args(argv)
     prompts = [clip.prompt for clip in asked(options)]
