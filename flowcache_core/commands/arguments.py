@@ -12,7 +12,7 @@ from ..errors import SettingError, one_line, require
 # The mini model's runs: more steps than the thousandths in which noise levels are told, or some minutes of video.
 STEPS, CHUNKS = 1000, 200
 SAMPLES = 1024  # videos that one batch holds: 4 chunks of them take 3 GB
-COUNTED = 50_000  # steps of all chunks that the cost command goes through; the longest published run has 640
+COUNTED = 20_000  # steps of all chunks that the cost command goes through; the longest published run has 640
 NAME = 100  # characters
 
 
