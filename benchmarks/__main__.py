@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     names = list(argv) or list(DEFAULT)
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
-        print(f"bench: got {unknown[0]!r}, accepted: {', '.join(BENCHMARKS)}", file=sys.stderr)
+        print(SettingError("bench", unknown[0], ", ".join(BENCHMARKS)), file=sys.stderr)
         return 2
     status = 0
     try:

@@ -8,7 +8,6 @@ Rows are saved as they are made; a second call goes on where the first stopped.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -19,13 +18,16 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from flowcache_core.commands.arguments import Parser
 from flowcache_core.commands.calibrate import FORECAST, shipped_name
 from flowcache_core.denoiser import ChunkInput, ChunkOutput
 from flowcache_core.engine import generate
+from flowcache_core.errors import require_count
 from flowcache_core.kv.cache import KVCache
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.presets import load_preset, model_file
+from flowcache_core.report.refusing import refusing
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import LatentDistance, PatchDistance, TimeDistance
 from flowcache_core.reuse.easycache import EasyCache
@@ -81,7 +83,7 @@ def magnitude_curve(setup: Setup, batch: Sequence[Pair]) -> tuple[float, ...]:
     prompt = torch.cat([model.encode_prompt(text) for text, _ in batch])
     denoiser = Measuring(model.transformer, {0: (prompt, model.encode_prompt("").expand_as(prompt))}, setup.guidance)
     noise = torch.cat([model.noise(1, seed) for _, seed in batch])
-    generate(denoiser, one.settings(model), noise)
+    generate(denoiser, one.settings(model), noise, observe=refusing())
     return (1.0, *(b / a for a, b in zip(norms, norms[1:], strict=False)))
 
 
@@ -174,11 +176,12 @@ def draw(rows: Sequence[dict[str, Any]], title: str, name: str) -> Path:
 
 def main(argv: Sequence[str]) -> int:
     """Print the table, save it, and draw the curve."""
-    p = argparse.ArgumentParser("curve", description=__doc__)
+    p = Parser("curve", description=__doc__)
     p.add_argument("--setup", default="blockwise", choices=list(SETUPS))
     p.add_argument("--pairs", type=int, default=16)
     p.add_argument("--methods", help="comma-separated beginnings of method names")
     options = p.parse_args(argv)
+    require_count("pairs", options.pairs, minimum=1, maximum=100)
     setup, base = SETUPS[options.setup]
     name = f"curve-{options.setup.replace(' ', '-')}"
     figures = stored(name)

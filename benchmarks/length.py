@@ -20,6 +20,7 @@ from flowcache_core.engine import generate
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.report.events import ChunkFinished, Event, RunStarted
+from flowcache_core.report.refusing import refusing
 
 from .mini_runs import Setup, mini
 from .results import save
@@ -52,7 +53,7 @@ def measure(chunks: int, budget: float | None) -> dict[str, float]:
     gc.collect()
     noise = model.noise(chunks, 0)
     denoiser = WanDenoiser(model.transformer, {0: (text, model.encode_prompt(""))}, 3.0)
-    latents = generate(denoiser, settings, noise, observe=observe)
+    latents = generate(denoiser, settings, noise, observe=refusing(observe))
     early = sizes[min(len(sizes) - 1, 15)]
     return {
         "chunks": chunks,

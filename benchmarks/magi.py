@@ -9,13 +9,14 @@ every step and keeps all K/V. Rows are saved as they are made; a second call goe
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
 
+from flowcache_core.commands.arguments import Parser
+from flowcache_core.errors import require_count
 from flowcache_core.kv import COMPRESSORS
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.report.record import RunRecord
@@ -109,10 +110,11 @@ def flops(count: int) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Print the tables and save them."""
-    p = argparse.ArgumentParser("magi", description=__doc__)
+    p = Parser("magi", description=__doc__)
     p.add_argument("--part", choices=PARTS, help="only this one")
     p.add_argument("--pairs", type=int, default=8)
     options = p.parse_args(argv)
+    require_count("pairs", options.pairs, minimum=1, maximum=100)
     runs = {"reuse": reuse, "compression": compression, "flops": flops}
     for name in PARTS if options.part is None else (options.part,):
         runs[name](options.pairs)

@@ -13,6 +13,7 @@ from flowcache_core.engine import generate
 from flowcache_core.mini_magi import MiniMagi, load_mini_magi
 from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.report.record import Recorder, RunRecord
+from flowcache_core.report.refusing import refusing
 
 from .mini_runs import Pair, Setup
 
@@ -38,5 +39,5 @@ def run(setup: Setup, batch: Sequence[Pair], **changes: object) -> tuple[RunReco
     noise = torch.cat([model.noise(setup.chunks, seed) for _, seed in batch])
     denoiser = model.denoiser([prompt for prompt, _ in batch], setup.guidance)
     recorder = Recorder.of(settings, shape(model.transformer.config, model.transformer.config.text_len).event)
-    latents = generate(denoiser, settings, noise, observe=recorder)
+    latents = generate(denoiser, settings, noise, observe=refusing(recorder))
     return recorder.record(), latents

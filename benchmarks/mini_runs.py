@@ -17,6 +17,8 @@ from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.plan import PLANS
 from flowcache_core.report.quality import Quality, compare
 from flowcache_core.report.record import Recorder, RunRecord
+from flowcache_core.report.refusing import refusing
+from flowcache_core.report.video import pixels
 from flowcache_core.reuse.base import ReusePolicy
 from flowcache_core.schedule import shifted
 from flowcache_core.solvers.base import Solver
@@ -87,7 +89,7 @@ def run(
     denoiser = kind(model.transformer, {0: (prompt, nothing)}, setup.guidance)
     noise = torch.cat([model.noise(setup.chunks, seed) for _, seed in batch])
     recorder = Recorder.of(settings, shape(model).event)
-    latents = generate(denoiser, settings, noise, observe=recorder)
+    latents = generate(denoiser, settings, noise, observe=refusing(recorder))
     return recorder.record(), latents
 
 
@@ -99,7 +101,7 @@ def videos(latents: Tensor) -> list[Tensor]:
     """Decoded videos, each ``[T, 64, 64, 3]`` uint8; four at a time, which costs little more than one."""
     decode: Callable[[Tensor], Tensor] = mini().vae.decode
     clips = torch.cat([decode(part) for part in latents.split(4)]).movedim(1, 4)
-    return list(((clips + 1) * 127.5).round().clamp(0, 255).byte())
+    return list(pixels(clips))
 
 
 @dataclass(frozen=True)

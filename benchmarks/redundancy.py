@@ -22,6 +22,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flowcache_core.commands.arguments import Parser, require_device
+from flowcache_core.errors import require_count
 from flowcache_core.kv.importance_redundancy import redundancy
 
 from .results import save
@@ -98,13 +100,17 @@ def measure(score: Callable[[Tensor], Tensor], keys: Tensor, repeats: int) -> tu
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the comparison and save it; seconds for all heads, bytes beside the keys."""
     raw = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="benchmarks.redundancy", description=__doc__, formatter_class=raw)
+    parser = Parser(prog="benchmarks.redundancy", description=__doc__, formatter_class=raw)
     parser.add_argument("--length", type=int, default=24_300, help="keys per head (L)")
     parser.add_argument("--heads", type=int, default=8, help="K/V heads")
     parser.add_argument("--head-dim", type=int, default=128)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=3, help="runs of the linear form; the best one counts")
     args = parser.parse_args(argv)
+    limits = {"length": 32_768, "heads": 128, "head_dim": 1024, "repeats": 100}  # the naive form takes 4 L^2 bytes
+    for name, most in limits.items():
+        require_count(name, getattr(args, name), minimum=1, maximum=most)
+    require_device("device", args.device)
 
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(1, args.heads, args.length, args.head_dim, generator=generator).to(args.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -29,9 +30,11 @@ def main(argv: Sequence[str]) -> int:
         print(f"python -m flowcache_core COMMAND, one of: {', '.join(COMMANDS)}. COMMAND --help lists its arguments.")
         return 0
     if not argv or argv[0] not in COMMANDS:
-        print(f"command: got {argv[0] if argv else None!r}, accepted: {', '.join(COMMANDS)}", file=sys.stderr)
+        print(SettingError("command", argv[0] if argv else None, ", ".join(COMMANDS)), file=sys.stderr)
         return BAD_INPUT
     command, rest = argv[0], list(argv[1:])
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be no text
     try:
         status: int = importlib.import_module(COMMANDS[command], __package__).main(rest)
         return status

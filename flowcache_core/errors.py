@@ -6,11 +6,15 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Of a value that somebody else wrote, a message repeats this much: enough to recognise it by.
 SHOWN = 80
 # Of what we say ourselves: fields hold names out of files, and lists of what is accepted can be long.
-FIELD, FINDING, ACCEPTED = 200, 400, 2000
+FIELD, FINDING, ACCEPTED = 120, 400, 2000
 
 
 class Found(str):
@@ -106,6 +110,15 @@ def require_finite(field: str, value: float, *, minimum: float, maximum: float =
     """Raise unless ``value`` is a finite number in ``[minimum, maximum]`` (NaN and bool are refused)."""
     bound = f"a number >= {minimum:g}" if maximum == math.inf else f"a number from {minimum:g} to {maximum:g}"
     require(is_finite(value) and minimum <= value <= maximum, field, value, bound)
+
+
+def require_finite_values(field: str, values: Tensor, accepted: str = "finite numbers only") -> None:
+    """Raise when a tensor holds NaN or infinite values. Waits for its device."""
+    if values.is_meta or bool(values.isfinite().all()):
+        return
+    nan, infinite = int(values.isnan().sum()), int(values.isinf().sum())
+    kinds = [f"{count} {kind}" for count, kind in ((nan, "NaN"), (infinite, "infinite")) if count]
+    raise SettingError(field, Found(f"{' and '.join(kinds)} of {values.numel()} values"), accepted)
 
 
 # More than anything here counts, and little enough for the arithmetic of every library below.

@@ -7,7 +7,11 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .errors import require, require_count, require_finite
+from .errors import SettingError, require, require_count, require_finite
+from .fields import require_types
+
+# Denoising steps of one chunk. Noise levels are told to models in thousandths; ten times finer is beyond any use.
+MOST_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class Schedule:
     noise_time: float = 1000.0
 
     def __post_init__(self) -> None:
-        require_count("schedule.steps", len(self.timesteps), minimum=1)
+        require_types(self)
+        require_count("schedule.steps", len(self.timesteps), minimum=1, maximum=MOST_STEPS)
         count = len(self.sigmas)
         require(count == len(self.timesteps) + 1, "schedule.sigmas", count, "one more than timesteps")
         falling = all(a > b >= 0 for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
@@ -53,7 +58,7 @@ def shifted(steps: int, shift: float, start: float = 1.0) -> Schedule:
 
     ``start`` below 1 (before the shift) begins from partly denoised latents.
     """
-    require_count("steps", steps, minimum=1)
+    require_count("steps", steps, minimum=1, maximum=MOST_STEPS)
     require_shift(shift)
     require_finite("start", start, minimum=1e-3, maximum=1)
     sigmas = [shift_sigma(start * (1 - k / steps), shift) for k in range(steps + 1)]
@@ -80,7 +85,7 @@ def shift_of(schedule: Schedule) -> float | None:
 
 def skyreels(steps: int, shift: float) -> Schedule:
     """SkyReels-V2: evenly from 0.999, shifted; timesteps are whole numbers, cut off rather than rounded."""
-    require_count("steps", steps, minimum=1)
+    require_count("steps", steps, minimum=1, maximum=MOST_STEPS)
     require_shift(shift)
     sigmas = [shift_sigma(0.999 * (1 - k / steps), shift) for k in range(steps)]
     return Schedule((*sigmas, 0.0), tuple(float(int(1000 * sigma)) for sigma in sigmas))
@@ -105,7 +110,7 @@ SHORTCUTS = {
 
 
 def require_shortcut(mode: str) -> Shortcut:
-    require(mode in SHORTCUTS, "shortcut_mode", mode, " or ".join(SHORTCUTS))
+    require(isinstance(mode, str) and mode in SHORTCUTS, "shortcut_mode", mode, " or ".join(SHORTCUTS))
     return SHORTCUTS[mode]
 
 
@@ -115,7 +120,7 @@ def magi(steps: int, shortcut_mode: str = "8,16,16") -> Schedule:
     u rises evenly, except for 12 steps, where ``shortcut_mode`` says how each quarter is divided. t is rounded to
     float32, because the model compares it with thresholds (t > 0.3) that such a rounded value can pass.
     """
-    require_count("steps", steps, minimum=1)
+    require_count("steps", steps, minimum=1, maximum=MOST_STEPS)
     shortcut = require_shortcut(shortcut_mode)
     if steps == 12:
         rising = [quarter / 4 + offset for quarter in range(4) for offset in shortcut.offsets] + [1.0]
@@ -127,7 +132,7 @@ def magi(steps: int, shortcut_mode: str = "8,16,16") -> Schedule:
 
 def magi_distill_times(steps: int, shortcut_mode: str = "8,16,16") -> tuple[float, ...]:
     """What the distilled MAGI-1 embeds beside t at every step: half the steps a range of equal intervals would have."""
-    require_count("steps", steps, minimum=1)
+    require_count("steps", steps, minimum=1, maximum=MOST_STEPS)
     shortcut = require_shortcut(shortcut_mode)
     if steps == 12:
         return tuple(8 / interval for interval in shortcut.intervals) * 4
@@ -139,7 +144,10 @@ def from_sigmas(sigmas: Iterable[float]) -> Schedule:
 
     Raises SettingError that names the entry which is not a falling number from 1 to 0.
     """
-    values = tuple(float(sigma) for sigma in sigmas)
+    try:
+        values = tuple(float(sigma) for sigma in sigmas)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SettingError("sigmas", sigmas, "a list of falling numbers from 1 to 0") from error
     require(len(values) >= 2, "sigmas", values, "at least two values")
     for index, sigma in enumerate(values):
         in_range = math.isfinite(sigma) and 0 <= sigma <= 1

@@ -59,9 +59,9 @@ def chosen(part: type, fields: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of ``part`` from a node's fields; what a saved workflow lacks keeps its default."""
     values: dict[str, Any] = {}
     for label, (one, declared) in options_of(part).items():
-        if label not in fields:
+        value = fields.get(label)
+        if value is None:  # what the host hands over for what a workflow does not have
             continue
-        value = fields[label]
         if declared.parts is not None:
             value = part_of(label, fields, declared.parts)
         elif declared.none is not None and value == declared.none:

@@ -138,7 +138,7 @@ def chosen_variant(fields: Mapping[str, Any], model_name: str) -> MagiVariant:
     if name == "auto":
         return MagiVariant(distilled=looks_distilled(model_name))
     ranges = kv_ranges(fields["kv_ranges"])
-    clean_range = fields.get("clean_range", 1) if ranges else None
+    clean_range = (fields.get("clean_range") or 1) if ranges else None
     if name == "distilled":
         return MagiVariant(nearly_clean=fields["nearly_clean"], ranges=ranges, clean_range=clean_range)
     released = GuidanceScales()

@@ -30,6 +30,8 @@ from ..models.wan.denoiser import WanDenoiser
 from ..plan.blockwise import blockwise
 from ..presets import SCHEMA, read_presets
 from ..report.quality import compare
+from ..report.refusing import refusing
+from ..report.video import pixels
 from ..reuse.base import ReusePolicy
 from ..reuse.forecast import Forecast
 from ..reuse.never import Never
@@ -37,6 +39,7 @@ from ..reuse.quantity import Quantity, Velocity
 from ..reuse.schedule import StaticSchedule
 from ..schedule import shifted
 from ..solvers import SOLVERS
+from .arguments import NAME, Parser
 
 PROMPTS = tuple(f"a {colour} {shape} moving {way}" for colour, shape, way in (
     ("blue", "circle", "left"), ("white", "square", "down"), ("red", "triangle", "right"), ("purple", "circle", "up"),
@@ -50,7 +53,7 @@ FINALISTS = 3
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("calibrate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p = Parser("calibrate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--model", required=True, help="mini")
     p.add_argument("--steps", type=int, default=50, help="denoising steps per chunk (default: 50)")
     p.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance (default: 3)")
@@ -124,7 +127,7 @@ class Bench:
         uncond = self.mini.encode_prompt("").expand_as(cond)
         noise = torch.cat([self.mini.noise(CHUNKS, self.first_seed + i) for i in range(self.count)])
         denoiser = WanDenoiser(self.mini.transformer, {0: (cond, uncond)}, self.guidance)
-        return generate(denoiser, settings, noise)
+        return generate(denoiser, settings, noise, observe=refusing())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -134,7 +137,7 @@ class Bench:
 
     def videos(self, latents: Tensor) -> list[Tensor]:
         clips = self.decode(latents).movedim(1, 4)
-        return list(((clips + 1) * 127.5).round().clamp(0, 255).byte())
+        return list(pixels(clips))
 
     @cached_property
     def reference(self) -> list[Tensor]:
@@ -229,6 +232,8 @@ def check(options: argparse.Namespace) -> None:
     require(options.model == "mini", "model", options.model, "mini (other models need their weights at hand)")
     require_count("steps", options.steps, minimum=6, maximum=200)
     require_count("pairs", options.pairs, minimum=2, maximum=len(PROMPTS))
+    plain = 0 < len(options.name) <= NAME and options.name.isprintable() and not set(options.name) & set("/\\")
+    require(plain, "name", options.name, f"a name of at most {NAME} characters without slashes")
     require_finite("guidance", options.guidance, minimum=0.0)
     require(options.solver in ("euler", "unipc"), "solver", options.solver, "euler, unipc")
     if options.target is not None:

@@ -11,24 +11,25 @@ from typing import Any
 from ..cost import Cost, MagiShape, ModelShape, WanShape, count
 from ..cost.waterfall import Stage, waterfall
 from ..engine import EngineSettings
-from ..errors import SettingError, require, require_finite
+from ..errors import Found, SettingError, require, require_count, require_finite
 from ..kv.settings import KVSettings
 from ..plan import PLANS
-from ..plan.base import Plan
+from ..plan.base import MOST_FRAMES, Plan
 from ..plan.staggered import Window, overlap_windows
 from ..presets import Preset, load_preset, model_file, models
 from ..reuse.base import ReusePolicy
 from ..reuse.build import policy_from_text
 from ..reuse.schedule import StaticSchedule, spread
-from ..schedule import Schedule
+from ..schedule import MOST_STEPS, Schedule
 from ..video.magi import passes
+from .arguments import COUNTED, Parser
 
 PETA = 1e15
 POLICY = 'a reuse policy instead of the preset\'s: its name, or {"name": ..., <its fields>}'
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("cost", description="FLOPs and K/V bytes of a configuration, counted by the engine.")
+    p = Parser("cost", description="FLOPs and K/V bytes of a configuration, counted by the engine.")
     p.add_argument("--model", required=True, help=", ".join(published()))
     p.add_argument("--preset", default="vanilla", help="a preset of that model (default: vanilla)")
     p.add_argument("--policy", help=POLICY)
@@ -96,8 +97,12 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.steps is not None:
         run["steps"] = arguments.steps
     if arguments.chunks is not None:
-        require(arguments.chunks >= 1, "chunks", arguments.chunks, "a whole number >= 1")
+        require_count("chunks", arguments.chunks, minimum=1, maximum=MOST_FRAMES // run["chunk_frames"])
         run["frames"] = arguments.chunks * run["chunk_frames"]
+    require_count("steps", run["steps"], minimum=1, maximum=MOST_STEPS)
+    total_steps = -(-run["frames"] // run["chunk_frames"]) * run["steps"]
+    found = Found(f"{total_steps} steps of all chunks")
+    require(total_steps <= COUNTED, "steps", found, f"at most {COUNTED}: fewer steps or chunks")
     plans = run_plans(run)
     steps, warning = run["steps"], None
     if arguments.computed is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..cost import WanShape
 from ..engine import EngineSettings, generate
-from ..errors import SettingError, require, require_count, require_finite
+from ..errors import NotFiniteError, SettingError, require, require_count, require_finite
 from ..files import require_folder, whole_folder
 from ..kv import COMPRESSORS
 from ..kv.settings import KVSettings
@@ -28,7 +28,7 @@ from ..report.events import Event
 from ..report.progress import Progress
 from ..report.quality import Quality, compare
 from ..report.record import Recorder, RunRecord, settings_tag
-from ..report.video import side_by_side, write_video
+from ..report.video import pixels, side_by_side, write_video
 from ..reuse import POLICIES
 from ..reuse.base import ReusePolicy
 from ..reuse.build import build_policy
@@ -36,6 +36,7 @@ from ..reuse.chunkwise import Chunkwise
 from ..reuse.never import Never
 from ..reuse.quantity import Quantity, Velocity
 from ..schedule import shifted
+from .arguments import CHUNKS, STEPS, Parser
 
 EXTRAS = {"torchmetrics": "torchmetrics", "matplotlib": "matplotlib", "av": "av"}  # module -> package
 LONG, QUICK = (8, 50), (4, 30)  # chunks and steps, by default and with --quick
@@ -46,7 +47,7 @@ FILES = (f"{VANILLA}.mp4", f"{FLOWCACHE}.mp4", "compare.mp4", "map.png", "report
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("demo", description=__doc__)
+    p = Parser("demo", description=__doc__)
     p.add_argument("--prompt", default="a red circle moving right", help="what to show (default: %(default)s)")
     presets = ", ".join(preset_names("mini"))
     file = "a file that calibrate wrote (FILE.json, or FILE.json:NAME where it holds several)"
@@ -113,7 +114,7 @@ class Demo:
 
         latents = generate(self.denoiser(), settings, self.mini.noise(self.chunks, self.seed), observe=observe)
         video = self.mini.vae.decode(latents)[0].movedim(0, 3)
-        return recorder.record(), ((video + 1) * 127.5).round().clamp(0, 255).byte().cpu()
+        return recorder.record(), pixels(video).cpu()
 
 
 def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
@@ -121,8 +122,8 @@ def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
     chunks, steps = QUICK if options.quick else LONG
     chunks = chunks if options.chunks is None else options.chunks
     steps = steps if options.steps is None else options.steps
-    require_count("chunks", chunks, minimum=1)
-    require_count("steps", steps, minimum=1)
+    require_count("chunks", chunks, minimum=1, maximum=CHUNKS)
+    require_count("steps", steps, minimum=1, maximum=STEPS)
     require_count("seed", options.seed, minimum=0, maximum=2**63 - 1)
     require_finite("guidance", options.guidance, minimum=0.0)
     require(options.plan in PLANS, "plan", options.plan, ", ".join(PLANS))
@@ -237,12 +238,12 @@ def remarks(demo: Demo, record: RunRecord) -> list[str]:
 
 
 def summary(
-    out: Path, records: dict[str, RunRecord], quality: Quality, machine: dict[str, Any], remarks: Sequence[str]
+    out: Path, records: dict[str, RunRecord], quality: Quality | None, machine: dict[str, Any], remarks: Sequence[str]
 ) -> str:
     """What the terminal shows at the end."""
     processor = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
     return f"""
-{text.table(records, {FLOWCACHE: quality})}
+{text.table(records, {FLOWCACHE: quality} if quality else None)}
 
 {text.summary(records[FLOWCACHE])}
 {"".join(f"{remark}{chr(10)}" for remark in remarks)}
@@ -255,7 +256,7 @@ PSNR and SSIM compare the two videos with one another.
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the demo. Raises SettingError for what the user can put right."""
+    """Run the demo. SettingError for what the user can put right, NotFiniteError when a video shows nothing."""
     options = parser().parse_args(argv)
     missing = [package for module, package in EXTRAS.items() if importlib.util.find_spec(module) is None]
     if missing:
@@ -268,7 +269,8 @@ def main(argv: Sequence[str]) -> int:
     for name, settings in ((VANILLA, demo.vanilla), (FLOWCACHE, demo.flowcache)):
         progress = None if options.json else Progress(name, sys.stderr)
         records[name], videos[name] = demo.run(settings, progress)
-    quality = compare(videos[FLOWCACHE], videos[VANILLA])
+    faults = [f"run {name}: {record.fault}" for name, record in records.items() if record.fault]
+    quality = None if faults else compare(videos[FLOWCACHE], videos[VANILLA])
     asked = {**described(options, demo), "expected_psnr": expected_psnr(demo, records[FLOWCACHE])}
     content = document.document(records, quality, asked)
     write(options.out, demo.mini.fps, records, videos, content)
@@ -276,4 +278,6 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(content, allow_nan=False))
     else:
         print(summary(options.out, records, quality, content["machine"], remarks(demo, records[FLOWCACHE])))
+    if faults:
+        raise NotFiniteError(f"{'; '.join(faults)}. All files are written, such pixels black: {options.out}")
     return 0

@@ -20,17 +20,18 @@ from ..errors import require
 from ..models.wan.denoiser import WanDenoiser
 from ..models.wan.skyreels_checkpoint import load_skyreels
 from ..plan.base import Chunk
-from ..presets import Preset, load_preset, model_file, models
+from ..presets import Preset, load_preset, model_file, models_of
 from ..reuse.base import Decision, PolicyState
 from ..reuse.build import policy_from_text
 from ..schedule import Schedule, skyreels
+from .arguments import Parser
 from .cost import POLICY
 
 FPS = 24
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser("schedule", description="The steps of a chunk that a preset computes.")
+    p = Parser("schedule", description="The steps of a chunk that a preset computes.")
     p.add_argument("--model", required=True, help=", ".join(family()))
     p.add_argument("--preset", default="vanilla", help="a preset of that model (default: %(default)s)")
     p.add_argument("--policy", help=POLICY)
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
 def family() -> list[str]:
     """Models whose timesteps and time modulation are known here."""
-    return [name for name in models() if model_file(name).get("shape", {}).get("kind") == "wan"]
+    return models_of("wan")
 
 
 @dataclass(frozen=True)

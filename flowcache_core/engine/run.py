@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
-from ..errors import require
+from ..errors import require, require_finite_values
 from ..kv.cache import KVCache
 from ..noise import NoiseSource, seeded_noise
 from ..plan.base import Chunk, Tick
 from ..report.events import ChunkFinished, Event, RunFinished, RunStarted, StepTaken
-from ..reuse.base import Decision, PolicyState
+from ..reuse.base import Decision, PolicyState, Reason
 from .chunk import ActiveChunk
+from .finite import FiniteWatch
 from .passes import Passes
 from .settings import EngineSettings
 
@@ -32,6 +33,7 @@ class Run:
     observe: Callable[[Event], None]
     active: dict[int, ActiveChunk] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+    finite: FiniteWatch = field(default_factory=FiniteWatch)
 
     @classmethod
     def begin(
@@ -60,6 +62,8 @@ class Run:
         self.passes.prefix()
         for tick in self.settings.plan.ticks:
             self.tick(tick)
+        for event in self.finite.rest():
+            self.observe(event)
         seconds = time.perf_counter() - self.started
         self.observe(RunFinished(seconds, seconds - self.passes.seconds))
         return self.passes.latents
@@ -72,20 +76,23 @@ class Run:
                 self.activate(plan.chunks[step.chunk])
         items = [self.active[step.chunk].item(step.step, self.settings.schedule) for step in tick.steps]
         decisions = self.policy.decide(items)
+        if self.settings.computes_all(tick.index):
+            decisions = self.override(items, decisions, "last step")
         window = None
         if self.passes.cache is None and not all(decision.reuses for decision in decisions):
             window = self.passes.window(tick)
-            decisions = [self.override(item, d) if d.reuses else d for item, d in zip(items, decisions, strict=True)]
+            decisions = self.override(items, decisions, "window pass")  # computed along with the whole window
         for item, decision in zip(items, decisions, strict=True):
             self.step(item, decision, tick, window)
+        self.finite.send()
+        for event in self.finite.arrived():
+            self.observe(event)
         for item in items:
             if item.step == plan.steps - 1:
                 self.finish(item.chunk, tick)
 
-    def override(self, item: ChunkInput, decision: Decision) -> Decision:
-        """A chunk that would have been reused, but is computed along with the whole window."""
-        self.policy.overridden(item.chunk.index)
-        return replace(decision, action="compute", reason="window pass")
+    def override(self, items: list[ChunkInput], decisions: list[Decision], reason: Reason) -> list[Decision]:
+        return [self.policy.override(item, d, reason) for item, d in zip(items, decisions, strict=True)]
 
     def activate(self, chunk: Chunk) -> None:
         settings, frames = self.settings, self.passes.frames(chunk)
@@ -120,6 +127,7 @@ class Run:
             self.policy.observe(taken, velocity)
         if passes.cache is None:
             passes.frames(item.chunk).copy_(active.latents)
+        self.finite.note((tick.index, item.chunk.index, item.step), velocity, active.latents)
         alone = passes.cache is not None and not decision.reuses
         self.observe(
             StepTaken.of(
@@ -164,7 +172,8 @@ def generate(
     noise: standard normal ``[B, C, F, H, W]``, F = the plan's latent frames. prefix: clean latents of the plan's prefix
     frames. noise_source: for solvers that re-noise and for ``prefix_noise`` (default: seeded with 0). cache: only to
     bring one's own (a counting one, say). Returns clean latents ``[B, C, F, H, W]``. Raises SettingError when shapes do
-    not fit the plan.
+    not fit the plan, or noise or prefix hold NaN or infinite values. A run whose values stop being finite goes on to
+    its end; the observer is told (:class:`..report.events.NotFinite`).
     """
     plan = settings.plan
     require(noise.ndim == 5, "noise", tuple(noise.shape), "a tensor [B, C, F, H, W]")
@@ -172,8 +181,10 @@ def generate(
     prefix_frames = plan.prefix_frames
     given = 0 if prefix is None else prefix.shape[2]
     require(given == prefix_frames, "prefix frames", given, f"the plan's {prefix_frames}")
+    require_finite_values("noise", noise)
     latents = noise.clone()
     if prefix is not None:
+        require_finite_values("prefix", prefix)
         expected = (*noise.shape[:2], prefix_frames, *noise.shape[3:])
         require(tuple(prefix.shape) == expected, "prefix", tuple(prefix.shape), f"shape {expected}")
         latents[:, :, :prefix_frames] = prefix

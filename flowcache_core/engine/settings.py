@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import require, require_finite
+from ..fields import require_types
 from ..kv.settings import KVSettings
 from ..plan.base import Plan
 from ..reuse.base import ReusePolicy
@@ -46,6 +47,7 @@ class EngineSettings:
     reuse_device: str | None = None
 
     def __post_init__(self) -> None:
+        require_types(self)
         steps = self.plan.steps
         require(self.schedule.steps == steps, "steps", self.schedule.steps, f"the plan's {steps} steps")
         require(self.attention in ATTENTION, "attention", self.attention, " or ".join(ATTENTION))
@@ -61,6 +63,10 @@ class EngineSettings:
         for chunk in self.recache:
             alone = chunk in first and last.get(chunk - 1, -1) < first[chunk]
             require(alone, "recache", chunk, "a chunk that begins after the one before is done (plan blockwise)")
+
+    def computes_all(self, tick: int) -> bool:
+        """Whether no chunk may reuse at this tick."""
+        return self.policy.last_tick and tick == len(self.plan.ticks) - 1
 
     def notes(self) -> tuple[str, ...]:
         """One sentence for every setting that cannot help in this run. Never an error: those are found on creation."""

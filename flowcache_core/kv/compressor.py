@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require
+from ..fields import require_types
 from ..options import option
 
 Granularity = Literal["token", "frame", "chunk"]
@@ -65,6 +66,7 @@ class Compressor(ABC):
     )
 
     def __post_init__(self) -> None:
+        require_types(self)
         accepted = get_args(Granularity)
         require(self.key_granularity in accepted, "key_granularity", self.key_granularity, " or ".join(accepted))
 

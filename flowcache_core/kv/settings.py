@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import SettingError, require, require_finite
+from ..fields import require_types
 from ..plan.base import Plan
 from .compressor import Compressor
 from .layout import history_frames, largest_chunk_frames
@@ -40,6 +41,7 @@ class KVSettings:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        require_types(self)
         if self.budget is not None and self.compressor is None:
             object.__setattr__(self, "compressor", default_compressor(self.budget))
         if isinstance(self.budget, Sequence):

@@ -11,11 +11,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..commands.arguments import CHUNKS, SAMPLES, STEPS, Parser
 from ..engine import EngineSettings, generate
 from ..errors import require, require_count, require_finite
 from ..files import require_file, whole_file, write_json
 from ..models.wan.denoiser import WanDenoiser
 from ..plan.blockwise import blockwise
+from ..report.refusing import refusing
+from ..report.video import pixels
 from ..schedule import shifted
 from . import GUIDANCE, MiniModel, data, load_mini
 from .measure import JOURNEY, Measured, measure
@@ -56,7 +59,7 @@ def sample(
         schedule=shifted(steps, mini.shift),
         clean_pass=clean_pass,
     )
-    latents = generate(denoiser, settings, mini.noise(chunks, seed, len(prompts)))
+    latents = generate(denoiser, settings, mini.noise(chunks, seed, len(prompts)), observe=refusing())
     return torch.cat([mini.vae.decode(part) for part in latents.split(8)]).cpu()
 
 
@@ -100,8 +103,8 @@ def contact_sheet(videos: Tensor, prompts: list[str], path: Path, columns: int =
     for row, (video, prompt) in enumerate(zip(videos, prompts)):
         top = row * (side + gap)
         draw.text((8, top + side // 2 - 8), prompt.replace(" moving", "\nmoving"), fill=(230, 230, 230))
-        pixels = ((video[:, chosen] + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
-        for column, picture in enumerate(pixels):
+        shown = pixels(video[:, chosen]).permute(1, 2, 3, 0).numpy()
+        for column, picture in enumerate(shown):
             frame = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(frame, (margin + column * (side + gap), top))
     with whole_file(path, "picture") as part:
@@ -129,8 +132,8 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int, guidance: float) 
 
 def asked(options: argparse.Namespace) -> list[data.Clip]:
     """The clips whose prompts are sampled. SettingError for options that would come to nothing, before any sampling."""
-    for name in ("samples", "chunks", "steps", "rows"):
-        require_count(name, getattr(options, name), minimum=1)
+    for name, most in (("samples", SAMPLES), ("chunks", CHUNKS), ("steps", STEPS), ("rows", SAMPLES)):
+        require_count(name, getattr(options, name), minimum=1, maximum=most)
     require_count("seed", options.seed, minimum=0, maximum=2**62)
     require_finite("guidance", options.guidance, minimum=0.0)
     if options.json:
@@ -161,7 +164,7 @@ def report(options: argparse.Namespace, videos: Tensor) -> None:
 
 def main(argv: list[str]) -> int:
     """Entry of the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="evaluate-mini", description=__doc__)
+    parser = Parser(prog="evaluate-mini", description=__doc__)
     add_arguments(parser, steps=50, guidance=GUIDANCE)
     options = parser.parse_args(argv)
     prompts = [clip.prompt for clip in asked(options)]

@@ -13,6 +13,7 @@ import re
 import torch
 from torch import Tensor
 
+from ..errors import shown
 from .data import COLOURS, DIRECTIONS, SHAPES
 
 TEXT_DIM = 64
@@ -33,7 +34,7 @@ def encode_prompt(text: str) -> Tensor:
     words = re.findall(r"[^\s,.;:!?]+", text.lower())
     unknown = [word for word in words if word not in VOCABULARY]
     if unknown:
-        raise ValueError(f"the mini model does not know '{unknown[0]}'; it knows: {', '.join(VOCABULARY)}")
+        raise ValueError(f"the mini model does not know {shown(unknown[0])}; it knows: {', '.join(VOCABULARY)}")
     if len(words) > TOKENS:
         raise ValueError(f"the prompt has {len(words)} words; the mini model reads at most {TOKENS}")
     word_vectors, position_vectors = _vectors()

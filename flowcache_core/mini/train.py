@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save as serialized
 from torch import Tensor, nn
 
+from ..commands.arguments import Parser
 from ..errors import require, require_count, require_finite
 from ..files import require_folder, whole_file
 from ..models.wan.vae import load_wan_vae
@@ -37,7 +38,7 @@ STAGES_HELP = (
 
 def main(argv: list[str]) -> int:
     """Entry of `python -m flowcache_core train-mini`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="train-mini", description=__doc__)
+    parser = Parser(prog="train-mini", description=__doc__)
     parser.add_argument("--stage", choices=STAGES, default="all", help=STAGES_HELP)
     add_arguments(parser, WEIGHTS, "per stage (default: vae 24, decoder 20, transformer 70)")
     options = parser.parse_args(argv)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 from torch import Tensor
 
+from ..commands.arguments import Parser
 from ..engine import generate
 from ..mini.evaluate import add_arguments, asked, report
+from ..report.refusing import refusing
 from . import STEPS, TEXT_SCALE, MiniMagi, load_mini_magi
 
 
@@ -25,13 +25,13 @@ def sample(
     """Videos [N, 3, T, 64, 64] in -1..1 of the prompts, all in one batch; prompt i takes the noise of ``seed + i``."""
     noise = torch.cat([mini.noise(chunks, seed + i) for i in range(len(prompts))])
     settings = mini.settings(chunks, steps, clean_pass=clean_pass)
-    latents = generate(mini.denoiser(prompts, guidance), settings, noise)
+    latents = generate(mini.denoiser(prompts, guidance), settings, noise, observe=refusing())
     return torch.cat([mini.vae.decode(part) for part in latents.split(8)]).cpu()
 
 
 def main(argv: list[str]) -> int:
     """Entry of the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="evaluate-mini-magi", description=__doc__)
+    parser = Parser(prog="evaluate-mini-magi", description=__doc__)
     add_arguments(parser, STEPS, TEXT_SCALE)
     options = parser.parse_args(argv)
     prompts = [clip.prompt for clip in asked(options)]

@@ -6,10 +6,9 @@ same seed makes the clips beforehand.
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 
+from ..commands.arguments import Parser
 from ..mini import VAE_FILE
 from ..mini.train import add_arguments, checked, provenance, write
 from ..mini.transformer_training import require_resumable, train_transformer
@@ -22,7 +21,7 @@ MINUTES = 58.0
 
 def main(argv: list[str]) -> int:
     """Entry of `python -m flowcache_core train-mini-magi`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="train-mini-magi", description=__doc__)
+    parser = Parser(prog="train-mini-magi", description=__doc__)
     add_arguments(parser, WEIGHTS, f"(default: {MINUTES:g})")
     options = parser.parse_args(argv)
     shared = checked(options, [TRANSFORMER_FILE.name])

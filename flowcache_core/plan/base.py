@@ -6,7 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from ..errors import SettingError, require, require_count
+from ..errors import Found, SettingError, require, require_count
+from ..fields import require_types
+
+# Latent frames of a plan: more than four hours at 24 frames per second.
+MOST_FRAMES = 100_000
+# Steps of all chunks together: a plan lists them all. 10,000 chunks of 64 steps have 640,000 and take 200 MB.
+MOST_CHUNK_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -55,19 +61,28 @@ class Plan:
 
     def __post_init__(self) -> None:
         """Refuse a plan that skips, repeats or reorders a chunk's steps (SettingError naming the tick)."""
+        require_types(self)
         require_count("plan.steps", self.steps, minimum=1)
         require_count("plan.chunks", len(self.chunks), minimum=1)
         require_count("plan.prefix_chunks", self.prefix_chunks, minimum=0, maximum=len(self.chunks) - 1)
         position = 0
         for expected, chunk in enumerate(self.chunks):
-            fits = chunk.index == expected and chunk.first_frame == position and chunk.frames > 0
+            whole = all(type(n) is int for n in (chunk.index, chunk.first_frame, chunk.frames)) and chunk.frames > 0
+            fits = whole and chunk.index == expected and chunk.first_frame == position
             require(fits, f"plan.chunks[{expected}]", chunk, f"chunk {expected} of 1 frame or more from {position} on")
             position = chunk.end_frame
         room = self.chunks[self.prefix_chunks].frames - 1
         require_count("plan.held_frames", self.held_frames, minimum=0, maximum=room)
         done = {chunk.index: 0 for chunk in self.chunks[self.prefix_chunks :]}
         for expected, tick in enumerate(self.ticks):
-            require(tick.index == expected, f"plan.ticks[{expected}]", tick.index, f"index {expected}")
+            require(
+                type(tick.index) is int and tick.index == expected,
+                f"plan.ticks[{expected}]",
+                tick.index,
+                f"index {expected}",
+            )
+            whole = isinstance(tick.steps, tuple) and all(_is_step(item) for item in tick.steps)
+            require(whole, f"plan.ticks[{expected}]", tick.steps, "a tuple of ChunkStep")
             order = [item.chunk for item in tick.steps]
             ascending = order == sorted(set(order))
             require(ascending, f"plan.ticks[{tick.index}]", order, "ascending chunks, each at most once")
@@ -141,13 +156,17 @@ class Plan:
         return "\n".join(lines)
 
 
+def _is_step(item: object) -> bool:
+    return isinstance(item, ChunkStep) and type(item.chunk) is int and type(item.step) is int
+
+
 def split_frames(frames: int, chunk_frames: int, prefix_frames: int = 0) -> tuple[tuple[Chunk, ...], int]:
     """Cut ``frames`` latent frames into chunks; the prefix gets chunks of its own.
 
     Returns the chunks and how many of them are prefix. The last prefix chunk and the last chunk may be short.
     """
     require_count("chunk_frames", chunk_frames, minimum=1)
-    require_count("frames", frames, minimum=1)
+    require_count("frames", frames, minimum=1, maximum=MOST_FRAMES)
     require_count("prefix_frames", prefix_frames, minimum=0, maximum=frames - 1)
     chunks: list[Chunk] = []
     position = 0
@@ -166,6 +185,8 @@ def offset_ticks(chunks: tuple[Chunk, ...], prefix_chunks: int, steps: int, offs
     Every published order is one of these: ``offset = steps`` is one chunk after the other, 0 is all chunks together.
     """
     active = chunks[prefix_chunks:]
+    taken, accepted = len(active) * steps, f"fewer chunks or steps: at most {MOST_CHUNK_STEPS} steps of chunks in all"
+    require(taken <= MOST_CHUNK_STEPS, "steps", Found(f"{steps} steps of {len(active)} chunks"), accepted)
     rows: list[list[ChunkStep]] = [[] for _ in range((len(active) - 1) * offset + steps)]
     for position, chunk in enumerate(active):
         for step in range(steps):

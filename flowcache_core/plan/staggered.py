@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ..errors import require, require_count
 from ..options import option, replaced
-from .base import Plan, offset_ticks, split_frames
+from .base import MOST_FRAMES, Plan, offset_ticks, split_frames
 from .settings import PlanSettings
 
 NOT_STARTED, DONE = 999.0, 0.0
@@ -75,7 +75,7 @@ def overlap_windows(frames: int, base_frames: int, overlap_frames: int, chunk_fr
     All counts in latent frames. The last window may be short. Raises SettingError unless ``overlap_frames`` is a
     whole number of chunks that leaves room for new frames in ``base_frames``.
     """
-    require_count("frames", frames, minimum=1)
+    require_count("frames", frames, minimum=1, maximum=MOST_FRAMES)
     require_count("chunk_frames", chunk_frames, minimum=1)
     require_count("base_frames", base_frames, minimum=chunk_frames)
     windows = [Window(0, min(frames, base_frames), 0)]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..errors import require, require_count
 from ..options import option, replaced
-from .base import Plan, offset_ticks, split_frames
+from .base import MOST_FRAMES, Plan, offset_ticks, split_frames
 from .settings import PlanSettings
 
 
@@ -28,7 +28,7 @@ def window(
     require_count("window_chunks", window_chunks, minimum=1)
     require(steps % window_chunks == 0, "steps", steps, f"a multiple of window_chunks ({window_chunks})")
     require_count("chunk_frames", chunk_frames, minimum=1)
-    require_count("frames", frames, minimum=1)
+    require_count("frames", frames, minimum=1, maximum=MOST_FRAMES)
     require_count("prefix_frames", prefix_frames, minimum=0, maximum=frames - 1)
     held = prefix_frames % chunk_frames
     chunks, prefix_chunks = split_frames(frames, chunk_frames, prefix_frames - held)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import SettingError, require, require_count
+from ..errors import SettingError, is_finite, listed, require, require_count, require_finite
+from ..reading.json_text import read_object
 from ..report.events import RunStarted
 from ..reuse.base import ReusePolicy
 from ..reuse.build import build_policy, build_quantity
 from ..reuse.quantity import Quantity
 from ..reuse.schedule import StaticSchedule
+from ..schedule import MOST_STEPS, require_shift
 
 FOLDER = Path(__file__).parent
 SCHEMA = 1
@@ -49,8 +50,9 @@ class Preset:
     """One row of a model's file.
 
     attention: the pattern the run uses. computed_steps: how many of a chunk's own steps are computed where that is
-    published or calibrated (the cost model counts with it), None where it depends on the video. requires: steps and
-    shift of the runs a calibrated table is for. curve: what the calibration measured, at ``guidance``.
+    published or calibrated (the cost model counts with it), None where it depends on the video. requires: what the runs
+    are like that it is for: ``steps``, the ``shift`` of a model that has one, ``guidance`` where it counts. curve: what
+    the calibration measured, at ``guidance``.
     """
 
     model: str
@@ -68,29 +70,36 @@ class Preset:
         """The same run under another policy; nothing that was measured of this one holds for it."""
         return replace(self, policy=policy, computed_steps=None, requires=None, curve=())
 
-    def fit(self, steps: int, shift: float | None = None, *, rescale: bool = False) -> tuple[Preset, str | None]:
-        """This preset for a run of ``steps`` steps (and ``shift``, where it is known).
+    def fit(
+        self, steps: int, shift: float | None = None, guidance: float | None = None, *, rescale: bool = False
+    ) -> tuple[Preset, str | None]:
+        """This preset for a run of ``steps`` steps (and ``shift`` and ``guidance``, where they are known).
 
-        A calibrated table fits the steps and the shift it was made for. For others it is refused with a SettingError,
-        or with ``rescale`` stretched; the second value then says what changed.
+        A preset fits the runs that it is made for. For others it is refused with a SettingError, or with ``rescale``
+        its table is stretched; the second value then says what changed.
         """
-        if self.requires is None or not isinstance(self.policy, StaticSchedule):
+        if self.requires is None:
             return self, None
-        made_for, made_shift = int(self.requires["steps"]), self.requires["shift"]
-        same_shift = shift is None or math.isclose(shift, made_shift, rel_tol=0.01)
-        if steps == made_for and same_shift:
+        made_for, given = int(self.requires["steps"]), f"{steps} steps"
+        accepted, fits = f"{made_for} steps", steps == made_for
+        for name, value in (("shift", shift), ("guidance", guidance)):
+            if (wanted := self.requires.get(name)) is not None:
+                accepted += f" at {name} {wanted:g}"
+                if value is not None and not math.isclose(value, wanted, rel_tol=0.01):
+                    given, fits = f"{given} at {name} {value:.3g}", False
+        if fits:
             return self, None
-        given = f"{steps} steps" + ("" if same_shift else f" at shift {shift:.3g}")
-        accepted = f"{made_for} steps at shift {made_shift:g} (where there is a rescale option, with it)"
-        require(rescale, f"preset {self.name}", given, accepted)
-        table = stretch(self.policy.computed, made_for, steps)
-        first = stretch(self.policy.first, made_for, steps) if self.policy.first else ()
-        warning = (
-            f"preset {self.name} was calibrated for {made_for} steps at shift {made_shift:g}; stretched to {given}: "
-            f"{len(table)} steps computed, quality not known"
-        )
-        policy = replace(self.policy, computed=table, first=first)
-        return replace(self, policy=policy, computed_steps=len(table), requires=None, curve=()), warning
+        require(rescale, f"preset {self.name}", given, f"{accepted} (where there is a rescale option, with it)")
+        warning, count = f"preset {self.name} was calibrated for {accepted}; ", self.computed_steps
+        policy = self.policy
+        if isinstance(policy, StaticSchedule):
+            table = stretch(policy.computed, made_for, steps)
+            first = stretch(policy.first, made_for, steps) if policy.first else ()
+            policy, count = replace(policy, computed=table, first=first), len(table)
+            warning += f"stretched to {given}: {count} steps computed, quality not known"
+        else:
+            warning += f"with {given} its quality is not known"
+        return replace(self, policy=policy, computed_steps=count, requires=None, curve=()), warning
 
     def expected_psnr(self, share: float, run: RunStarted) -> float | None:
         """dB that the calibration found at this share of computed steps; None outside what it measured (blockwise)."""
@@ -127,23 +136,42 @@ def models() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
 
 
-@cache
 def model_file(model: str) -> Mapping[str, Any]:
     """A model's whole file: ``shape``, ``run`` and ``presets``."""
-    require(model in models(), "model", model, ", ".join(models()))
+    require(isinstance(model, str) and model in models(), "model", model, ", ".join(models()))
+    return _model_file(model)
+
+
+@cache
+def _model_file(model: str) -> Mapping[str, Any]:
     return read_presets(FOLDER / f"{model}.json")
 
 
 def read_presets(path: Path) -> dict[str, Any]:
     """A preset file, ours or a calibrated one. SettingError when it is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingError("preset file", str(path), f"a JSON file of presets ({error})") from error
-    known = isinstance(content, dict) and content.get("schema") == SCHEMA and isinstance(content.get("presets"), dict)
-    require(known, "preset file", str(path), f'JSON with "schema": {SCHEMA} and "presets"')
-    result: dict[str, Any] = content
-    return result
+    accepted = f'JSON with "schema": {SCHEMA} and "presets"'
+    content = read_object(path, "preset file", accepted)
+    known = content.get("schema") == SCHEMA and isinstance(content.get("presets"), dict)
+    require(known, "preset file", str(path), accepted)
+    return content
+
+
+def kind_of(model: str) -> str | None:
+    """ "wan" or "magi" for a model with a published shape, None for a mini model."""
+    kind: str | None = model_file(model).get("shape", {}).get("kind")
+    return kind
+
+
+def models_of(kind: str) -> list[str]:
+    """Models with a published shape of this kind."""
+    return [model for model in models() if kind_of(model) == kind]
+
+
+def published_run(model: str, kind: str) -> Mapping[str, Any]:
+    """The run that a model was published with; SettingError for a model of another kind."""
+    require(model in models_of(kind), "model", model, ", ".join(models_of(kind)))
+    run: Mapping[str, Any] = model_file(model)["run"]
+    return run
 
 
 def preset_names(model: str) -> tuple[str, ...]:
@@ -157,11 +185,12 @@ def load_preset(model: str, name: str) -> Preset:
     ``FILE.json:NAME`` for another one in it.
     """
     rows, where = model_file(model)["presets"], f"model {model}"
+    require(isinstance(name, str), "preset", name, f"{listed(rows, 40)} ({where})")
     if file := re.fullmatch(r"(.*\.json)(?::([^/\\]+))?", name):
         rows, where = read_presets(Path(file[1]))["presets"], file[1]
         name = file[2] or next(iter(rows), "")
     if name not in rows:
-        raise SettingError("preset", name, f"{', '.join(rows)} ({where})")
+        raise SettingError("preset", name, f"{listed(rows, 40)} ({where})")
     return parse_row(model, name, rows[name])
 
 
@@ -172,40 +201,56 @@ def parse_row(model: str, name: str, row: object) -> Preset:
         raise SettingError(where, row, "an object with text and policy")
     for key in ("text", "policy"):
         require(key in row, f"{where}.{key}", "nothing", "a sentence" if key == "text" else '{"name": ..., <fields>}')
+    require(isinstance(row["text"], str), f"{where}.text", row["text"], "a sentence")
     evidence = row.get("evidence", {})
     require(isinstance(evidence, dict), f"{where}.evidence", evidence, "an object with the calibration's curve")
     guidance, curve = evidence.get("guidance"), evidence.get("curve", ())
-    known = guidance is None or _numbers(evidence, "guidance")
-    require(known, f"{where}.evidence.guidance", guidance, "a number")
-    points = isinstance(curve, list | tuple) and all(
-        _numbers(point, "share", "psnr", *({"first_share", "later_share"} & set(point))) for point in curve
-    )
+    require(guidance is None or is_finite(guidance), f"{where}.evidence.guidance", guidance, "a number")
     accepted = 'a list of {"share": number, "psnr": number}, with first_share and later_share where they differ'
+    points = isinstance(curve, list | tuple) and all(map(_is_point, curve))
     require(points, f"{where}.evidence.curve", curve, accepted)
-    requires, count = row.get("requires"), row.get("computed_steps")
-    fits = requires is None or _numbers(requires, "steps", "shift")
-    require(fits, f"{where}.requires", requires, '{"steps": number, "shift": number}')
+    count, attention = row.get("computed_steps"), row.get("attention", "block-causal")
     if count is not None:
-        require_count(f"{where}.computed_steps", count, minimum=1)
-    attention = row.get("attention", "block-causal")
-    require(
-        attention in ("block-causal", "bidirectional"), f"{where}.attention", attention, "block-causal, bidirectional"
-    )
+        require_count(f"{where}.computed_steps", count, minimum=1, maximum=MOST_STEPS)
+    patterns = ("block-causal", "bidirectional")
+    require(attention in patterns, f"{where}.attention", attention, ", ".join(patterns))
+    policy, quantity = build_policy(row["policy"]), build_quantity(row.get("quantity", "velocity"))
     return Preset(
         model=model,
         name=name,
-        text=str(row["text"]),
-        policy=build_policy(row["policy"]),
-        quantity=build_quantity(row.get("quantity", "velocity")),
+        text=row["text"],
+        policy=policy,
+        quantity=quantity,
         attention=attention,
         computed_steps=count,
-        requires=requires,
+        requires=_requirements(f"{where}.requires", row.get("requires"), model, policy),
         curve=tuple(map(CurvePoint.of, curve)),
         guidance=guidance,
     )
 
 
-def _numbers(value: object, *keys: str) -> bool:
-    """Whether ``value`` is an object with finite numbers under these keys."""
-    found = [value.get(key) for key in keys] if isinstance(value, dict) else [None]
-    return all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in found)
+def _is_point(point: object) -> bool:
+    """Whether it is one measured schedule of a curve, as :meth:`CurvePoint.of` takes it."""
+    if not isinstance(point, dict) or not is_finite(point.get("psnr")):
+        return False
+    shares = [point.get("share"), *(point[key] for key in ("first_share", "later_share") if key in point)]
+    return all(is_finite(share) and 0 <= share <= 1 for share in shares)
+
+
+def _requirements(field: str, requires: object, model: str, policy: ReusePolicy) -> Mapping[str, float] | None:
+    """The run that a preset is for, which has every step its table names; SettingError otherwise."""
+    if requires is None:
+        return None
+    wanted = {"steps"} if kind_of(model) == "magi" else {"steps", "shift"}  # MAGI-1's levels are a curve of their own
+    accepted = ", ".join(f'"{name}": number' for name in ("steps", "shift") if name in wanted)
+    accepted = f'{{{accepted}}}, and "guidance": number where it counts'
+    if not isinstance(requires, dict) or not wanted <= set(requires) <= wanted | {"guidance"}:
+        raise SettingError(field, requires, accepted)
+    require_count(f"{field}.steps", requires["steps"], minimum=1, maximum=MOST_STEPS)
+    if "shift" in requires:
+        require_shift(requires["shift"])
+    if "guidance" in requires:
+        require_finite(f"{field}.guidance", requires["guidance"], minimum=0)
+    if isinstance(policy, StaticSchedule):
+        policy.check(requires["steps"])
+    return requires

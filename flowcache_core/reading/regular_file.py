@@ -32,6 +32,14 @@ def require_file(path: Path, field: str, accepted: str) -> int:
     return found.st_size
 
 
+def is_folder(path: Path) -> bool:
+    """``Path.is_dir`` that answers no, too, for names that no file system takes."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def is_file(path: Path) -> bool:
     """``Path.is_file`` that answers no, too, for names that no file system takes."""
     try:

@@ -61,7 +61,8 @@ def read_torch(path: Path, size: int, field: str, accepted: str) -> Any:
     except OSError as error:
         raise SettingError(field, Found(f"unreadable: {error.strerror or error}"), accepted) from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:  # by its name, torch might take it for another format
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file fails in whatever way its bytes say
         reason = listed((str(error) or type(error).__name__).splitlines(), 1)
         raise SettingError(field, Found(f"unreadable: {reason}"), accepted) from error

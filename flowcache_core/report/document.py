@@ -46,6 +46,8 @@ def to_json(record: RunRecord) -> dict[str, Any]:
             "compressions": [asdict(event) for event in record.compressions],
             "cache_passes": [asdict(event) for event in record.cache_passes],
             "window_passes": [asdict(event) for event in record.window_passes],
+            "not_finite": [asdict(event) for event in record.not_finite],
+            "fault": record.fault,
             "notes": list(record.notes),
         }
     )

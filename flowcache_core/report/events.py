@@ -84,6 +84,27 @@ class StepTaken:
 
 
 @dataclass(frozen=True)
+class NotFinite:
+    """A step left NaN or infinite values. Told when it is known, which may be ticks later, and before ``RunFinished``.
+
+    part: whether the velocity has them already, or only the latents after the step. branches (of the velocity), videos
+    (of the batch): which have them; none named where all have.
+    """
+
+    tick: int
+    chunk: int
+    step: int
+    part: Literal["velocity", "latents"]
+    branches: tuple[int, ...]
+    videos: tuple[int, ...]
+
+    @property
+    def place(self) -> str:
+        """Such as "chunk 2, step 13"."""
+        return f"chunk {self.chunk}, step {self.step}"
+
+
+@dataclass(frozen=True)
 class WindowPass:
     """One bidirectional forward over the whole window (all chunks, idle ones included)."""
 
@@ -138,4 +159,4 @@ class RunFinished:
     engine_seconds: float
 
 
-Event = RunStarted | StepTaken | WindowPass | CachePass | CacheCompressed | ChunkFinished | RunFinished
+Event = RunStarted | StepTaken | NotFinite | WindowPass | CachePass | CacheCompressed | ChunkFinished | RunFinished

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ COLOURS: dict[Kind, str] = {
     "computed": "#0072B2",
     "forced": "#003A5C",
     "reused": "#F5C77E",
+    "not finite": "#A50026",
     "pending": "#F2F2F2",
 }
 LABELS: dict[Kind, str] = {
@@ -32,6 +34,7 @@ LABELS: dict[Kind, str] = {
     "computed": "computed",
     "forced": "computed by force (last step, cap)",
     "reused": "reused",
+    "not finite": "not finite",
     "pending": "not run yet",
 }
 KINDS: tuple[Kind, ...] = tuple(COLOURS)
@@ -53,7 +56,7 @@ def draw(record: RunRecord) -> Figure:
 
     chunks = record.started.chunks
     heights = {"map": min(5.0, max(1.0, (0.36 if chunks <= _CURVE_ROWS else 0.13) * chunks))}
-    if any(step.distance is not None for step in record.steps_taken):
+    if _distances(record):
         heights["distance"] = 1.3
     if record.started.kv_tokens:
         heights["kv"] = 1.3
@@ -62,6 +65,8 @@ def draw(record: RunRecord) -> Figure:
     figure = Figure(figsize=(_WIDTH, height), dpi=_DPI, layout=layout)
     FigureCanvasAgg(figure)
     figure.suptitle(headline(record), fontsize=14, color=_INK)
+    if record.fault:
+        figure.text(0.5, 0.005, record.fault, ha="center", va="bottom", fontsize=10, color=COLOURS["not finite"])
     grid: Any = figure.subplots(len(heights), 1, squeeze=False, height_ratios=list(heights.values()))
     axes = dict(zip(heights, grid[:, 0], strict=True))
     _map(axes["map"], record)
@@ -124,11 +129,17 @@ def _accumulated(axes: Axes, record: RunRecord) -> bool:
     return True
 
 
-def _distance(axes: Axes, record: RunRecord) -> None:
+def _distances(record: RunRecord) -> dict[int, list[tuple[int, float]]]:
+    """Per chunk (own step, distance), those that are numbers."""
     by_chunk: dict[int, list[tuple[int, float]]] = {}
     for step in record.steps_taken:
-        if step.distance is not None:
+        if step.distance is not None and math.isfinite(step.distance):
             by_chunk.setdefault(step.chunk, []).append((step.step, step.distance))
+    return by_chunk
+
+
+def _distance(axes: Axes, record: RunRecord) -> None:
+    by_chunk = _distances(record)
     for points in by_chunk.values():
         x, y = zip(*points, strict=True)
         axes.plot(x, y, color=_SOFT, alpha=max(0.12, 0.7 / len(by_chunk) ** 0.5), linewidth=1)

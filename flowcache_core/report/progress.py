@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
-from .events import Event, RunFinished, RunStarted, StepTaken
+from .events import Event, NotFinite, RunFinished, RunStarted, StepTaken
 
 _WIDTH = 30  # characters of the bar
 _PAUSE = 0.1  # seconds between two redraws
@@ -24,10 +24,11 @@ class Progress:
     _reused: int = field(default=0, init=False)
     _drawn: float = field(default=0.0, init=False)
     _started: float = field(default=0.0, init=False)
+    _broken: NotFinite | None = field(default=None, init=False)
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, RunStarted):
-            self._total, self._done, self._reused = event.total_steps, 0, 0
+            self._total, self._done, self._reused, self._broken = event.total_steps, 0, 0, None
             self._started = time.monotonic()
         elif isinstance(event, StepTaken):
             self._done += 1
@@ -37,6 +38,8 @@ class Progress:
                 left = time_left(self._done, self._total, self._drawn - self._started)
                 self.stream.write(f"\r{self.line()}, {left} left{_ERASE}")
                 self.stream.flush()
+        elif isinstance(event, NotFinite):
+            self._broken = self._broken or event
         elif isinstance(event, RunFinished):
             start, end = ("\r", _ERASE) if self.stream.isatty() else ("", "")
             self.stream.write(f"{start}{self.line()}, {event.seconds:.1f} s{end}\n")
@@ -46,7 +49,8 @@ class Progress:
         """Such as "flowcache [#####.....] 50/100 steps, 20 reused"."""
         filled = _WIDTH * self._done // max(1, self._total)
         bar = "#" * filled + "." * (_WIDTH - filled)
-        return f"{self.label:<9} [{bar}] {self._done}/{self._total} steps, {self._reused} reused"
+        since = f", not finite from {self._broken.place} on" if self._broken else ""
+        return f"{self.label:<9} [{bar}] {self._done}/{self._total} steps, {self._reused} reused{since}"
 
 
 def time_left(done: int, total: int, seconds: float) -> str:

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from .events import CacheCompressed, CachePass, ChunkFinished, Event, RunFinished, RunStarted, StepTaken, WindowPass
+from .events import (
+    CacheCompressed,
+    CachePass,
+    ChunkFinished,
+    Event,
+    NotFinite,
+    RunFinished,
+    RunStarted,
+    StepTaken,
+    WindowPass,
+)
 
 if TYPE_CHECKING:
     from ..engine import EngineSettings
 
-Kind = Literal["given", "warm-up", "computed", "forced", "reused", "pending"]
+Kind = Literal["given", "warm-up", "computed", "forced", "reused", "not finite", "pending"]
 
 _KINDS: dict[str, Kind] = {"first step": "warm-up", "warm-up": "warm-up", "last step": "forced", "cap": "forced"}
 
@@ -52,6 +63,7 @@ class RunRecord:
     compressions: tuple[CacheCompressed, ...]
     cache_passes: tuple[CachePass, ...]
     window_passes: tuple[WindowPass, ...]
+    not_finite: tuple[NotFinite, ...]
     chunks_finished: int
     seconds: float | None
     engine_seconds: float | None
@@ -92,7 +104,8 @@ class RunRecord:
 
     @property
     def kinds(self) -> list[list[Kind]]:
-        """The chunk x step map; "given" for prefix chunks, "pending" for steps not taken yet."""
+        """The chunk x step map; "given" for prefix chunks, "pending" for steps not taken yet, "not finite" for those
+        that left NaN or infinite values, however they were made."""
         started = self.started
         rows: list[list[Kind]] = [
             ["given" if chunk < window.prefix_chunks else "pending"] * started.steps
@@ -101,7 +114,25 @@ class RunRecord:
         ]
         for step in self.steps_taken:
             rows[step.chunk][step.step] = kind(step)
+        for broken in self.not_finite:
+            rows[broken.chunk][broken.step] = "not finite"
         return rows
+
+    @property
+    def fault(self) -> str | None:
+        """One sentence that says from where on values were not finite; None where all of them were."""
+        if not self.not_finite:
+            return None
+        first = self.not_finite[0]
+        where = "in the velocity" if first.part == "velocity" else "in the latents after the step"
+        if first.branches:
+            where += f" of branch {_listed(first.branches)}"
+        if first.videos:
+            where += f", in video {_listed(first.videos)} of the batch"
+        return (
+            f"values were not finite from {first.place} on ({where}): NaN or infinite, in "
+            f"{len(self.not_finite)} of {len(self.steps_taken)} steps"
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -117,11 +148,11 @@ class RunRecord:
         if not open_steps:
             return None
         if reused == 0 and not self.window_passes:
-            smallest = min((step.distance for step in open_steps if step.distance is not None), default=None)
+            smallest = min(_numbers(step.distance for step in open_steps), default=None)
             measured = "" if smallest is None else f"; the smallest distance measured was {smallest:.3g}"
             return f"threshold {self.threshold:g} is too low here: 0 of {self.total_steps} steps reused{measured}"
         if reused == len(open_steps) and len(open_steps) > 1:
-            largest = max((step.accumulated for step in open_steps if step.accumulated is not None), default=None)
+            largest = max(_numbers(step.accumulated for step in open_steps), default=None)
             measured = "" if largest is None else f" (at most {largest:.3g} accumulated)"
             same = "every step free to be reused was, so a larger one changes nothing"
             return f"threshold {self.threshold:g} was never reached{measured}: {same}"
@@ -183,11 +214,22 @@ class Recorder:
             compressions=tuple(e for e in events if isinstance(e, CacheCompressed)),
             cache_passes=tuple(e for e in events if isinstance(e, CachePass)),
             window_passes=tuple(e for e in events if isinstance(e, WindowPass)),
+            not_finite=tuple(e for e in events if isinstance(e, NotFinite)),
             chunks_finished=self._chunks_finished,
             seconds=sum(e.seconds for e in finished) if complete else None,
             engine_seconds=sum(e.engine_seconds for e in finished) if complete else None,
             flops=None if self.flops is None else self._flops,
         )
+
+
+def _numbers(values: Iterable[float | None]) -> Iterator[float]:
+    return (value for value in values if value is not None and math.isfinite(value))
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Such as "0", "0 and 1", "0, 1 and 2"."""
+    *head, last = map(str, numbers)
+    return f"{', '.join(head)} and {last}" if head else last
 
 
 def window_spans(started: Iterable[RunStarted]) -> tuple[WindowSpan, ...]:
@@ -219,10 +261,10 @@ def in_one_row(events: Iterable[Event], spans: Sequence[WindowSpan]) -> Iterator
     for event in events:
         if isinstance(event, RunStarted):
             window, first_tick = window + 1, next_tick
-        if isinstance(event, StepTaken | CacheCompressed | WindowPass):
+        if isinstance(event, StepTaken | NotFinite | CacheCompressed | WindowPass):
             event = replace(event, tick=first_tick + event.tick)
             next_tick = max(next_tick, event.tick + 1)
-        if isinstance(event, StepTaken | CacheCompressed | CachePass):
+        if isinstance(event, StepTaken | NotFinite | CacheCompressed | CachePass):
             event = replace(event, chunk=spans[window].first_chunk + event.chunk)
         yield event
 

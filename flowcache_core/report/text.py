@@ -13,6 +13,7 @@ CHARACTERS: dict[Kind, str] = {
     "computed": "#",
     "forced": "!",
     "reused": ".",
+    "not finite": "x",
     "pending": " ",
 }
 _MEANING: dict[Kind, str] = {
@@ -21,6 +22,7 @@ _MEANING: dict[Kind, str] = {
     "computed": "computed",
     "forced": "computed by force (last step, cap)",
     "reused": "reused",
+    "not finite": "not finite (NaN or infinite)",
     "pending": "not run yet",
 }
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
@@ -46,6 +48,8 @@ def table(runs: Mapping[str, RunRecord], quality: Mapping[str, Quality] | None =
         ("PSNR dB", [_number(None if s is None else s.psnr, ".2f") for s in scores]),
         ("SSIM", [_number(None if s is None else s.ssim, ".4f") for s in scores]),
     ]
+    if any(r.not_finite for r in records):
+        rows.append(("finite values", ["no" if r.not_finite else "yes" for r in records]))
     first = max(len(title) for title, _ in rows)
     widths = [max(len(cells[column]) for _, cells in rows) for column in range(len(records))]
     lines = []
@@ -76,8 +80,8 @@ def step_map(record: RunRecord) -> str:
 
 
 def summary(record: RunRecord) -> str:
-    """One run: headline, map, compressions, notes."""
-    lines = [headline(record), step_map(record)]
+    """One run: headline, where its values stopped being finite, map, compressions, notes."""
+    lines = [headline(record), *([record.fault] if record.fault else []), step_map(record)]
     if record.compressions:
         last = record.compressions[-1]
         tokens = f"{last.tokens_before} to {last.tokens_after} tokens a layer"

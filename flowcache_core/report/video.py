@@ -50,6 +50,12 @@ def read_video(path: Path) -> Tensor:
     return torch.stack(images)
 
 
+def pixels(video: Tensor) -> Tensor:
+    """Values in -1..1 as uint8, of any shape. NaN becomes black, infinite values the end they lie beyond: what a byte
+    makes of them differs from machine to machine."""
+    return ((video.float() + 1) * 127.5).round().clamp(0, 255).nan_to_num(0).byte()
+
+
 def enlarge(video: Tensor, view_size: int) -> Tensor:
     """``[T, H, W, 3]`` with every pixel repeated until the shorter side is at least ``view_size``."""
     factor = max(1, -(-view_size // min(video.shape[1:3])))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
 from ..errors import require_count
+from ..fields import require_types
 from ..options import option
 from ..schedule import Schedule
 
@@ -58,7 +59,8 @@ class ReusePolicy(ABC):
 
     warmup_steps: a chunk's first steps that are always computed (m in Eq. 8); at least 1, since nothing is there to
     reuse before. always_last: compute a chunk's last step, so that the K/V it leaves behind is fresh.
-    max_reuses: cap on consecutive reuses of one chunk, None for no cap.
+    max_reuses: cap on consecutive reuses of one chunk, None for no cap. last_tick: compute all chunks in the run's very
+    last tick (what the MAGI-1 implementation does instead of ``always_last``); the run sees to it, it knows its plan.
 
     :meth:`check` and :meth:`note` may be called at any time, :meth:`begin` once per run. What cannot work for a number
     of steps is refused by ``check``, which the settings of every run call.
@@ -86,8 +88,17 @@ class ReusePolicy(ABC):
         none=0,
         place=5,
     )
+    last_tick: bool = option(
+        False,
+        "Compute the very last steps of the whole video, whatever else is set: what the published MAGI-1 code does "
+        "instead of always_last.",
+        optional=True,
+        place=17,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_count("warmup_steps", self.warmup_steps, minimum=1)
         if self.max_reuses is not None:
             require_count("max_reuses", self.max_reuses, minimum=1)
@@ -147,6 +158,13 @@ class PolicyState(ABC):
         """A reuse that was decided for ``chunk`` was not made, its step has been computed: count from here again."""
         progress = self.progress(chunk)
         progress.consecutive, progress.accumulated = 0, 0.0
+
+    def override(self, item: ChunkInput, decision: Decision, reason: Reason) -> Decision:
+        """Compute after all, for ``reason``, where ``decision`` was to reuse."""
+        if not decision.reuses:
+            return decision
+        self.overridden(item.chunk.index)
+        return replace(decision, action="compute", reason=reason)
 
     def finish(self, chunk: int) -> None:
         """``chunk`` has taken its last step: drop what is kept of it, so that memory does not grow with the video."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
+from ..fields import require_types
 from ..options import option
 from ..schedule import Schedule
 
@@ -35,6 +36,9 @@ class Distance(ABC):
     name: ClassVar[str]
     content_free: ClassVar[bool] = False
     reads_model: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_types(self)
 
     @abstractmethod
     def begin(self, schedule: Schedule, denoiser: Denoiser) -> DistanceState:

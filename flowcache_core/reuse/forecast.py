@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
 from ..errors import require_count, require_finite
+from ..fields import require_types
 from ..options import option
 from .quantity import Computed, Quantity
 
@@ -82,6 +83,7 @@ class Forecast(Quantity):
     )
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_count("order", self.order, minimum=1, maximum=3)
         require_finite("damping", self.damping, minimum=0.0, maximum=1.0)
         require_count("correction", self.correction, minimum=0, maximum=4)

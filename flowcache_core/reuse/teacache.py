@@ -69,6 +69,8 @@ class TeaCacheState(PolicyState):
             self.accumulated += distance
             common = self.policy.verdict(distance, self.accumulated)
             self.accumulated = self.accumulated if common.reuses else 0.0
+        else:
+            self.accumulated = 0.0  # all are computed: what later chunks accumulate begins here
         return [
             self.settle(item.chunk.index, Decision("compute", why, None, self.accumulated) if why else common)
             for item, why in zip(items, forced, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +42,8 @@ class Thresholded(ReusePolicy):
         return super().note(steps)
 
     def within(self, accumulated: float) -> bool:
-        """The test of Eq. 8."""
-        if self.threshold == 0:
+        """The test of Eq. 8. A distance that is not finite is no reason to reuse: a computed step says more."""
+        if self.threshold == 0 or not math.isfinite(accumulated):
             return False
         return accumulated <= self.threshold if self.inclusive else accumulated < self.threshold
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..engine import EngineSettings, generate
 from ..errors import require, require_count
+from ..fields import require_types
 from ..kv.settings import KVSettings
 from ..models.magi.config import LATENT_CHANNELS
 from ..models.magi.denoiser import Caption, MagiDenoiser
@@ -22,15 +23,15 @@ from ..models.magi.guidance import CLEAN_TIME, GuidanceScales
 from ..models.magi.transformer import MagiTransformer
 from ..models.magi.vae import LATENT_SCALE, MagiVAE, Tiling
 from ..noise import window_noise
-from ..plan.base import Plan
+from ..plan.base import MOST_FRAMES, Plan
 from ..plan.window import window
-from ..presets import load_preset, model_file
+from ..presets import load_preset, model_file, published_run
 from ..report.events import ChunkFinished, Event
 from ..reuse.base import ReusePolicy
 from ..reuse.never import Never
 from ..reuse.quantity import Quantity, Velocity
 from ..schedule import magi, magi_distill_times
-from .skyreels import Film, nearest
+from .skyreels import LARGEST_SIDE, Film, nearest
 
 DISTILLED, BASE = VARIANTS = ("distilled", "base")
 DISTILLED_STEPS = (8, 12, 16, 32, 64)
@@ -73,10 +74,11 @@ class MagiSettings:
 
     def __post_init__(self) -> None:
         """Refuse everything that cannot work (SettingError), before anything is allocated."""
-        require_count("frames", self.frames, minimum=1)
+        require_types(self)
+        require_count("frames", self.frames, minimum=1, maximum=TIME_STRIDE * MOST_FRAMES)
         for name in ("height", "width"):
             pixels = getattr(self, name)
-            require_count(name, pixels, minimum=1)
+            require_count(name, pixels, minimum=1, maximum=LARGEST_SIDE)
             stride = 2 * SPATIAL_STRIDE
             require(pixels % stride == 0, name, pixels, f"a multiple of {stride}, such as {nearest(pixels, stride)}")
         require(self.variant in VARIANTS, "variant", self.variant, " or ".join(VARIANTS))
@@ -98,13 +100,18 @@ class MagiSettings:
 
     @classmethod
     def of_preset(cls, model: str, preset: str, **changes: Any) -> MagiSettings:
-        """A model's published run with the policy, quantity and passes of one of its presets."""
-        run, row = model_file(model)["run"], load_preset(model, preset)
+        """A model's published run with the policy, quantity and passes of one of its presets.
+
+        SettingError when the preset is not for the ``steps`` in ``changes``.
+        """
+        run, row = published_run(model, "magi"), load_preset(model, preset)
         as_given = ("height", "width", "steps", "chunk_frames", "window_chunks")
         values: dict[str, Any] = {key: run[key] for key in as_given}
-        values |= {"frames": TIME_STRIDE * run["frames"], "policy": row.policy, "quantity": row.quantity}
-        values |= passes(model, preset)
-        return cls(**(values | changes))
+        values |= {"frames": TIME_STRIDE * run["frames"], **changes}
+        if "policy" not in changes:
+            row, _ = row.fit(values["steps"])
+        chosen: dict[str, Any] = {"policy": row.policy, "quantity": row.quantity, **passes(model, preset)}
+        return cls(**(chosen | values))
 
     def plan(self, prefix_frames: int = 0) -> Plan:
         """The window's plan for ``frames`` new frames behind ``prefix_frames`` given latent frames, in whole chunks."""

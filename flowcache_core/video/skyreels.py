@@ -7,21 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..engine import ATTENTION, EngineSettings, generate
-from ..errors import require, require_count, require_finite
+from ..errors import listed, require, require_count, require_finite
+from ..fields import require_types
 from ..kv.settings import KVSettings
 from ..models.wan.denoiser import WanDenoiser
 from ..models.wan.transformer import WanTransformer
 from ..models.wan.vae import SPATIAL_STRIDE, TIME_STRIDE, StreamDecoder, WanVAE
 from ..noise import conditioning_seed, seeded_noise, window_noise
+from ..plan.base import MOST_FRAMES
 from ..plan.staggered import Window, overlap_windows, staggered
-from ..presets import load_preset, model_file
+from ..presets import load_preset, published_run
 from ..report.events import ChunkFinished, Event
 from ..reuse.base import ReusePolicy
 from ..reuse.never import Never
@@ -29,6 +31,7 @@ from ..reuse.quantity import Quantity, Velocity
 from ..schedule import skyreels
 from ..solvers.unipc import UniPC
 
+LARGEST_SIDE = 16_384  # pixels, four times what any of these models was trained for
 OVERLAP, CONTINUE = EXTENSIONS = ("overlap", "continue")
 # What the model was published with as the unconditional text; text encoders are the caller's.
 NEGATIVE_PROMPT = (
@@ -72,15 +75,16 @@ class SkyReelsSettings:
 
     def __post_init__(self) -> None:
         """Refuse everything that cannot work (SettingError), before anything is allocated."""
-        require_count("frames", self.frames, minimum=1)
+        require_types(self)
+        require_count("frames", self.frames, minimum=1, maximum=pixel_frames(MOST_FRAMES))
         for name in ("height", "width"):
             pixels = getattr(self, name)
-            require_count(name, pixels, minimum=1)
+            require_count(name, pixels, minimum=1, maximum=LARGEST_SIDE)
             stride = 2 * SPATIAL_STRIDE
             require(pixels % stride == 0, name, pixels, f"a multiple of {stride}, such as {nearest(pixels, stride)}")
         for name in ("base_frames", "overlap_frames"):
             pixels = getattr(self, name)
-            require_count(name, pixels, minimum=1)
+            require_count(name, pixels, minimum=1, maximum=pixel_frames(MOST_FRAMES))
             whole = pixels % TIME_STRIDE == 1
             require(whole, name, pixels, f"1 more than a multiple of {TIME_STRIDE}, as the autoencoder takes them")
         require_count("fps", self.fps, minimum=1)
@@ -103,22 +107,23 @@ class SkyReelsSettings:
             fits = [pixel_frames(n) for n in range(chunk, base, chunk)]
             needed = f"{pixel_frames(chunk + 1)} or more: room for a chunk of overlap and new frames"
             require(bool(fits), "base_frames", self.base_frames, needed)
-            accepted = f"{', '.join(map(str, fits))}: whole chunks, with room for new frames"
+            accepted = f"{listed(fits, 20)}: whole chunks, with room for new frames"
             require(overlap % chunk == 0 and overlap < base, "overlap_frames", self.overlap_frames, accepted)
 
     @classmethod
     def of_preset(cls, model: str, preset: str, **changes: Any) -> SkyReelsSettings:
         """A model's published run with the policy, quantity and attention of one of its presets.
 
-        SettingError when the preset is not for the ``steps`` and ``shift`` in ``changes``.
+        SettingError when the preset is not for the ``steps``, ``shift`` and ``guidance`` in ``changes``.
         """
-        run, row = model_file(model)["run"], load_preset(model, preset)
+        run, row = published_run(model, "wan"), load_preset(model, preset)
         as_given = ("height", "width", "steps", "shift", "chunk_frames", "ar_step")
         values: dict[str, Any] = {key: run[key] for key in as_given}
         values |= {key: pixel_frames(run[key]) for key in ("frames", "base_frames", "overlap_frames")}
         values |= changes
-        fitted, _ = row.fit(values["steps"], values["shift"])
-        chosen: dict[str, Any] = {"policy": fitted.policy, "quantity": fitted.quantity, "attention": fitted.attention}
+        if "policy" not in changes:
+            row, _ = row.fit(values["steps"], values["shift"], values.get("guidance", cls.guidance))
+        chosen: dict[str, Any] = {"policy": row.policy, "quantity": row.quantity, "attention": row.attention}
         return cls(**(chosen | values))
 
     @cached_property
@@ -133,9 +138,11 @@ class SkyReelsSettings:
     def engines(self) -> tuple[EngineSettings, ...]:
         """The engine's settings for every window."""
         base = latent_frames_for(self.base_frames)
-        return tuple(
-            EngineSettings(
-                plan=staggered(w.frames, self.chunk_frames, self.steps, self.ar_step, w.prefix_frames, base),
+
+        @cache  # a long video has thousands of windows, and two or three kinds of them
+        def engine(frames: int, prefix_frames: int) -> EngineSettings:
+            return EngineSettings(
+                plan=staggered(frames, self.chunk_frames, self.steps, self.ar_step, prefix_frames, base),
                 schedule=skyreels(self.steps, self.shift),
                 solver=UniPC(),
                 policy=self.policy,
@@ -145,8 +152,8 @@ class SkyReelsSettings:
                 prefix_noise=self.conditioning_noise / 1000,
                 reuse_device=self.reuse_device,
             )
-            for w in self.windows
-        )
+
+        return tuple(engine(window.frames, window.prefix_frames) for window in self.windows)
 
 
 def latent_frames_for(pixels: int) -> int:

@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_ar_video import SamplerARVideo
 from comfy_extras.nodes_custom_sampler import SplitSigmas
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
-from hostkit import HEIGHT, WIDTH, hosts, latent, load, module, node, ours, prompt, sample, sigmas_of
+from hostkit import CUSTOM, HEIGHT, WIDTH, hosts, latent, load, module, node, ours, prompt, sample, sigmas_of
 from torch.nn import functional
 
 settings = module("nodes.adapters.run.settings")
@@ -113,6 +113,24 @@ def test_threshold_0_and_whole_budget_are_the_host(model, length):
     ):
         for mine, theirs in zip(sample(patched, hosts(), start=video), plain):
             assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("sampler", [hosts, ours], ids=["host", "own"])
+def test_the_very_last_tick_is_computed_where_it_is_asked_for(model, sampler):
+    for fields, ends in (({}, ["reuse", "reuse"]), ({"last_tick": True}, ["reuse", "compute"])):
+        patched = with_reuse(model, skipping(0, **fields))
+        sample(patched, sampler(), start=latent())
+        steps = settings.last_record(patched).steps_taken
+        last = max(one.step for one in steps)
+        assert [one.action for one in steps if one.step == last] == ends
+
+
+def test_optional_fields_that_a_workflow_lacks(model):
+    """The host hands None over for them."""
+    lacking = {**CUSTOM, "policy": "schedule", "first_chunk_steps": None, "last_tick": None}
+    patched = node("ChunkwiseReuse", model=model, preset=lacking)
+    policy = patched.model_options["flowcache"].reuse.policy
+    assert (policy.first, policy.last_tick) == ((), False)
 
 
 def methods(model):

@@ -136,6 +136,8 @@ class TestSameAsTheCore:
         close(run(plain, {"clean_pass": False})[0], expected, 1e-4)
         ones, twos = (load("distilled", {**DISTILLED, "kv_ranges": "3, 2", "clean_range": n}) for n in (1, 2))
         close(run(ones)[0], in_core(ranges=(3, 2)), 1e-4)  # 1 as released
+        lacking = load("distilled", {**DISTILLED, "kv_ranges": "3, 2", "clean_range": None})
+        assert lacking.model.variant.clean_range == 1
         close(run(twos)[0], in_core(ranges=(3, 2), clean_range=2), 1e-4)
         assert (run(ones)[0] - run(twos)[0]).abs().max() > 0.01
         guided = load("distilled", {**BASE, "text_scale": 3.0, "previous_scale": 2.0})

@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from flowcache_core import __main__ as command_line
 from flowcache_core.commands import demo
 from flowcache_core.mini import GUIDANCE, MiniModel
 from flowcache_core.mini.text import TEXT_DIM, VOCABULARY, encode_prompt
+from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
 from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
 from flowcache_core.report.events import RunFinished, RunStarted, StepTaken
@@ -179,6 +181,40 @@ def test_a_folder_in_the_place_of_a_result_is_said_first(call: Any, tmp_path: Pa
     (tmp_path / "out" / "map.png").mkdir(parents=True)
     status, out, err = call()
     assert (status, out) == (2, "") and "map.png', accepted: a file, not a folder" in err and err.count("\n") == 1
+
+
+class SpoiledDenoiser(WanDenoiser):
+    """NaN from one step of chunk 1 on."""
+
+    def compute(self, item: Any, branches: range, cache: Any, *, keep_residual: bool = False) -> Any:
+        output = super().compute(item, branches, cache, keep_residual=keep_residual)
+        if (item.chunk.index, item.step) == (1, 3):
+            output = replace(output, velocity=output.velocity * math.nan)
+        return output
+
+
+@pytest.mark.parametrize("options", [("--json",), ()])
+@pytest.mark.parametrize("policy", [("--threshold", "0.3", "--warmup", "4"), ("--policy", "teacache")])
+def test_a_run_that_turns_nan_writes_everything_and_says_so(
+    call: Any, tmp_path: Path, monkeypatch: Any, options: Any, policy: Any
+) -> None:
+    monkeypatch.setattr(demo, "WanDenoiser", SpoiledDenoiser)
+    status, out, err = call(*options, *policy)
+    assert status == 1
+    last = err.splitlines()[-1]
+    assert last.startswith("demo: run vanilla: values were not finite from chunk 1, step 3 on (in the velocity)")
+    assert "run flowcache: values were not finite from chunk 1, step 3 on" in last and str(tmp_path / "out") in last
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
+    written = (tmp_path / "out" / "report.json").read_text()
+    report = json.loads(written, parse_constant=pytest.fail)
+    assert report["quality"] is None
+    assert report["runs"]["flowcache"]["not_finite"][0]["step"] == 3
+    video = read_video(tmp_path / "out" / "vanilla.mp4")
+    assert video[-8:].float().mean() < 20 < video[:5].float().mean()  # black, apart from what the codec leaves
+    if options:
+        assert json.loads(out) == report
+    else:
+        assert "chunk 1 |" in out and "xxx|" in out and "finite values" in out
 
 
 def test_an_interrupt_is_not_a_traceback(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

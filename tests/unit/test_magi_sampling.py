@@ -519,12 +519,31 @@ def test_settings_of_presets():
     fast = MagiSettings.of_preset("magi-1-4.5b", "reference-fast", frames=96)
     assert (fast.nearly_clean, fast.clean_pass, fast.frames) == (False, False, 96)
     assert fast.policy == Chunkwise(
-        threshold=0.015, distance=PatchDistance(), inclusive=False, warmup_steps=5, always_last=False
+        threshold=0.015,
+        distance=PatchDistance(),
+        inclusive=False,
+        warmup_steps=5,
+        always_last=False,
+        last_tick=True,
     )
     assert fast.engine().clean_timestep == 0.9999 and not fast.engine().clean_pass
     ours = MagiSettings.of_preset("magi-1-4.5b", "fast")
     assert ours.nearly_clean and ours.clean_pass
     assert ours.policy.together and (len(ours.policy.first), len(ours.policy.computed)) == (37, 19)
+
+
+@pytest.mark.parametrize("preset", ["slow", "fast"])
+def test_a_preset_is_for_its_number_of_steps(preset):
+    for changes in ({"steps": 32}, {"steps": 128, "variant": "base"}):
+        given = f"preset {preset}: got '{changes['steps']} steps', accepted: 64 steps"
+        with pytest.raises(SettingError, match=given) as caught:
+            MagiSettings.of_preset("magi-1-4.5b", preset, **changes)
+        assert "shift" not in str(caught.value)
+    own = MagiSettings.of_preset("magi-1-4.5b", preset, steps=32, policy=Chunkwise())
+    assert (own.steps, own.policy) == (32, Chunkwise())
+    assert MagiSettings.of_preset("magi-1-4.5b", "reference-" + preset, steps=16).steps == 16
+    with pytest.raises(SettingError, match="model: got 'skyreels-v2-1.3b-540p', accepted: magi-1-4.5b"):
+        MagiSettings.of_preset("skyreels-v2-1.3b-540p", preset)
 
 
 def test_frames_become_whole_chunks_behind_the_prefix():

@@ -9,8 +9,11 @@ import pytest
 from flowcache_core.errors import SettingError
 from flowcache_core.presets import FOLDER, load_preset, model_file, models, preset_names, stretch
 from flowcache_core.report.events import RunStarted
+from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.forecast import Forecast
 from flowcache_core.reuse.schedule import StaticSchedule
+from flowcache_core.video.magi import MagiSettings
+from flowcache_core.video.skyreels import SkyReelsSettings
 
 ROWS = [(model, name) for model in models() for name in preset_names(model)]
 
@@ -69,6 +72,42 @@ def test_another_run_is_refused_or_stretched_with_a_warning(tmp_path, steps, shi
     assert fitted.policy.computed == stretch((0, 4, 9), 10, steps)
     assert fitted.policy.computed[-1] == steps - 1 and fitted.computed_steps == len(fitted.policy.computed)
     assert warning and "calibrated for 10 steps at shift 3" in warning and fitted.expected_psnr(0.3, started()) is None
+
+
+def test_whatever_a_preset_requires_is_compared(tmp_path):
+    """Guidance too, and for policies without a table to stretch."""
+    requires = {"steps": 50, "shift": 8.0, "guidance": 6.0}
+    policy = {"name": "chunkwise", "threshold": 0.2}
+    path = calibrated(tmp_path, requires=requires, policy=policy)
+    assert SkyReelsSettings.of_preset("skyreels-v2-1.3b-540p", path).policy == Chunkwise(threshold=0.2)
+    for changes, given in (
+        ({"steps": 40}, "40 steps"),
+        ({"shift": 5.0}, "50 steps at shift 5"),
+        ({"guidance": 3.0}, "50 steps at guidance 3"),
+    ):
+        with pytest.raises(SettingError, match=f"mine: got '{given}', accepted: 50 steps at shift 8 at guidance 6"):
+            SkyReelsSettings.of_preset("skyreels-v2-1.3b-540p", path, **changes)
+    preset, warning = load_preset("mini", path).fit(40, 8.0, rescale=True)
+    assert preset.policy == Chunkwise(threshold=0.2) and "with 40 steps its quality is not known" in str(warning)
+
+
+def test_magi_has_no_shift_to_require(tmp_path):
+    row = {"requires": {"steps": 64}, "policy": {"name": "schedule", "computed": [0, 63]}}
+    assert MagiSettings.of_preset("magi-1-4.5b", calibrated(tmp_path, **row)).policy.computed == (0, 63)
+    for requires in ({"steps": 64, "shift": 3.0}, {"shift": 3.0}, {"steps": 64, "windows": 4}):
+        with pytest.raises(SettingError, match=r'presets.mine.requires: .* accepted: {"steps": number}'):
+            load_preset("magi-1-4.5b", calibrated(tmp_path, **row | {"requires": requires}))
+
+
+@pytest.mark.parametrize("model", models())
+def test_shipped_tables_are_for_the_published_run(model):
+    for name in preset_names(model):
+        preset, run = load_preset(model, name), model_file(model).get("run")
+        if run is None or preset.policy.name != "schedule":
+            continue
+        assert preset.fit(run["steps"], run.get("shift")) == (preset, None)
+        with pytest.raises(SettingError, match=f"preset {name}: got '{2 * run['steps']} steps'"):
+            preset.fit(2 * run["steps"], run.get("shift"))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 2, "presets": {}}', '{"schema": 1}'])

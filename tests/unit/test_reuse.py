@@ -16,6 +16,7 @@ from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
 from flowcache_core.plan import blockwise, staggered
 from flowcache_core.plan.base import Chunk
+from flowcache_core.report.events import Event, StepTaken
 from flowcache_core.reuse import DISTANCES, POLICIES, QUANTITIES
 from flowcache_core.reuse.base import ReusePolicy
 from flowcache_core.reuse.build import build_policy, build_quantity
@@ -71,6 +72,67 @@ def test_one_decision_for_all_active_chunks_is_teacache():
     state.decide([item(0, 0, 1.0), item(1, 0, 1.0)])
     first, second = state.decide([item(0, 1, 1.1), item(1, 1, 1.3)])
     assert first == second and first.distance == pytest.approx(pooled, rel=1e-5)
+
+
+def test_teacache_counts_from_a_tick_in_which_all_chunks_were_forced():
+    """10 % a step in both chunks: two reuses stay within 0.25, the cap computes the third step and all begins anew."""
+    policy = TeaCache(warmup_steps=1, threshold=0.25, distance=LatentDistance(), max_reuses=2)
+    levels = [[1.1**k, 1.1**k] for k in range(10)]
+    assert actions(policy, levels) == [[a, a] for a in "crrcrrcrrc"]
+
+
+CURVE = (1.0, 0.97, 0.96, 0.95, 0.97, 0.96, 0.97, 0.97, 0.96, 0.97)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        Chunkwise(threshold=0.25, warmup_steps=2),
+        TeaCache(threshold=0.25, warmup_steps=2, distance=LatentDistance()),
+        TeaCache(threshold=0.5, warmup_steps=1, distance=TimeDistance(), always_last=False),
+        EasyCache(threshold=0.25, warmup_steps=2),
+        MagCache(threshold=0.2, warmup_steps=1, curve=CURVE),
+        Interval(interval=3, warmup_steps=1, always_last=False),
+        StaticSchedule(computed=(0, 1, 4)),
+        Never(),
+    ],
+    ids=lambda policy: policy.name,
+)
+@pytest.mark.parametrize("plan", ["blockwise", "given chunks"])
+def test_nothing_of_a_chunk_is_left_for_the_next_one_or_the_next_run(policy, plan):
+    """Chunks that begin with the same noise are computed, reused and accounted for alike."""
+    made = blockwise(8, 2, 10, prefix_frames=0 if plan == "blockwise" else 2)
+    settings = EngineSettings(made, SCHEDULE, policy=policy)
+    noise = torch.randn(1, 1, 2, 2, 2, generator=torch.Generator().manual_seed(1)).repeat(1, 1, 4, 1, 1)
+    prefix = noise[:, :, : made.prefix_frames] if made.prefix_frames else None
+    denoiser, tables = DummyDenoiser(lambda one: one.latents * (0.5 + one.sigma)), []
+    for _ in range(2):
+        events: list[Event] = []
+        generate(denoiser, settings, noise, prefix=prefix, observe=events.append)
+        taken = [event for event in events if isinstance(event, StepTaken)]
+        for chunk in range(made.prefix_chunks, 4):
+            own = [step for step in taken if step.chunk == chunk]
+            tables.append([(one.action, one.reason, one.distance, one.accumulated) for one in own])
+    assert policy.name == "never" or {row[0] for row in tables[0]} == {"compute", "reuse"}
+    assert all(table == tables[0] for table in tables[1:])
+
+
+def test_the_very_last_tick_is_computed_where_it_is_asked_for():
+    policy = Interval(interval=20, warmup_steps=1, always_last=False)
+    noise = torch.randn(1, 1, 6, 2, 2)
+
+    def last_steps(plan: str, **fields) -> list[tuple[str, str]]:
+        events: list[Event] = []
+        made = blockwise(6, 2, 10) if plan == "blockwise" else staggered(6, 2, 10, 0)
+        settings = EngineSettings(made, SCHEDULE, policy=replace(policy, **fields))
+        generate(DummyDenoiser(), settings, noise, observe=events.append)
+        return [(e.action, e.reason) for e in events if isinstance(e, StepTaken) and e.step == 9]
+
+    reused, computed = ("reuse", "interval"), ("compute", "last step")
+    assert last_steps("blockwise") == [reused] * 3
+    assert last_steps("blockwise", last_tick=True) == [reused, reused, computed]
+    assert last_steps("staggered", last_tick=True) == [computed] * 3
+    assert last_steps("blockwise", always_last=True) == [computed] * 3
 
 
 def test_teacache_computes_a_new_chunk_alone():

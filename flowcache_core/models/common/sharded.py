@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import Found, SettingError, listed, require, shown
 from ...reading.json_text import read_object
-from ...reading.regular_file import is_file
+from ...reading.regular_file import is_file, is_folder
 from ...reading.tensors import require_names
 from .checkpoint import read_state_dict
 
@@ -32,7 +32,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 def read_sharded(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """:func:`read_weights` with the text metadata: of the file, or of all shards together."""
     path = Path(path)
-    if path.is_dir():
+    if is_folder(path):
         path = _in_folder(path)
     if path.name.endswith(".index.json"):
         return _read_shards(path)

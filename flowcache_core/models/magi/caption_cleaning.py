@@ -14,6 +14,9 @@ import unicodedata
 from html.parser import HTMLParser
 from urllib.parse import unquote_plus
 
+from ...errors import Found, require
+
+LONGEST = 8000  # characters; the encoder sees 800 tokens, and some rules take time by the square of the length
 PASSES = 2  # the original cleans twice, and the second pass does find something
 MANY_JOINERS = 3
 
@@ -87,7 +90,12 @@ _COMPATIBILITY = re.compile("[\ufb00-\ufb06\uff01-\uff5e\uffe0-\uffee\u3000]")  
 
 
 def clean_caption(text: str) -> str:
-    """The prompt as the text encoder should get it; may be empty. Cleaning a cleaned prompt may change it again."""
+    """The prompt as the text encoder should get it; may be empty. Cleaning a cleaned prompt may change it again.
+
+    SettingError for a prompt of more than ``LONGEST`` characters.
+    """
+    length = Found(f"{len(text)} characters")
+    require(len(text) <= LONGEST, "text", length, f"at most {LONGEST}: the encoder reads about the first 4,000")
     for _ in range(PASSES):
         text = _clean_once(text)
     return text
@@ -135,6 +143,9 @@ class _Text(HTMLParser):
 
 def _without_markup(text: str) -> str:
     parser = _Text()
-    parser.feed(text)
-    parser.close()
+    try:
+        parser.feed(text)
+        parser.close()
+    except AssertionError:  # Python's parser gives up on some "<![" that open nothing
+        return text
     return "".join(parser.parts)

@@ -9,6 +9,7 @@ from typing import cast
 from torch import Tensor
 
 from ...errors import require, require_count
+from ...fields import require_types
 from ...reading.limits import LAYERS, WIDEST
 from ..common.layers import count_layers
 
@@ -41,6 +42,7 @@ class MagiConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        require_types(self)
         counts = ("dim", "ffn_dim", "num_layers", "num_heads", "kv_heads", "head_dim", "cond_dim", "text_dim", "bands")
         for name in counts:
             require_count(name, getattr(self, name), minimum=1, maximum=LAYERS if name == "num_layers" else WIDEST)

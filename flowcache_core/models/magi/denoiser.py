@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...denoiser import ChunkInput, ChunkOutput, KVSpec
-from ...errors import SettingError, require, require_count, require_finite
+from ...errors import SettingError, require, require_count, require_finite, require_finite_values
 from ...kv.cache import KVCache
 from ...plan.base import Chunk
 from .guidance import (
@@ -72,6 +72,8 @@ class MagiDenoiser:
         require(0 in self.captions, "captions", sorted(self.captions), "start chunks, 0 among them")
         for start in self.captions:
             require_count("caption start chunk", start, minimum=0)
+            for states in self.captions[start][:1]:
+                require_finite_values(f"caption of chunk {start}", states)
         exclusive = self.guidance is None or not self.step_times
         require(exclusive, "guidance", self.guidance, "None: distilled weights (step_times) take no guidance")
 

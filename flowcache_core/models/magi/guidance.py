@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ...errors import require, require_count, require_finite
+from ...fields import require_types
 
 TIME_TOLERANCE = 1e-7
 NEARLY_CLEAN_TIME = 0.3
@@ -26,6 +27,7 @@ class GuidanceScales:
     text: tuple[float, ...] = (7.5, 7.5, 7.5, 0.0, 0.0)
 
     def __post_init__(self) -> None:
+        require_types(self)
         rising = len(self.times) > 0 and all(a < b for a, b in zip(self.times, self.times[1:], strict=False))
         require(rising and self.times[0] <= 0, "guidance times", self.times, "rising values, the first 0")
         for name in ("previous", "text"):

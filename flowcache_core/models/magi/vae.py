@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ...errors import SettingError, require, require_count, require_finite
 from ...reading.json_text import read_object
 from ...reading.limits import LAYERS, WIDEST
+from ...reading.regular_file import is_folder
 from ..common.checkpoint import load_strict
 from ..common.sharded import read_weights
 from ..common.tiles import run_tiled
@@ -300,7 +301,7 @@ def load_magi_vae(path: str | Path, dtype: torch.dtype | None = None) -> MagiVAE
     ``dtype`` defaults to that of the weights. SettingError when a file is missing, damaged or of another architecture.
     """
     path = Path(path)
-    config_path = (path if path.is_dir() else path.parent) / "config.json"
+    config_path = (path if is_folder(path) else path.parent) / "config.json"
     config = MagiVAEConfig.from_dict(
         read_object(config_path, "MAGI-1 VAE config.json", "a config.json beside the VAE's weights, in JSON")
     )

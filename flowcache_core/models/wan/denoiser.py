@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...denoiser import ChunkInput, ChunkOutput, KVSpec
-from ...errors import require, require_count, require_finite
+from ...errors import require, require_count, require_finite, require_finite_values
 from ...kv.cache import KVCache
 from ...plan.base import Chunk
 from .transformer import Memory, PreparedText, WanTransformer
@@ -39,6 +39,8 @@ class WanDenoiser:
             require(len(contexts) >= needed, f"prompt of chunk {start}", len(contexts), f"{needed} branches")
             shapes = {tuple(context.shape) for context in contexts[:needed]}
             require(len(shapes) == 1, f"prompt of chunk {start}", shapes, "branches of one shape [B, T, text_dim]")
+            for branch, context in enumerate(contexts[:needed]):
+                require_finite_values(f"prompt of chunk {start}, branch {branch}", context)
 
     @property
     def branches(self) -> int:

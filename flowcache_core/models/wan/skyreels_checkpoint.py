@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...errors import Found, SettingError
 from ...reading.json_text import read_object
-from ...reading.regular_file import is_file
+from ...reading.regular_file import is_file, is_folder
 from ..common.checkpoint import read_state_dict
 from ..common.scaled_fp8 import FP8, dequantised
 from ..common.sharded import read_sharded
@@ -35,10 +35,10 @@ def load_skyreels(path: str | Path, dtype: torch.dtype | None = None) -> WanTran
     SettingError naming shards that are missing, files that are damaged, and models of another family or size.
     """
     path = Path(path)
-    whole = path.is_dir() or path.name.endswith(".index.json")
+    whole = is_folder(path) or path.name.endswith(".index.json")
     if whole:
         tensors, metadata = read_sharded(path)
-        metadata = {**metadata, **official_config(path if path.is_dir() else path.parent)}
+        metadata = {**metadata, **official_config(path if is_folder(path) else path.parent)}
     else:
         tensors, metadata = read_state_dict(path)
     tensors = transformer_tensors(tensors, f"checkpoint {path.name}")

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import SettingError, require, require_count, require_finite
+from ...fields import require_types
 from ...reading.json_text import parse_object
 from ...reading.limits import LAYERS, WIDEST
 from ..common.attention import attend, attend_block_causal
@@ -54,6 +55,7 @@ class WanConfig:
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
+        require_types(self)
         for name in ("dim", "ffn_dim", "num_heads", "in_dim", "out_dim", "text_dim", "freq_dim"):
             require_count(name, getattr(self, name), minimum=1, maximum=WIDEST)
         require_count("num_layers", self.num_layers, minimum=1, maximum=LAYERS)

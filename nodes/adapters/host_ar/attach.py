@@ -17,6 +17,7 @@ from ....flowcache_core.kv.size import peak_bytes
 from ....flowcache_core.plan.base import Chunk, Plan, offset_ticks
 from ....flowcache_core.reuse import QUANTITIES
 from ..naming import naming
+from ..run.finite import require_finite_inputs
 from ..run.memory import announce
 from ..run.settings import FlowCacheSettings, refuse_other_caches, settings_of
 from ..run.start_image import image_notes
@@ -65,6 +66,7 @@ def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> None:
             single_chunk = len(plan.chunks) == 1
             mask = rest[1] if len(rest) > 1 else None
             require(mask is None or single_chunk, "noise mask", "a mask", f"none, or {INSTEAD}")
+            require_finite_inputs(noise, guider.conds, ["positive"])
             run = HostRun.of(guider.inner_model, noise, sigmas, plan, settings)
             return run.sample(partial(executor, guider, sigmas, extra_args, callback, noise, *rest), extra_args)
 

@@ -55,6 +55,8 @@ class StepReuse:
             self.forget()
         self.complete(item)
         (decision,) = self.policy.decide([item])
+        if self.settings.computes_all(self.settings.plan.first_tick[item.chunk.index] + item.step):
+            decision = self.policy.override(item, decision, "last step")
         if decision.reuses:
             # No operation of the host runs here that would notice an interrupt.
             comfy.model_management.throw_exception_if_processing_interrupted()

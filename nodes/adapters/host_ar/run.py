@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ....flowcache_core.denoiser import ChunkInput
 from ....flowcache_core.engine import EngineSettings
+from ....flowcache_core.engine.finite import FiniteWatch, Place
 from ....flowcache_core.errors import SettingError, require
 from ....flowcache_core.kv.size import peak_bytes
 from ....flowcache_core.plan.base import Chunk, Plan
@@ -26,6 +27,7 @@ from ....flowcache_core.report.events import (
     CacheCompressed,
     CachePass,
     ChunkFinished,
+    NotFinite,
     RunFinished,
     RunStarted,
     StepTaken,
@@ -57,6 +59,9 @@ class HostRun:
     recorder: Recorder
     keep: Callable[[Recorder], None]
     seconds: float = 0.0
+    finite: FiniteWatch = field(default_factory=FiniteWatch)
+    answered: tuple[Place, Tensor] | None = None
+    broken: bool = False
     last_call: tuple[int, float] | None = None
     calls: Iterator[tuple[Chunk, int | None]] = field(init=False)
 
@@ -70,11 +75,11 @@ class HostRun:
         picked: dict[str, Any] = {} if chosen is None else chosen.engine_fields
         kv = settings.kv_settings
         solver = SOLVERS["renoise"]()
-        engine = EngineSettings(plan, schedule, solver, kv=kv, clean_pass=True, **picked)
         embeddings = Embeddings(model, noise.device)
         with naming("FlowCache Chunkwise Reuse"):
             if chosen is not None:
                 chosen.check(schedule)
+            engine = EngineSettings(plan, schedule, solver, kv=kv, clean_pass=True, **picked)
             reuse = StepReuse(engine, engine.policy.begin(schedule, embeddings), embeddings)
         with naming("KV Cache Compressor"):
             cache = HostKV(kv_spec(model, noise.shape, 1, noise.device), kv, plan)
@@ -99,6 +104,7 @@ class HostRun:
                     stack.enter_context(self.kv.attached(self.model.diffusion_model))
                 self.start()
                 output = execute()
+            self.tell(self.finite.rest())
             seconds = time.perf_counter() - begun
             self.recorder(RunFinished(seconds, seconds - self.seconds))
             return output
@@ -169,7 +175,9 @@ class HostRun:
         begun = time.perf_counter()
         schedule = self.settings.schedule
         item = ChunkInput(chunk, step, schedule.sigmas[step], schedule.timesteps[step], x)
+        self.look(x)
         clean, decision = self.reuse.step(item, partial(self.timed, compute))
+        self.answered = ((tick, chunk.index, step), clean)
         if decision.reuses:
             self.kv.advance(chunk, caches)
         self.recorder(
@@ -186,10 +194,28 @@ class HostRun:
         )
         return clean
 
+    def look(self, latents: Tensor) -> None:
+        """The last step led to these latents; look whether they and what the model answered are finite."""
+        if self.answered is not None:
+            place, clean = self.answered
+            self.finite.note(place, clean[None], latents)
+            self.finite.send()
+            self.answered = None
+        self.tell(self.finite.arrived())
+
+    def tell(self, broken: Iterable[NotFinite]) -> None:
+        """Record steps whose values are not finite; the first of a run is worth a warning."""
+        for event in broken:
+            if not self.broken:
+                logging.warning("FlowCache: values are not finite from %s on (NaN or infinite)", event.place)
+            self.broken = True
+            self.recorder(event)
+
     def cache_pass(
         self, chunk: Chunk, x: Tensor, caches: Sequence[LayerCache], compute: Callable[[], Tensor]
     ) -> Tensor:
         """The pass that leaves a chunk's final K/V; never skipped."""
+        self.look(x)
         given = chunk.index < self.plan.prefix_chunks
         if given:
             self.begin_chunk(chunk, caches, 0)

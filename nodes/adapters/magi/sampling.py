@@ -25,6 +25,7 @@ from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import SHORTCUTS, Schedule, from_sigmas, magi, magi_distill_times
 from ....flowcache_core.video.magi import DISTILLED_STEPS
 from ..naming import naming
+from ..run.finite import require_finite_inputs
 from ..run.memory import announce, make_room
 from ..run.plan_choice import PlanChoice
 from ..run.prefix import clean_frames
@@ -78,6 +79,7 @@ class MagiSampling:
         self.guider, options = inpainting.inner_model, extra_args["model_options"]
         self.model, self.x, self.seed = self.guider.inner_model, x, extra_args.get("seed") or 0
         check(self.guider, self.model, choice, x, options)
+        require_finite_inputs(x, self.guider.conds, ["positive"])
         self.settings = settings_of(options)
         steps = MagiSteps.of(sigmas.tolist(), self.model.variant)
         mask = extra_args.get("denoise_mask")

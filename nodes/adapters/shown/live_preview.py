@@ -17,6 +17,7 @@ from torch import Tensor
 from ....flowcache_core.errors import require_count
 from ....flowcache_core.files import whole_file
 from ....flowcache_core.models.wan.vae import SPATIAL_STRIDE, wan_decoder
+from ....flowcache_core.report.video import pixels
 from .growing_video import GrowingVideo
 from .running_node import show_video
 
@@ -64,12 +65,11 @@ class LivePreview:
         try:
             # As few frames as give the same result: the least memory beside the model's.
             for frames in latents[:1].to(self.dtype).split(self.at_once, 2):
-                pixels = self.decode(frames)[0].permute(1, 2, 3, 0)
-                self.video.add(((pixels.float() + 1) * 127.5).round().to("cpu", torch.uint8))
+                self.video.add(pixels(self.decode(frames)[0].permute(1, 2, 3, 0)).cpu())
             self.write()
         except Exception as error:  # of memory, codec, disk or another pack's VAE: none is worth a video
             self.stopped = True
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = next(iter(str(error.__cause__ or error).splitlines()), type(error).__name__)
             logging.warning("FlowCache: no more previews in this run: %s", reason)
 
     def write(self) -> None:

@@ -27,13 +27,17 @@ def draw(record: RunRecord) -> Tensor:
     cell = max(2, min(40, (WIDTH - 2 * MARGIN - GUTTER) // steps, 900 // chunks))
     map_height = cell * chunks
     plot = PLOT_HEIGHT + 3 * LABEL if record.kv_tokens and record.started.kv_tokens else 0
-    top = MARGIN + TITLE + 3 * LABEL
+    fault = wrapped(record.fault)
+    top = MARGIN + TITLE + (3 + len(fault)) * LABEL
     image = Image.new("RGB", (WIDTH, top + map_height + 2 * LABEL + plot + MARGIN), "white")
     pen = ImageDraw.Draw(image)
     pen.text((MARGIN, MARGIN), headline(record), fill=INK, font=font(TITLE))
+    for number, line in enumerate(fault):
+        place = (MARGIN, MARGIN + TITLE + 6 + number * LABEL)
+        pen.text(place, line, fill=COLOURS["not finite"], font=font(LABEL))
     legend(
         pen,
-        (MARGIN, MARGIN + TITLE + LABEL),
+        (MARGIN, MARGIN + TITLE + (1 + len(fault)) * LABEL),
         [kind for kind in KINDS if kind in {k for row in record.kinds for k in row}],
     )
     step_map(pen, record, (MARGIN + GUTTER, top), cell)
@@ -58,6 +62,11 @@ def tensor(image: Image.Image) -> Tensor:
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
+
+
+def wrapped(sentence: str | None) -> list[str]:
+    """Lines that fit the picture's width."""
+    return textwrap.wrap(sentence or "", width=(WIDTH - 2 * MARGIN) * 2 // LABEL)
 
 
 def legend(pen: ImageDraw.ImageDraw, corner: tuple[int, int], kinds: Sequence[str]) -> None:

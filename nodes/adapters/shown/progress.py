@@ -11,7 +11,7 @@ import comfy.model_management
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ....flowcache_core.report.events import ChunkFinished, Event, RunStarted, StepTaken
+from ....flowcache_core.report.events import ChunkFinished, Event, NotFinite, RunStarted, StepTaken
 from ....flowcache_core.report.progress import time_left
 from ....flowcache_core.report.record import Recorder
 from .live_preview import LivePreview
@@ -47,6 +47,7 @@ class Progress:
     told: float = 0.0
     offset: int = field(default=0, init=False)
     recorder: Recorder | None = field(default=None, init=False)
+    broken: NotFinite | None = field(default=None, init=False)
     noted: set[str] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
@@ -67,6 +68,8 @@ class Progress:
                 if note not in self.noted:
                     logging.warning("FlowCache: %s", note)
             self.noted.update(event.notes)
+        elif isinstance(event, NotFinite):
+            self.warn(event)
         elif isinstance(event, ChunkFinished):
             self.finished += 1
             if self.ends_clean:
@@ -80,6 +83,12 @@ class Progress:
             self.tell()
             if self.callback is not None:
                 self.callback(self.done - 1, self.clean, self.noisy, self.total)
+
+    def warn(self, event: NotFinite) -> None:
+        """Say from where on the run is worth nothing: once in the log, and in every text on the node from now on."""
+        if self.broken is None:
+            self.broken, self.told = event, 0.0
+            logging.warning("FlowCache: values are not finite from %s on (NaN or infinite)", event.place)
 
     def finish(self, event: ChunkFinished) -> None:
         first = self.offset + event.first_frame
@@ -97,7 +106,8 @@ class Progress:
         self.told = now
         left = time_left(self.done, self.total, now - self.started)
         steps = f"{self.done} of {self.total} chunk steps, {self.reused} of them reused"
-        show_text(f"{steps}; {self.finished} chunks finished; {left} left")
+        broken = f"values are not finite from {self.broken.place} on; " if self.broken else ""
+        show_text(f"{broken}{steps}; {self.finished} chunks finished; {left} left")
 
     def close(self) -> None:
         self.bar.close()

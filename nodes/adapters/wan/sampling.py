@@ -21,6 +21,7 @@ from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import Schedule, from_sigmas
 from ..magi.sampling import MagiSampling, is_magi, reserve
 from ..naming import naming
+from ..run.finite import require_finite_inputs
 from ..run.memory import announce, make_room
 from ..run.plan_choice import PlanChoice
 from ..run.prefix import clean_frames, given_latents
@@ -117,6 +118,7 @@ class Sampling:
         levels = (*self.schedule.sigmas[:-1], 0.0)
         self.recorder = Recorder.of(self.engines[0])
         names = names_that_run(self.guider, x[:, :, : choice.chunk_frames], levels, self.options)
+        require_finite_inputs(x, self.guider.conds, names)
         self.branches = Branches(self.guider.conds, names, levels, self.model.model_sampling)
         self.progress = Progress(
             total=sum(engine.plan.total_steps for engine in self.engines),
