@@ -23,7 +23,7 @@ from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.magi.denoiser import MagiDenoiser
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
-from flowcache_core.plan import PLANS
+from flowcache_core.plan import blockwise, staggered, window
 from flowcache_core.plan.base import Plan
 from flowcache_core.report import document, figure, text
 from flowcache_core.report.events import Event, NotFinite, RunFinished, RunStarted, StepTaken
@@ -43,9 +43,9 @@ from flowcache_core.schedule import shifted
 
 STEPS = 8
 PLAN_ROWS = {
-    "blockwise": lambda: PLANS["blockwise"](15, 3, STEPS),
-    "staggered": lambda: PLANS["staggered"](15, 3, STEPS, 4),
-    "window": lambda: PLANS["window"](15, 3, STEPS, 2),
+    "blockwise": lambda: blockwise(15, 3, STEPS),
+    "staggered": lambda: staggered(15, 3, STEPS, 4),
+    "window": lambda: window(15, 3, STEPS, 2),
 }
 Spoil = Callable[[ChunkInput, torch.Tensor], torch.Tensor]
 
@@ -143,7 +143,7 @@ def test_a_window_pass_is_watched_too() -> None:
                 velocity[:, :, :, 3:6] = math.nan
             return velocity
 
-    _, made = run(Broken(), PLANS["staggered"](9, 3, STEPS, 2), attention="bidirectional")
+    _, made = run(Broken(), staggered(9, 3, STEPS, 2), attention="bidirectional")
     late = [step for step, timestep in enumerate(shifted(STEPS, 3.0).timesteps) if timestep < 500]
     assert late and places(made) == [(1, step) for step in late]
 
@@ -157,7 +157,7 @@ def test_reused_steps_of_a_broken_one_are_marked_as_well() -> None:
 
 
 def test_windows_of_a_long_video_count_on() -> None:
-    first, second = PLANS["blockwise"](6, 3, 4), PLANS["blockwise"](9, 3, 4, prefix_frames=3)
+    first, second = blockwise(6, 3, 4), blockwise(9, 3, 4, prefix_frames=3)
     recorder = Recorder()
     for plan, spoil in ((first, at(9, 9)), (second, at(1, 2))):
         shape = (1, 2, plan.frames, 2, 2)
@@ -295,7 +295,7 @@ def test_a_polynomial_that_overflows_never_reuses() -> None:
 
 
 def test_noise_and_prefix_that_are_not_finite_are_named_up_front() -> None:
-    plan = PLANS["blockwise"](9, 3, 4, prefix_frames=3)
+    plan = blockwise(9, 3, 4, prefix_frames=3)
     settings, good, prefix = (
         EngineSettings(plan, shifted(4, 3.0)),
         torch.zeros(1, 2, 9, 2, 2),
@@ -340,7 +340,7 @@ def test_values_beyond_fp8_are_the_largest_it_has(size: float) -> None:
         if name.endswith("self_attn.v.weight"):
             parameter.mul_(size)
     denoiser = WanDenoiser(model, {0: [torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(1))]})
-    plan, recorder = PLANS["blockwise"](9, 3, 3), Recorder()
+    plan, recorder = blockwise(9, 3, 3), Recorder()
     settings = EngineSettings(plan, shifted(3, 3.0), kv=KVSettings(dtype=torch.float8_e4m3fn))
     out = generate(denoiser, settings, torch.randn(1, 16, 9, 4, 4), observe=recorder)
     assert recorder.record().not_finite == () and out.isfinite().all()
@@ -359,7 +359,7 @@ def test_kv_that_is_nan_shows_at_the_step_that_reads_it() -> None:
 
     denoiser = Broken(model, {0: [torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(1))]})
     recorder = Recorder()
-    settings = EngineSettings(PLANS["blockwise"](9, 3, 3), shifted(3, 3.0), clean_pass=True)
+    settings = EngineSettings(blockwise(9, 3, 3), shifted(3, 3.0), clean_pass=True)
     generate(denoiser, settings, torch.randn(1, 16, 9, 4, 4), observe=recorder)
     assert places(recorder.record()) == [(chunk, step) for chunk in (1, 2) for step in range(3)]
 
