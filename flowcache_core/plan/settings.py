@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ..errors import require_count
+from ..fields import require_types
 from ..options import option
 from .base import Plan
 
@@ -35,6 +36,7 @@ class PlanSettings(ABC):
     )
 
     def __post_init__(self) -> None:
+        require_types(self)
         require_count("chunk_frames", self.chunk_frames, minimum=1)
 
     @abstractmethod

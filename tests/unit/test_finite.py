@@ -35,7 +35,6 @@ from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import LatentDistance, PatchDistance, TimeDistance
 from flowcache_core.reuse.easycache import EasyCache
 from flowcache_core.reuse.forecast import Forecast
-from flowcache_core.reuse.magcache import MagCache
 from flowcache_core.reuse.never import Never
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.reuse.teacache import TeaCache
@@ -258,8 +257,6 @@ def test_on_cuda_no_step_waits_and_all_is_known_at_the_end() -> None:
 
 # -- policies ---------------------------------------------------------------------------------------------------------
 
-CURVE = (1.0, 0.9, math.nan, 0.9, math.inf, -math.inf, 0.9, 0.9)
-
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", ["blockwise", "staggered"])
@@ -268,7 +265,7 @@ CURVE = (1.0, 0.9, math.nan, 0.9, math.inf, -math.inf, 0.9, 0.9)
     [Chunkwise(threshold=1e6, warmup_steps=1, distance=LatentDistance()),
      Chunkwise(threshold=1e6, warmup_steps=1, distance=PatchDistance(), inclusive=False),
      TeaCache(threshold=1e6, warmup_steps=1, distance=LatentDistance()),
-     EasyCache(threshold=1e6, warmup_steps=1), MagCache(threshold=1e6, warmup_steps=1, curve=CURVE)],
+     EasyCache(threshold=1e6, warmup_steps=1)],
     ids=lambda policy: policy.name,
 )  # fmt: skip
 def test_a_distance_that_is_not_finite_never_reuses(policy, name: str, value: float) -> None:
@@ -277,9 +274,8 @@ def test_a_distance_that_is_not_finite_never_reuses(policy, name: str, value: fl
     for step in made.steps_taken:
         numbers = [n for n in (step.distance, step.accumulated) if n is not None]
         assert step.action == "compute" or all(map(math.isfinite, numbers))
-    if policy.name != "magcache":
-        broken = set(places(made))
-        assert not any(s.action == "reuse" for s in made.steps_taken if (s.chunk, s.step - 1) in broken)
+    broken = set(places(made))
+    assert not any(s.action == "reuse" for s in made.steps_taken if (s.chunk, s.step - 1) in broken)
     last = [step.action for step in made.steps_taken if step.chunk == 4]
     assert "reuse" in last and all(row.count("reused") == last.count("reuse") for row in made.kinds[3:])
 

@@ -23,10 +23,11 @@ from flowcache_core.models.magi.guidance import GuidanceScales
 from flowcache_core.models.magi.text import TokenSwitches
 from flowcache_core.models.magi.vae import MagiVAEConfig, Tiling
 from flowcache_core.models.wan.transformer import WanConfig
+from flowcache_core.plan import PLANS
 from flowcache_core.plan.base import Chunk, ChunkStep, Plan, Tick
 from flowcache_core.plan.blockwise import blockwise
 from flowcache_core.plan.staggered import overlap_windows, staggered
-from flowcache_core.plan.window import stages, window
+from flowcache_core.plan.window import window
 from flowcache_core.reuse import DISTANCES, POLICIES, QUANTITIES
 from flowcache_core.reuse.build import build_policy, build_quantity
 from flowcache_core.reuse.chunkwise import Chunkwise
@@ -75,9 +76,9 @@ MAKERS: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda **given: Plan("x", (Chunk(0, 0, 1),), 1, (Tick(**given),)), {"index": 0, "steps": (ChunkStep(0, 0),)}),
     "blockwise": (blockwise, {"frames": 6, "chunk_frames": 3, "steps": 4}),
     "staggered": (staggered, {"frames": 6, "chunk_frames": 3, "steps": 4, "ar_step": 2, "base_frames": 6}),
-    "window": (window, {"frames": 6, "chunk_frames": 3, "steps": 4, "window_chunks": 2, "hold_prefix": True,
+    "window": (window, {"frames": 6, "chunk_frames": 3, "steps": 4, "window_chunks": 2,
                         "prefix_frames": 1}),
-    "stages": (stages, {"chunks": 4, "window_chunks": 2, "prefix_chunks": 1}),
+    **{f"plan settings {name}": (kind, {}) for name, kind in PLANS.items()},
     "overlap_windows": (overlap_windows, {"frames": 9, "base_frames": 6, "overlap_frames": 3, "chunk_frames": 3}),
     "shifted": (shifted, {"steps": 4, "shift": 5.0, "start": 1.0}),
     "skyreels": (skyreels, {"steps": 4, "shift": 5.0}),
