@@ -11,7 +11,7 @@ inputs from :func:`options_of`, so a new part is offered everywhere without bein
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from typing import Any
 
 KEY = "option"
@@ -46,10 +46,10 @@ def option(default: Any, text: str, **details: Any) -> Any:
     return field(default=default, metadata={KEY: Option(text, **details)})
 
 
-def replaced(part: type, name: str, default: Any) -> Any:
-    """The field ``name`` of ``part`` with another default, for a part that builds on it."""
+def replaced(part: type, name: str, default: Any, **details: Any) -> Any:
+    """The field ``name`` of ``part`` with another default, for a part that builds on it; details as above."""
     inherited = next(one for one in fields(part) if one.name == name)
-    return field(default=default, metadata=inherited.metadata)
+    return field(default=default, metadata={KEY: replace(inherited.metadata[KEY], **details)})
 
 
 def options_of(part: type) -> dict[str, tuple[Field[Any], Option]]:

@@ -31,7 +31,7 @@ from ..report.record import Recorder, RunRecord, settings_tag
 from ..report.video import pixels, side_by_side, write_video
 from ..reuse import POLICIES
 from ..reuse.base import ReusePolicy
-from ..reuse.build import build_policy
+from ..reuse.build import build_policy, policy_from_text
 from ..reuse.chunkwise import Chunkwise
 from ..reuse.never import Never
 from ..reuse.quantity import Quantity, Velocity
@@ -41,7 +41,6 @@ from .arguments import CHUNKS, STEPS, Parser
 EXTRAS = {"torchmetrics": "torchmetrics", "matplotlib": "matplotlib", "av": "av"}  # module -> package
 LONG, QUICK = (8, 50), (4, 30)  # chunks and steps, by default and with --quick
 DEFAULT_PRESET = "balanced"
-CHOICES = tuple(name for name in POLICIES if name != "magcache")  # which needs a curve measured first
 VANILLA, FLOWCACHE = "vanilla", "flowcache"
 FILES = (f"{VANILLA}.mp4", f"{FLOWCACHE}.mp4", "compare.mp4", "map.png", "report.json")
 
@@ -53,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     file = "a file that calibrate wrote (FILE.json, or FILE.json:NAME where it holds several)"
     p.add_argument("--preset", help=f"{presets}, or {file} (default: {DEFAULT_PRESET})")
     p.add_argument("--rescale", action="store_true", help="stretch a preset that was made for another number of steps")
-    p.add_argument("--policy", help=f"a reuse policy instead of a preset: {', '.join(CHOICES)}")
+    p.add_argument("--policy", help=f"a reuse policy instead of a preset: {', '.join(POLICIES)}")
     p.add_argument("--threshold", type=float, help="epsilon: reuse while the accumulated distance is within it")
     p.add_argument("--warmup", type=int, help="first steps of every chunk that are always computed")
     p.add_argument("--kv-budget", type=budget, default="half", help="finished chunks to keep: a number, half, none")
@@ -158,14 +157,17 @@ def make_reuse(options: argparse.Namespace, steps: int, shift: float) -> Reuse:
     given = {key: value for key, value in chosen.items() if value is not None}
     if options.policy is not None or (options.threshold is not None and options.preset is None):
         require(options.preset is None, "preset", options.preset, "no preset together with --policy")
-        require(options.policy is None or options.policy in CHOICES, "policy", options.policy, ", ".join(CHOICES))
-        return Reuse(build_policy({"name": options.policy or Chunkwise.name} | given), Velocity())
+        return Reuse(changed(policy_from_text(options.policy or Chunkwise.name), given), Velocity())
     preset = load_preset("mini", options.preset or DEFAULT_PRESET)
     # The default is for 50 steps and serves --quick too; a preset asked for by name is not changed unasked.
     preset, warning = preset.fit(steps, shift, rescale=options.rescale or options.preset is None)
-    values = {field.name: getattr(preset.policy, field.name) for field in fields(preset.policy)}
-    policy = build_policy({"name": preset.policy.name} | values | given)
-    return Reuse(policy, preset.quantity, preset, warning)
+    return Reuse(changed(preset.policy, given), preset.quantity, preset, warning)
+
+
+def changed(policy: ReusePolicy, given: dict[str, Any]) -> ReusePolicy:
+    """The policy with these fields of it changed; SettingError for one that it does not have."""
+    values = {field.name: getattr(policy, field.name) for field in fields(policy)}
+    return build_policy({"name": policy.name} | values | given)
 
 
 def make_compressor(name: str | None) -> Any:

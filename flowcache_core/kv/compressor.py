@@ -60,7 +60,6 @@ class Compressor(ABC):
         "token",
         "What is kept or dropped together: single tokens, whole latent frames or whole chunks.",
         choices=get_args(Granularity),
-        optional=True,
         place=1,
         advanced=True,
     )

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import require_count
-from ..options import option
-from .compressor import Compressor, Region
+from ..options import option, replaced
+from .compressor import Compressor, Granularity, Region
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Random(Compressor):
 
     name: ClassVar[str] = "random"
 
+    key_granularity: Granularity = replaced(Compressor, "key_granularity", "token", optional=True)
     seed: int = option(0, "Which tokens are kept; only for comparison.", minimum=0, maximum=2**32 - 1, advanced=True)
 
     def __post_init__(self) -> None:

@@ -46,6 +46,7 @@ class Choice:
     field: str
     parents: tuple[tuple[str, str], ...] = ()
     dynamic: bool = False
+    optional: bool = False
 
     def __str__(self) -> str:
         return f"{self.node.removeprefix('FlowCache')}-{self.field}" + "".join(f"-{value}" for _, value in self.parents)
@@ -55,7 +56,7 @@ def choices(name: str, inputs: list[io.Input], prefix: str = "", parents: Any = 
     for entry in inputs:
         field = f"{prefix}{entry.id}"
         if isinstance(entry, io.Combo.Input):
-            yield Choice(name, field, parents)
+            yield Choice(name, field, parents, optional=entry.optional)
         elif isinstance(entry, io.DynamicCombo.Input):
             yield Choice(name, field, parents, dynamic=True)
             for option in entry.options:
@@ -160,8 +161,8 @@ def test_a_missing_list_lists_what_there_is(server: ComfyServer, choice: Choice)
 @pytest.mark.parametrize("choice", [choice for choice in ALL if not choice.dynamic], ids=str)
 def test_a_missing_choice_is_named(server: ComfyServer, choice: Choice) -> None:
     """Where it is required: the host says so."""
-    if choice.node == "FlowCacheMiniModel":
-        return  # optional
+    if choice.optional:
+        return
     (error,) = errors(server, prompt_of(server, choice))
     assert error["type"] == "required_input_missing" and error["extra_info"]["input_name"] == choice.field
 
