@@ -65,7 +65,7 @@ def methods(setup: Setup, calibration: Sequence[Pair]) -> Iterator[Method]:
     for share, policy in calibrated(setup, calibration).items():
         yield Method(OURS, f"{share:.0%}", {"policy": policy, "quantity": FORECAST})
     for name in ("slow", "fast"):
-        preset = load_preset("magi-1-4.5b", name)
+        preset, _ = load_preset("magi-1-4.5b", name).fit(setup.steps)
         yield Method("even (4.5B presets)", name, {"policy": preset.policy, "quantity": preset.quantity})
     for threshold in PATCH:
         eq8 = Chunkwise(
