@@ -1,0 +1,7 @@
+"""The few names of the host that the nodes use, as they use them (tests/host/test_typings.py compares with the host)."""
+
+from typing import Any
+
+from torch import Tensor
+
+def pad_to_patch_size(img: Tensor, patch_size: Any = ..., padding_mode: str = ...) -> Tensor: ...

@@ -1,0 +1,3 @@
+"""The few names of the host that the nodes use, as they use them (tests/host/test_typings.py compares with the host)."""
+
+aimdo_enabled: bool

@@ -1,0 +1,6 @@
+"""The few names of the host that the nodes use, as they use them (tests/host/test_typings.py compares with the host)."""
+
+from typing import Any
+
+class ModelSamplingSD3:
+    def patch(self, model: Any, shift: float, multiplier: float = ...) -> tuple[Any, ...]: ...
