@@ -17,7 +17,7 @@ from torch import Tensor
 from flowcache_core.calibrate.gram import Watch
 from flowcache_core.calibrate.tables import Split, even, measured_reach, searched
 from flowcache_core.commands.calibrate import FORECAST
-from flowcache_core.denoiser import ChunkInput, ChunkOutput, Denoiser
+from flowcache_core.denoiser import ChunkInput, ChunkOutput, ModelView
 from flowcache_core.kv.cache import KVCache
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.presets import Preset, load_preset
@@ -104,7 +104,7 @@ def oracle(
 class Timed(StaticSchedule):
     """The static schedule with a clock on its decisions."""
 
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> TimedState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> TimedState:
         return TimedState(schedule, self, frozenset(self.computed))
 
 

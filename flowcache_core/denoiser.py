@@ -40,7 +40,23 @@ class ChunkOutput:
     residual: Tensor | None = None
 
 
-class Denoiser(Protocol):
+class ModelView(Protocol):
+    """What policies and distances ask of a model; each may be called at any time and changes nothing."""
+
+    def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:
+        """Combine branch velocities ``[branches, B, ...]`` into one ``[B, ...]``."""
+        ...
+
+    def patch_embedding(self, item: ChunkInput) -> Tensor:
+        """Tokens after the patch embedding, before any block (the MAGI-1 reuse distance)."""
+        ...
+
+    def time_modulation(self, timestep: float) -> Tensor:
+        """The time projection that modulates the blocks (the TeaCache distance); independent of content."""
+        ...
+
+
+class Denoiser(ModelView, Protocol):
     """Adapter of one model. Keeps no state between calls that a run could leave behind."""
 
     @property
@@ -62,16 +78,4 @@ class Denoiser(Protocol):
 
     def window(self, latents: Tensor, timesteps: Sequence[float], branches: range) -> Tensor:
         """Bidirectional pass over a whole window ``[B, C, F, H, W]`` with one timestep per frame, no cache."""
-        ...
-
-    def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:
-        """Combine branch velocities ``[branches, B, ...]`` into one ``[B, ...]``."""
-        ...
-
-    def patch_embedding(self, item: ChunkInput) -> Tensor:
-        """Tokens after the patch embedding, before any block (the MAGI-1 reuse distance)."""
-        ...
-
-    def time_modulation(self, timestep: float) -> Tensor:
-        """The time projection that modulates the blocks (the TeaCache distance); independent of content."""
         ...

@@ -21,7 +21,7 @@ def refusal(entry: io.Combo.Input | io.DynamicCombo.Input, value: Any) -> str | 
     dynamic = isinstance(entry, io.DynamicCombo.Input)
     if dynamic and isinstance(value, Mapping):  # with its fields, as the host nests them
         value = value.get(entry.id)
-    choices = [option.key for option in entry.options] if dynamic else list(entry.options)
+    choices = [option if isinstance(option, str) else option.key for option in entry.options]
     if (value is MISSING or value is None) and not dynamic:  # the host refuses it, or a link will bring it
         return None
     if isinstance(value, str) and value in choices:
@@ -36,7 +36,7 @@ def check(node: type[io.ComfyNode], **values: Any) -> bool | str:
     The host repeats an answer for each field that the method takes. So the answer is given for a single field only;
     where there are several, and for a field that is missing, it is an error that names the field.
     """
-    entries = {entry.id: entry for entry in node.define_schema().inputs}
+    entries: dict[str, Any] = {entry.id: entry for entry in node.define_schema().inputs}
     for field, value in values.items():
         reason = refusal(entries[field], value)
         if reason is not None and (value is MISSING or len(values) > 1):

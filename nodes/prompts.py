@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..flowcache_core.errors import require
+from ..flowcache_core.errors import SettingError
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.prompt_schedule import schedule
 
@@ -66,10 +66,11 @@ class PromptSchedule(io.ComfyNode):
     @classmethod
     def execute(cls, prompt_1: Any, recache: bool, **rest: Any) -> io.NodeOutput:
         with naming(NAME):
-            later = []
+            later: list[tuple[int, int, Any]] = []
             for n in range(2, MOST + 1):
                 prompt, start = rest.get(f"prompt_{n}"), rest.get(f"start_{n}")
                 if prompt is not None:
-                    require(start is not None, f"start_{n}", start, f"the chunk from which prompt_{n} holds")
+                    if start is None:
+                        raise SettingError(f"start_{n}", start, f"the chunk from which prompt_{n} holds")
                     later.append((n, start, prompt))
             return io.NodeOutput(schedule(prompt_1, later, recache))

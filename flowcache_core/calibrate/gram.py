@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..denoiser import ChunkInput, Denoiser
+from ..denoiser import ChunkInput, ModelView
 from ..reuse.base import Decision, PolicyState, ReusePolicy
 from ..schedule import Schedule
 
@@ -31,14 +31,14 @@ class Watch(ReusePolicy):
     def note(self, steps: int) -> str | None:
         return None
 
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> WatchState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> WatchState:
         return WatchState(schedule, self, denoiser)
 
 
 @dataclass
 class WatchState(PolicyState):
     policy: Watch
-    denoiser: Denoiser
+    denoiser: ModelView
     seen: dict[int, list[Tensor]] = field(default_factory=dict, init=False)
 
     def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from ..denoiser import ChunkInput, Denoiser
+from ..denoiser import ChunkInput, ModelView
 from ..errors import require_count
 from ..fields import require_types
 from ..options import option
@@ -136,7 +136,7 @@ class ReusePolicy(ABC):
         return f"{steps} steps with {self.warmup_steps} warm-up steps{last} computed: nothing left to reuse"
 
     @abstractmethod
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> PolicyState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> PolicyState:
         """Fresh state for one run."""
 
 

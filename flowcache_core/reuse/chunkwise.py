@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..denoiser import ChunkInput, Denoiser
+from ..denoiser import ChunkInput, ModelView
 from ..options import option
 from ..schedule import Schedule
 from .distance import DISTANCES, Distance, DistanceState, LatentDistance
@@ -36,7 +36,7 @@ class Chunkwise(Thresholded):
     def reads_model(self) -> bool:  # type: ignore[override]
         return self.distance.reads_model
 
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> ChunkwiseState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> ChunkwiseState:
         return ChunkwiseState(schedule, self, self.distance.begin(schedule, denoiser))
 
 

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..denoiser import ChunkInput, Denoiser
+from ..denoiser import ChunkInput, ModelView
 from ..fields import require_types
 from ..options import option
 from ..schedule import Schedule
@@ -41,7 +41,7 @@ class Distance(ABC):
         require_types(self)
 
     @abstractmethod
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> DistanceState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> DistanceState:
         """Fresh state for one run."""
 
     def value(self, changes: Sequence[Change]) -> float:
@@ -90,7 +90,7 @@ class LatentDistance(Distance):
 
     name: ClassVar[str] = "latent"
 
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> DistanceState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> DistanceState:
         return FeatureState(lambda item: item.latents)
 
 
@@ -101,7 +101,7 @@ class PatchDistance(Distance):
     name: ClassVar[str] = "patch"
     reads_model: ClassVar[bool] = True
 
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> DistanceState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> DistanceState:
         return FeatureState(denoiser.patch_embedding)
 
 
@@ -127,7 +127,7 @@ class TimeDistance(Distance):
         advanced=True,
     )
 
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> DistanceState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> DistanceState:
         features = torch.stack([denoiser.time_modulation(t).float().flatten() for t in schedule.timesteps])
         differences = (features[1:] - features[:-1]).abs().mean(1).tolist()
         magnitudes = features[:-1].abs().mean(1).tolist()

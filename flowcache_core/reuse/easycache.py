@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..denoiser import ChunkInput, Denoiser
+from ..denoiser import ChunkInput, ModelView
 from ..options import replaced
 from ..schedule import Schedule
 from .base import Reason
@@ -28,7 +28,7 @@ class EasyCache(Thresholded):
 
     threshold: float = replaced(Thresholded, "threshold", 0.05)
 
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> EasyCacheState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> EasyCacheState:
         return EasyCacheState(schedule, self)
 
 

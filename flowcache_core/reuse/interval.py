@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..denoiser import ChunkInput, Denoiser
+from ..denoiser import ChunkInput, ModelView
 from ..errors import require_count
 from ..options import option
 from ..schedule import Schedule
@@ -42,7 +42,7 @@ class Interval(ReusePolicy):
             return "interval 1: every step is computed"
         return super().note(steps)
 
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> IntervalState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> IntervalState:
         return IntervalState(schedule, self)
 
 

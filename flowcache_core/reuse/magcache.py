@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..denoiser import ChunkInput, Denoiser
+from ..denoiser import ChunkInput, ModelView
 from ..errors import require
 from ..options import option, replaced
 from ..schedule import Schedule
@@ -47,7 +47,7 @@ class MagCache(Thresholded):
         length = len(self.curve)
         require(length == steps, "curve", f"{length} ratios", f"one for each of {steps} steps")
 
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> MagCacheState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> MagCacheState:
         self.check(schedule.steps)
         return MagCacheState(schedule, self)
 

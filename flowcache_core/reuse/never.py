@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..denoiser import ChunkInput, Denoiser
+from ..denoiser import ChunkInput, ModelView
 from ..options import replaced
 from ..schedule import Schedule
 from .base import Decision, PolicyState, ReusePolicy
@@ -27,7 +27,7 @@ class Never(ReusePolicy):
     def note(self, steps: int) -> str | None:
         return None
 
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> NeverState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> NeverState:
         return NeverState(schedule)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
-from ..denoiser import ChunkInput, Denoiser
+from ..denoiser import ChunkInput, ModelView
 from ..errors import require
 from ..options import option, replaced
 from ..schedule import Schedule
@@ -79,7 +79,7 @@ class StaticSchedule(ReusePolicy):
             return known
         return f"computed_steps names all {steps} steps: every step is computed"
 
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> StaticScheduleState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> StaticScheduleState:
         self.check(schedule.steps)
         return StaticScheduleState(schedule, self, frozenset(self.computed))
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..denoiser import ChunkInput, Denoiser
+from ..denoiser import ChunkInput, ModelView
 from ..options import option
 from ..schedule import Schedule
 from .base import Decision, PolicyState
@@ -40,7 +40,7 @@ class TeaCache(Thresholded):
     def reads_model(self) -> bool:  # type: ignore[override]
         return self.distance.reads_model
 
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> TeaCacheState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> TeaCacheState:
         return TeaCacheState(schedule, self, self.distance.begin(schedule, denoiser))
 
 

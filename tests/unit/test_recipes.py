@@ -13,7 +13,7 @@ from dummy import DummyDenoiser
 from torch import Tensor
 
 from flowcache_core.commands import cost, demo, schedule
-from flowcache_core.denoiser import ChunkInput, Denoiser
+from flowcache_core.denoiser import ChunkInput, Denoiser, ModelView
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
 from flowcache_core.kv import COMPRESSORS
@@ -46,7 +46,7 @@ class OddSteps(ReusePolicy):
     def content_free(self) -> bool:
         return True
 
-    def begin(self, schedule: Schedule, denoiser: Denoiser) -> PolicyState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> PolicyState:
         return OddStepsState(schedule, self)
 
 

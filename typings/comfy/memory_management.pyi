@@ -1,3 +1,3 @@
-"""The few names of the host that the nodes use, as they use them (tests/host/test_typings.py compares with the host)."""
+"""The few names of the host that the nodes use, as they use them (tests/host/test_typings.py compares)."""
 
 aimdo_enabled: bool

@@ -1,4 +1,4 @@
-"""The few names of the host that the nodes use, as they use them (tests/host/test_typings.py compares with the host)."""
+"""The few names of the host that the nodes use, as they use them (tests/host/test_typings.py compares)."""
 
 from typing import Any
 

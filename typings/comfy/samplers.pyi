@@ -1,4 +1,4 @@
-"""The few names of the host that the nodes use, as they use them (tests/host/test_typings.py compares with the host)."""
+"""The few names of the host that the nodes use, as they use them (tests/host/test_typings.py compares)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,14 @@ from typing import Any
 class KSAMPLER:
     def __init__(self, sampler_function: Callable[..., Any], extra_options: dict[str, Any] = ...) -> None: ...
     def sample(
-        self, model_wrap: Any, sigmas: Any, extra_args: dict[str, Any], callback: Any, noise: Any, *args: Any, **kwargs: Any
+        self,
+        model_wrap: Any,
+        sigmas: Any,
+        extra_args: dict[str, Any],
+        callback: Any,
+        noise: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any: ...
     def __getattr__(self, name: str) -> Any: ...
 

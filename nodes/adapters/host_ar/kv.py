@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -169,7 +170,7 @@ class HostKV:
         with ExitStack() as stack:
             for layer, block in zip(self.layers, transformer.blocks, strict=True):
                 if rows and layer.positions is not None:
-                    stack.enter_context(replaced(block, "forward", lambda run, to=layer: overheard(run, to, rows)))
+                    stack.enter_context(replaced(block, "forward", partial(overheard, layer=layer, rows=rows)))
             yield
 
 

@@ -20,10 +20,13 @@ from ..wan.embeddings import patch_embedding, time_modulation
 
 @dataclass(frozen=True)
 class Embeddings:
-    """As much of a denoiser as distances ask for; the host's sampler does everything else itself."""
+    """What policies and distances ask of a model; the host's sampler does everything else itself."""
 
     model: Any
     device: Any
+
+    def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:
+        return velocity[0]
 
     def patch_embedding(self, item: ChunkInput) -> Tensor:
         return patch_embedding(self.model.diffusion_model, item.latents)

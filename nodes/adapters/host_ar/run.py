@@ -25,6 +25,7 @@ from ....flowcache_core.kv.size import peak_bytes
 from ....flowcache_core.plan.base import Chunk, Plan
 from ....flowcache_core.report.events import (
     CacheCompressed,
+    CacheKind,
     CachePass,
     ChunkFinished,
     NotFinite,
@@ -223,7 +224,7 @@ class HostRun:
         with self.kv.listening(self.model.diffusion_model, chunk):
             output = self.timed(compute)
         tokens, context = chunk.frames * self.kv.spec.tokens_per_frame, self.kv.context_tokens(chunk)
-        kind = "prefix" if given else "clean"
+        kind: CacheKind = "prefix" if given else "clean"
         self.recorder(CachePass(kind, chunk.index, 1, tokens, context, time.perf_counter() - begun))
         self.kv.commit(chunk)
         if not given:

@@ -40,7 +40,7 @@ class MagiVariant:
 
     distilled: bool = True
     nearly_clean: bool = True
-    guidance: GuidanceScales = GuidanceScales()
+    guidance: GuidanceScales | None = GuidanceScales()
     ranges: tuple[int, ...] = ()
     clean_range: int | None = None
 
@@ -73,7 +73,7 @@ class MagiHostConfig(comfy.supported_models_base.BASE):
     """What the host's BaseModel asks of a model's description."""
 
     unet_extra_config: dict[str, Any] = {}
-    latent_format = MagiLatents
+    latent_format: Any = MagiLatents
     supported_inference_dtypes = COMPUTE_DTYPES
 
 

@@ -10,7 +10,8 @@ from ....flowcache_core.errors import require
 from ....flowcache_core.plan import PLANS, PlanSettings
 from ....flowcache_core.plan.base import Plan
 from ....flowcache_core.plan.staggered import Window, overlap_windows
-from ....flowcache_core.solvers import SOLVERS, Solver
+from ....flowcache_core.solvers import SOLVERS
+from ....flowcache_core.solvers.base import Solver
 
 BY_TITLE: dict[str, type[PlanSettings]] = {kind.title: kind for kind in PLANS.values()}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import av
 from torch import Tensor
@@ -18,7 +19,9 @@ class GrowingVideo:
 
     def __init__(self, width: int, height: int, fps: int) -> None:
         self.width, self.height, self.fps = width, height, fps
-        self.stream, self.container, self.encoder = BytesIO(), None, None
+        self.stream = BytesIO()
+        self.container: Any = None
+        self.encoder: Any = None
 
     def open(self) -> None:
         self.container = av.open(self.stream, "w", format="mpegts", options={"flush_packets": "1"})

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ....flowcache_core.report.figure import COLOURS, KINDS, LABELS, map_codes
-from ....flowcache_core.report.record import RunRecord
+from ....flowcache_core.report.record import Kind, RunRecord
 from ....flowcache_core.report.text import headline
 
 WIDTH, MARGIN, GUTTER = 960, 24, 64
@@ -69,7 +69,7 @@ def wrapped(sentence: str | None) -> list[str]:
     return textwrap.wrap(sentence or "", width=(WIDTH - 2 * MARGIN) * 2 // LABEL)
 
 
-def legend(pen: ImageDraw.ImageDraw, corner: tuple[int, int], kinds: Sequence[str]) -> None:
+def legend(pen: ImageDraw.ImageDraw, corner: tuple[int, int], kinds: Sequence[Kind]) -> None:
     x, y = corner
     for kind in kinds:
         pen.rectangle((x, y, x + LABEL, y + LABEL), fill=COLOURS[kind])

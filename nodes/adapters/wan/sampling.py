@@ -200,8 +200,8 @@ def engine_settings(
             require(settings.kv is None, "budget", settings.kv and settings.kv.budget, accepted)
         with naming("AR Prompt Schedule"):
             accepted = "no AR Prompt Schedule with attention bidirectional, where one prompt holds for the whole window"
-            switches = starts(conds)[1:]
-            require(not switches, "start_2", switches[:1], accepted)
+            later = starts(conds)[1:]
+            require(not later, "start_2", later[:1], accepted)
     plan, recache = choice.plan(part, schedule.steps), frozenset[int]()
     if switches := recached(conds):
         with naming("AR Prompt Schedule"):

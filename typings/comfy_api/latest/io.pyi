@@ -1,4 +1,4 @@
-"""The few names of the host that the nodes use, as they use them (tests/host/test_typings.py compares with the host)."""
+"""The few names of the host that the nodes use, as they use them (tests/host/test_typings.py compares)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,6 +15,7 @@ class Output:
 class _Kind:
     class Input(Input):
         def __init__(self, id: str, *args: Any, **kwargs: Any) -> None: ...
+
     class Output(Output): ...
 
 class Model(_Kind): ...
@@ -39,6 +40,7 @@ class DynamicCombo(_Kind):
         key: str
         inputs: list[Input]
         def __init__(self, key: str, inputs: Sequence[Input]) -> None: ...
+
     class Input(_Kind.Input):
         options: list[DynamicCombo.Option]
 
