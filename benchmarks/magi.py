@@ -17,6 +17,7 @@ from torch import Tensor
 
 from flowcache_core.commands.arguments import Parser
 from flowcache_core.errors import require_count
+from flowcache_core.files import only_writer
 from flowcache_core.kv import COMPRESSORS
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.report.record import RunRecord
@@ -43,7 +44,8 @@ def stored() -> dict[str, Any]:
 
 def keep(part: str, content: Any) -> None:
     """Save one part's figures beside what the others have saved by now."""
-    save("magi", {**stored(), part: content})
+    with only_writer(FOLDER):  # parts may be measured side by side
+        save("magi", {**stored(), part: content})
 
 
 def weights() -> dict[str, str]:

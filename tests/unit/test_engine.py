@@ -14,6 +14,7 @@ from dummy import DummyDenoiser
 from flowcache_core.denoiser import ChunkInput
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
+from flowcache_core.kv.cache import KVCache
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
@@ -22,8 +23,10 @@ from flowcache_core.plan.base import Plan
 from flowcache_core.report.events import CacheCompressed, CachePass, ChunkFinished, RunFinished, RunStarted, StepTaken
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import LatentDistance, PatchDistance, TimeDistance
+from flowcache_core.reuse.easycache import EasyCache
 from flowcache_core.reuse.interval import Interval
 from flowcache_core.reuse.magcache import MagCache
+from flowcache_core.reuse.never import Never
 from flowcache_core.reuse.quantity import Increment, Residual, Velocity
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.reuse.teacache import TeaCache
@@ -437,3 +440,72 @@ def test_prompts_per_chunk_are_refused_where_one_window_sees_them_all(transforme
     with pytest.raises(SettingError, match=r"prompts: got 'prompts from chunks \[0, 2\]', accepted: one prompt"):
         run(switched, plan, attention="bidirectional")
     run(denoiser, plan, attention="bidirectional")
+
+
+def test_recached_history_is_that_of_the_new_prompt(transformer):
+    """K/V that chunk 2 finds is what its own prompt makes of the chunks before it, in every layer and branch."""
+    plan, old = PLANS["blockwise"](9, 3, 4), wan(transformer).prompts[0]
+    new = [torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(9)) for _ in range(2)]
+    branches, tokens = range(2), 24
+    found: dict[bool, list[torch.Tensor]] = {}
+
+    def history(cache, chunk):
+        return [t[..., :tokens, :].clone() for layer in range(2) for t in cache.context(layer, branches, chunk)]
+
+    for recache in (False, True):
+
+        class Watching(WanDenoiser):
+            def compute(self, item, branches, cache, *, keep_residual=False, recache=recache):
+                output = super().compute(item, branches, cache, keep_residual=keep_residual)
+                if (item.chunk.index, item.step) == (2, 0):
+                    found[recache] = history(cache, item.chunk)
+                return output
+
+        chosen = {"clean_pass": True, "recache": frozenset({2} if recache else ())}
+        out, _ = run(Watching(transformer, {0: old, 2: new}, 3.0), plan, **chosen)
+
+    denoiser = WanDenoiser(transformer, {0: new}, 3.0)
+    cache = KVCache(denoiser.kv_spec(out), KVSettings(), plan)
+    for chunk in plan.chunks:
+        cache.begin(chunk)
+        item = ChunkInput(chunk, plan.steps, 0.0, 0.0, out[:, :, chunk.first_frame : chunk.end_frame])
+        denoiser.compute(item, branches, cache)
+        if chunk.index == 2:
+            expected = history(cache, chunk)
+        cache.commit(chunk)
+    assert all(torch.equal(a, b) for a, b in zip(found[True], expected, strict=True))
+    other = zip(found[False][2:], expected[2:], strict=True)  # no text has passed before the first layer
+    assert not any(torch.allclose(a, b, atol=1e-4) for a, b in other)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [Chunkwise(threshold=0.3, warmup_steps=1), TeaCache(threshold=0.3, warmup_steps=1, distance=LatentDistance()),
+     EasyCache(threshold=0.3, warmup_steps=1), MagCache(curve=(1.0,) + (0.95,) * 7, warmup_steps=1), Interval(),
+     StaticSchedule(computed=(0, 4)), Never()],
+    ids=lambda policy: policy.name,
+)  # fmt: skip
+def test_the_policy_is_told_of_every_chunk_that_is_done_and_keeps_nothing_of_it(plan, policy, monkeypatch):
+    states, told = [], []
+    begin = type(policy).begin
+
+    def watched(self, schedule, denoiser):
+        state = begin(self, schedule, denoiser)
+        finish = state.finish
+        state.finish = lambda chunk: (told.append(chunk), finish(chunk))
+        states.append(state)
+        return state
+
+    def held() -> set[int]:
+        """Chunks of which the policy still keeps something."""
+        (state,) = states
+        stores = [getattr(state, name, {}) for name in ("chunks", "tracks", "product")]
+        return set().union(*stores, getattr(getattr(state, "distance", None), "previous", {}))
+
+    def look(event):
+        if isinstance(event, ChunkFinished):
+            assert told[-1] == event.chunk and event.chunk not in held()
+
+    monkeypatch.setattr(type(policy), "begin", watched)
+    generate(DummyDenoiser(), EngineSettings(plan, shifted(8, 3.0), policy=policy), noise(plan), observe=look)
+    assert told == [chunk.index for chunk in plan.chunks] and held() == set()
