@@ -212,16 +212,26 @@ def test_no_venv_may_stand_anywhere_and_is_not_passed_on(
     assert started == [[sys.executable, "-m", "flowcache_core", "cost", "--json"]]
 
 
-def test_lint_runs_both_and_returns_the_worse(monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = []
+def test_lint_runs_all_and_returns_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
 
-    def run(command: Sequence[str | Path], *_: object) -> int:
-        ran.append(command[2])
-        return {"ruff": 1, "mypy": 0}[str(command[2])]
+    def run(command: Any, cwd: Path | None = None) -> int:
+        commands.append([str(part) for part in command])
+        if cwd is not None:  # the nodes, in a package as the host imports them
+            assert (cwd / "flowcache_pack" / "nodes" / "__init__.py").is_file()
+        return len(commands) % 3
 
     monkeypatch.setattr(dev, "run", run)
-    assert dev.lint(Path("py"), []) == 1
-    assert ran == ["ruff", "mypy"]
+    assert dev.lint(Path("py"), []) == 2
+    assert [command[2] for command in commands] == ["ruff", "mypy", "mypy"]
+    assert commands[2][-2:] == ["-p", "flowcache_pack.nodes"]
+
+
+def test_a_package_is_copied_where_links_are_not_allowed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(Path, "symlink_to", lambda *_, **__: (_ for _ in ()).throw(OSError("a privilege is missing")))
+    dev.as_package(dev.ROOT, tmp_path / "pack")
+    assert (tmp_path / "pack" / "__init__.py").is_file() and (tmp_path / "pack" / "nodes" / "kv.py").is_file()
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_exit_codes_come_through(tmp_path: Path) -> None:

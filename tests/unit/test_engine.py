@@ -444,7 +444,7 @@ def test_prompts_per_chunk_are_refused_where_one_window_sees_them_all(transforme
 
 def test_recached_history_is_that_of_the_new_prompt(transformer):
     """K/V that chunk 2 finds is what its own prompt makes of the chunks before it, in every layer and branch."""
-    plan, old = PLANS["blockwise"](9, 3, 4), wan(transformer).prompts[0]
+    plan, old = blockwise(9, 3, 4), wan(transformer).prompts[0]
     new = [torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(9)) for _ in range(2)]
     branches, tokens = range(2), 24
     found: dict[bool, list[torch.Tensor]] = {}

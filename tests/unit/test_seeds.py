@@ -10,7 +10,7 @@ from dummy import DummyDenoiser
 
 from flowcache_core.engine import EngineSettings, generate, seeded_noise
 from flowcache_core.mini import load_mini
-from flowcache_core.plan import PLANS
+from flowcache_core.plan import PLANS, blockwise
 from flowcache_core.schedule import shifted
 from flowcache_core.solvers.renoise import ReNoise, host_noise
 from flowcache_core.video.skyreels import window_noise
@@ -65,7 +65,7 @@ def test_every_chunk_of_a_video_depends_on_the_seed(rule, name: str) -> None:
 
 
 def test_a_prefix_with_noise_is_drawn_by_the_seed_in_every_chunk_and_pass() -> None:
-    plan = PLANS["blockwise"](12, 3, 3, prefix_frames=6)
+    plan = blockwise(12, 3, 3, prefix_frames=6)
     prefix = torch.ones(1, 2, 6, 2, 2)
 
     def seen(seed: int, attention: str) -> list[torch.Tensor]:
