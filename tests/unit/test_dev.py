@@ -215,7 +215,7 @@ def test_no_venv_may_stand_anywhere_and_is_not_passed_on(
 def test_lint_runs_all_and_returns_the_worst(monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
 
-    def run(command: Any, cwd: Path | None = None) -> int:
+    def run(command: Sequence[str | Path], cwd: Path | None = None) -> int:
         commands.append([str(part) for part in command])
         if cwd is not None:  # the nodes, in a package as the host imports them
             assert (cwd / "flowcache_pack" / "nodes" / "__init__.py").is_file()

@@ -8,12 +8,12 @@ import pytest
 import torch
 from dummy import DummyDenoiser
 
-from flowcache_core.engine import EngineSettings, generate, seeded_noise
+from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.mini import load_mini
+from flowcache_core.noise import host_noise, seeded_noise, window_noise
 from flowcache_core.plan import PLANS, blockwise
 from flowcache_core.schedule import shifted
-from flowcache_core.solvers.renoise import ReNoise, host_noise
-from flowcache_core.video.skyreels import window_noise
+from flowcache_core.solvers.renoise import ReNoise
 
 LIKE = torch.zeros(1, 2, 3, 4, 4)
 PLACES = list(product(range(12), range(5)))  # chunks and steps
@@ -49,7 +49,7 @@ def test_draws_do_not_depend_on_their_order_or_on_global_state(rule) -> None:
 @pytest.mark.parametrize("name", ["blockwise", "staggered", "window"])
 @pytest.mark.parametrize("rule", RULES)
 def test_every_chunk_of_a_video_depends_on_the_seed(rule, name: str) -> None:
-    plan = PLANS[name](15, 3, 8, 4) if name == "staggered" else PLANS[name](15, 3, 8)
+    plan = PLANS[name].abreast(3, 8, 2).plan(15, 8)
     start = torch.randn(1, 2, 15, 2, 2, generator=torch.Generator().manual_seed(0))
 
     def video(seed: int) -> torch.Tensor:
