@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ..cost import Cost, MagiShape, ModelShape, WanShape, count
+from ..cost import Cost, ModelShape, count
 from ..cost.waterfall import Stage, waterfall
 from ..engine import EngineSettings
 from ..errors import Found, SettingError, require, require_count, require_finite
+from ..families import FAMILIES
 from ..kv.settings import KVSettings
 from ..plan import PLANS
-from ..plan.base import MOST_FRAMES, Plan
-from ..plan.staggered import Window, overlap_windows
+from ..plan.base import MOST_FRAMES
 from ..presets import Preset, load_preset, model_file, models
 from ..reuse.base import ReusePolicy
 from ..reuse.build import policy_from_text
@@ -51,15 +51,6 @@ def published() -> list[str]:
     return [name for name in models() if "shape" in model_file(name)]
 
 
-def run_plans(run: Mapping[str, Any]) -> tuple[Plan, ...]:
-    """The windows of a model's run, in order."""
-    kind = PLANS[run["plan"]].of(run)
-    windows = [Window(0, run["frames"], 0)]
-    if "base_frames" in run:
-        windows = [*overlap_windows(run["frames"], run["base_frames"], run["overlap_frames"], run["chunk_frames"])]
-    return tuple(kind.plan(part.frames, run["steps"], part.prefix_frames) for part in windows)
-
-
 def counted_policy(preset: Preset, steps: int, computed: int | None) -> ReusePolicy:
     """The preset's policy, or, where it looks at the video, a schedule with as many computed steps."""
     if computed is None and preset.policy.content_free and not preset.policy.reads_model:
@@ -73,10 +64,7 @@ def counted_policy(preset: Preset, steps: int, computed: int | None) -> ReusePol
 
 def shape_of(model: str, preset: str, steps: int) -> ModelShape:
     fields = dict(model_file(model)["shape"])
-    if fields.pop("kind") == "wan":
-        return WanShape(**fields)
-    nearly_clean = passes(model, preset)["nearly_clean"]
-    return MagiShape(**fields, nearly_clean_from=3 * steps // 4 if nearly_clean else None)
+    return FAMILIES[fields.pop("kind")].shape(fields, steps, passes(model, preset)["nearly_clean"])
 
 
 def assumed_total(arguments: argparse.Namespace, preset: Preset) -> float | None:
@@ -103,7 +91,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     total_steps = -(-run["frames"] // run["chunk_frames"]) * run["steps"]
     found = Found(f"{total_steps} steps of all chunks")
     require(total_steps <= COUNTED, "steps", found, f"at most {COUNTED}: fewer steps or chunks")
-    plans = run_plans(run)
+    family = FAMILIES[model_file(arguments.model)["shape"]["kind"]]
+    plans = family.plans(run)
     steps, warning = run["steps"], None
     if arguments.computed is None:
         preset, warning = preset.fit(steps, run.get("shift"), rescale=arguments.rescale)
@@ -136,10 +125,10 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         output["notes"].append(
             "pflops counts block-causal attention, as the paper does; pflops_bidirectional as executed"
         )
-    elif isinstance(shape, WanShape):
+    elif PLANS[run["plan"]].whole_window:
         stages = waterfall(shape, settings, run["tokens_per_frame"], run["branches"])
         output["waterfall"] = [asdict(stage) for stage in stages]
-    if isinstance(shape, MagiShape):
+    if family.clean_pass:
         output["pflops_clean_pass"] = 0.0
         if passes(arguments.model, preset.name)["clean_pass"]:
             encoding = [replace(window, clean_pass=True) for window in settings]
@@ -149,10 +138,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
                 f"the clean re-encode of finished chunks ({more / PETA:.1f} PFLOPs, pflops_clean_pass) is not in "
                 "pflops: the paper leaves it out"
             )
-        if shape.nearly_clean_from is not None:
-            output["notes"].append(
-                f"includes the nearly-clean pass of own steps {shape.nearly_clean_from}..{steps - 1}"
-            )
+    output["notes"] += shape.notes(steps)
     return output
 
 

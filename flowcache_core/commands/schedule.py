@@ -17,22 +17,19 @@ import torch
 
 from ..denoiser import ChunkInput
 from ..errors import require
-from ..models.wan.denoiser import WanDenoiser
-from ..models.wan.skyreels_checkpoint import load_skyreels
+from ..families import FAMILIES
 from ..plan.base import Chunk
-from ..presets import Preset, load_preset, model_file, models_of
+from ..presets import Preset, kind_of, load_preset, model_file, models
 from ..reuse.base import Decision, PolicyState
 from ..reuse.build import policy_from_text
-from ..schedule import Schedule, skyreels
+from ..schedule import Schedule
 from .arguments import Parser
 from .cost import POLICY
-
-FPS = 24
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("schedule", description="The steps of a chunk that a preset computes.")
-    p.add_argument("--model", required=True, help=", ".join(family()))
+    p.add_argument("--model", required=True, help=", ".join(with_a_family()))
     p.add_argument("--preset", default="vanilla", help="a preset of that model (default: %(default)s)")
     p.add_argument("--policy", help=POLICY)
     p.add_argument("--weights", type=Path, help="the model's file or folder: what the time distance is measured on")
@@ -43,9 +40,9 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
-def family() -> list[str]:
+def with_a_family() -> list[str]:
     """Models whose timesteps and time modulation are known here."""
-    return models_of("wan")
+    return [name for name in models() if kind_of(name) is not None]
 
 
 @dataclass(frozen=True)
@@ -85,13 +82,16 @@ def needs_weights(preset: Preset) -> bool:
 
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], StepTable | None]:
     """The command's result as ``--json`` prints it, and the table when there is one."""
-    require(options.model in family(), "model", options.model, ", ".join(family()))
+    require(options.model in with_a_family(), "model", options.model, ", ".join(with_a_family()))
     preset, run = load_preset(options.model, options.preset), model_file(options.model)["run"]
     if options.policy is not None:
         preset = preset.with_policy(policy_from_text(options.policy))
     steps = run["steps"] if options.steps is None else options.steps
-    shift = run["shift"] if options.shift is None else options.shift
-    schedule = skyreels(steps, shift)
+    shift, family = run.get("shift") if options.shift is None else options.shift, FAMILIES[kind_of(options.model) or ""]
+    if options.shift is not None:
+        accepted = "none: the noise levels of this model are a curve of their own"
+        require("shift" in run, "shift", options.shift, accepted)
+    schedule = family.schedule(steps, shift or 1.0)
     preset, warning = preset.fit(steps, shift, rescale=options.rescale)
     preset.policy.check(steps)
     measured = needs_weights(preset)
@@ -102,15 +102,14 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], StepTable | N
         "warning": warning,
     }
     if measured and options.weights is None:
-        as_published = (options.steps or run["steps"], options.shift or run["shift"]) == (run["steps"], run["shift"])
+        as_published = (steps, shift) == (run["steps"], run.get("shift"))
         published = preset.computed_steps if as_published else None
         return {**result, "computed_steps": published, "computed": None, "measured": False}, None
     if measured:
-        model = load_skyreels(options.weights)
+        model = family.load(options.weights)
         shape, dim = model_file(options.model)["shape"], model.config.dim
         require(dim == shape["dim"], "weights", f"a model of dim {dim}", f"the {options.model} of dim {shape['dim']}")
-        denoiser = WanDenoiser(model, {0: (torch.empty(1, 0, model.config.text_dim),)}, fps=FPS)
-        table = step_table(preset.policy.begin(schedule, denoiser))
+        table = step_table(preset.policy.begin(schedule, family.view(model)))
     else:
         table = step_table(preset.policy.begin(schedule, None))  # type: ignore[arg-type]
     result |= {"computed_steps": len(table.computed), "computed": list(table.computed), "measured": measured}

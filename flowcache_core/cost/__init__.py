@@ -3,7 +3,7 @@
 from .counted import Cost as Cost
 from .counted import CountedCache as CountedCache
 from .counted import CountingDenoiser as CountingDenoiser
-from .counted import MagiShape as MagiShape
-from .counted import ModelShape as ModelShape
-from .counted import WanShape as WanShape
 from .counted import count as count
+from .shapes import MagiShape as MagiShape
+from .shapes import ModelShape as ModelShape
+from .shapes import WanShape as WanShape

@@ -230,16 +230,6 @@ class KVCache:
         """Tokens that an active chunk attends to, itself included, in the layer with the most."""
         return max(layout.context_end(chunk.index) for layout in self.layouts)
 
-    def kept_per_frame(self, layer: int) -> Tensor:
-        """Share of every latent frame's tokens held clean, mean over branches, batch and heads: ``[frames]``."""
-        buffer, clean = self._buffer(layer), self.layouts[layer].clean_tokens
-        if buffer.positions is None:
-            frame = torch.arange(clean) // self.spec.tokens_per_frame
-        else:
-            frame = buffer.positions[..., :clean].flatten().cpu() // self.spec.tokens_per_frame
-        streams = 1 if buffer.positions is None else buffer.positions[..., 0].numel()
-        return torch.bincount(frame, minlength=self.plan.frames) / (streams * self.spec.tokens_per_frame)
-
     # -- inside ------------------------------------------------------------------------------------------------------
 
     def _compress(self, index: int, need: CompressionNeed, active: int) -> None:

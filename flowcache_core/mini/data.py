@@ -92,15 +92,6 @@ def positions(clips: Sequence[Clip], frames: int) -> Tensor:
     return low[:, None] + torch.minimum(phase, 2 * span[:, None] - phase)
 
 
-def frames_before_bounce(clip: Clip) -> int:
-    """Number of pixel frames, the first included, until the shape first meets a wall."""
-    for step, half, at in zip(DIRECTIONS[clip.direction], clip.half_size, (clip.x, clip.y)):
-        if step:
-            room = FRAME_SIZE - half - at if step > 0 else at - half
-            return 1 + int(room / SPEED)
-    raise AssertionError("a clip moves along one axis")
-
-
 def render(clips: Sequence[Clip], frames: int, *, at: Tensor | None = None) -> Tensor:
     """Video [N, 3, frames, 64, 64] in -1..1. `at` [N, frames, 2] replaces the clips' own positions."""
     centre = positions(clips, frames) if at is None else at

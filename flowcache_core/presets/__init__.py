@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import SettingError, is_finite, listed, require, require_count, require_finite
+from ..families import FAMILIES
 from ..reading.json_text import read_object
 from ..report.events import RunStarted
 from ..reuse.base import ReusePolicy
@@ -157,7 +158,7 @@ def read_presets(path: Path) -> dict[str, Any]:
 
 
 def kind_of(model: str) -> str | None:
-    """ "wan" or "magi" for a model with a published shape, None for a mini model."""
+    """The family of a model with a published shape (``families.py``), None for a mini model."""
     kind: str | None = model_file(model).get("shape", {}).get("kind")
     return kind
 
@@ -241,7 +242,7 @@ def _requirements(field: str, requires: object, model: str, policy: ReusePolicy)
     """The run that a preset is for, which has every step its table names; SettingError otherwise."""
     if requires is None:
         return None
-    wanted = {"steps"} if kind_of(model) == "magi" else {"steps", "shift"}  # MAGI-1's levels are a curve of their own
+    wanted = FAMILIES[kind_of(model) or "wan"].requires
     accepted = ", ".join(f'"{name}": number' for name in ("steps", "shift") if name in wanted)
     accepted = f'{{{accepted}}}, and "guidance": number where it counts'
     if not isinstance(requires, dict) or not wanted <= set(requires) <= wanted | {"guidance"}:

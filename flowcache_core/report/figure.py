@@ -78,13 +78,6 @@ def draw(record: RunRecord) -> Figure:
     return figure
 
 
-def to_array(figure: Figure) -> npt.NDArray[np.uint8]:
-    """The painted figure, ``[H, W, 3]`` uint8."""
-    canvas: Any = figure.canvas
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
 def save(record: RunRecord, path: Path) -> None:
     """Write the picture as PNG; the file is whole or absent. Raises SettingError when the folder cannot be written."""
     with whole_file(path) as part:

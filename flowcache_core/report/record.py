@@ -269,19 +269,6 @@ def in_one_row(events: Iterable[Event], spans: Sequence[WindowSpan]) -> Iterator
         yield event
 
 
-def record(
-    events: Iterable[Event],
-    tag: str = "",
-    threshold: float | None = None,
-    flops: Callable[[Event], float] | None = None,
-) -> RunRecord:
-    """The record of events collected elsewhere."""
-    recorder = Recorder(tag, threshold, flops)
-    for event in events:
-        recorder(event)
-    return recorder.record()
-
-
 def settings_tag(settings: EngineSettings) -> str:
     """Short name of a configuration for logs and file names, such as "chunkwise-t0.1-w5-velocity-kv2"."""
     policy, budgets = settings.policy, settings.kv.budgets

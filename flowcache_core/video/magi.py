@@ -25,13 +25,13 @@ from ..models.magi.vae import LATENT_SCALE, MagiVAE, Tiling
 from ..noise import window_noise
 from ..plan.base import MOST_FRAMES, Plan
 from ..plan.window import window
-from ..presets import load_preset, model_file, published_run
+from ..presets import model_file, published_run
 from ..report.events import ChunkFinished, Event
 from ..reuse.base import ReusePolicy
 from ..reuse.never import Never
 from ..reuse.quantity import Quantity, Velocity
 from ..schedule import magi, magi_distill_times
-from .skyreels import LARGEST_SIDE, Film, nearest
+from .base import Film, fitted, require_size
 
 DISTILLED, BASE = VARIANTS = ("distilled", "base")
 DISTILLED_STEPS = (8, 12, 16, 32, 64)
@@ -76,11 +76,7 @@ class MagiSettings:
         """Refuse everything that cannot work (SettingError), before anything is allocated."""
         require_types(self)
         require_count("frames", self.frames, minimum=1, maximum=TIME_STRIDE * MOST_FRAMES)
-        for name in ("height", "width"):
-            pixels = getattr(self, name)
-            require_count(name, pixels, minimum=1, maximum=LARGEST_SIDE)
-            stride = 2 * SPATIAL_STRIDE
-            require(pixels % stride == 0, name, pixels, f"a multiple of {stride}, such as {nearest(pixels, stride)}")
+        require_size(self.height, self.width, SPATIAL_STRIDE)
         require(self.variant in VARIANTS, "variant", self.variant, " or ".join(VARIANTS))
         object.__setattr__(self, "ranges", tuple(self.ranges))
         _ = self.engine()  # the plan checks the steps against the window
@@ -104,12 +100,12 @@ class MagiSettings:
 
         SettingError when the preset is not for the ``steps`` in ``changes``.
         """
-        run, row = published_run(model, "magi"), load_preset(model, preset)
-        as_given = ("height", "width", "steps", "chunk_frames", "window_chunks")
-        values: dict[str, Any] = {key: run[key] for key in as_given}
+        run = published_run(model, "magi")
+        values: dict[str, Any] = {
+            key: run[key] for key in ("height", "width", "steps", "chunk_frames", "window_chunks")
+        }
         values |= {"frames": TIME_STRIDE * run["frames"], **changes}
-        if "policy" not in changes:
-            row, _ = row.fit(values["steps"])
+        row = fitted(model, preset, changes, [values["steps"]])
         chosen: dict[str, Any] = {"policy": row.policy, "quantity": row.quantity, **passes(model, preset)}
         return cls(**(chosen | values))
 

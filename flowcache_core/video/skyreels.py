@@ -6,7 +6,7 @@ Latent frames are counted from pixel frames as the autoencoder does: one for the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
@@ -23,15 +23,15 @@ from ..models.wan.vae import SPATIAL_STRIDE, TIME_STRIDE, StreamDecoder, WanVAE
 from ..noise import conditioning_seed, seeded_noise, window_noise
 from ..plan.base import MOST_FRAMES
 from ..plan.staggered import Window, overlap_windows, staggered
-from ..presets import load_preset, published_run
+from ..presets import published_run
 from ..report.events import ChunkFinished, Event
 from ..reuse.base import ReusePolicy
 from ..reuse.never import Never
 from ..reuse.quantity import Quantity, Velocity
 from ..schedule import skyreels
 from ..solvers.unipc import UniPC
+from .base import Film, fitted, require_size
 
-LARGEST_SIDE = 16_384  # pixels, four times what any of these models was trained for
 OVERLAP, CONTINUE = EXTENSIONS = ("overlap", "continue")
 # What the model was published with as the unconditional text; text encoders are the caller's.
 NEGATIVE_PROMPT = (
@@ -77,11 +77,7 @@ class SkyReelsSettings:
         """Refuse everything that cannot work (SettingError), before anything is allocated."""
         require_types(self)
         require_count("frames", self.frames, minimum=1, maximum=pixel_frames(MOST_FRAMES))
-        for name in ("height", "width"):
-            pixels = getattr(self, name)
-            require_count(name, pixels, minimum=1, maximum=LARGEST_SIDE)
-            stride = 2 * SPATIAL_STRIDE
-            require(pixels % stride == 0, name, pixels, f"a multiple of {stride}, such as {nearest(pixels, stride)}")
+        require_size(self.height, self.width, SPATIAL_STRIDE)
         for name in ("base_frames", "overlap_frames"):
             pixels = getattr(self, name)
             require_count(name, pixels, minimum=1, maximum=pixel_frames(MOST_FRAMES))
@@ -116,13 +112,13 @@ class SkyReelsSettings:
 
         SettingError when the preset is not for the ``steps``, ``shift`` and ``guidance`` in ``changes``.
         """
-        run, row = published_run(model, "wan"), load_preset(model, preset)
-        as_given = ("height", "width", "steps", "shift", "chunk_frames", "ar_step")
-        values: dict[str, Any] = {key: run[key] for key in as_given}
+        run = published_run(model, "wan")
+        values: dict[str, Any] = {
+            key: run[key] for key in ("height", "width", "steps", "shift", "chunk_frames", "ar_step")
+        }
         values |= {key: pixel_frames(run[key]) for key in ("frames", "base_frames", "overlap_frames")}
-        values |= changes
-        if "policy" not in changes:
-            row, _ = row.fit(values["steps"], values["shift"], values.get("guidance", cls.guidance))
+        values = {"guidance": cls.guidance} | values | changes
+        row = fitted(model, preset, changes, [values[name] for name in ("steps", "shift", "guidance")])
         chosen: dict[str, Any] = {"policy": row.policy, "quantity": row.quantity, "attention": row.attention}
         return cls(**(chosen | values))
 
@@ -165,36 +161,12 @@ def pixel_frames(latents: int) -> int:
     return TIME_STRIDE * (latents - 1) + 1
 
 
-def nearest(pixels: int, stride: int) -> int:
-    return max(stride, round(pixels / stride) * stride)
-
-
 @dataclass(frozen=True)
 class SkyReelsVideo:
     """pixels: ``[B, 3, frames, H, W]`` in -1..1, fp32 on the CPU. latents: ``[B, 16, F, H/8, W/8]`` of every window."""
 
     pixels: Tensor
     latents: tuple[Tensor, ...]
-
-
-@dataclass
-class Film:
-    """Decoded frames in order, never more than ``limit``."""
-
-    limit: int
-    on_frames: Callable[[Tensor], None]
-    pieces: list[Tensor] = field(default_factory=list)
-    count: int = 0
-
-    def add(self, piece: Tensor) -> None:
-        piece = piece[:, :, : self.limit - self.count].float().cpu()
-        if piece.shape[2]:
-            self.pieces.append(piece)
-            self.count += piece.shape[2]
-            self.on_frames(piece)
-
-    def last(self, frames: int) -> Tensor:
-        return torch.cat(self.pieces, 2)[:, :, -frames:]
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from dummy import DummyDenoiser
+from recorded import painted, record
 
 from benchmarks import __main__ as bench
 from flowcache_core import __main__ as command_line
@@ -28,7 +29,7 @@ from flowcache_core.plan.base import Plan
 from flowcache_core.report import document, figure, text
 from flowcache_core.report.events import Event, NotFinite, RunFinished, RunStarted, StepTaken
 from flowcache_core.report.progress import Progress
-from flowcache_core.report.record import Recorder, RunRecord, record
+from flowcache_core.report.record import Recorder, RunRecord
 from flowcache_core.report.refusing import refusing
 from flowcache_core.report.video import pixels
 from flowcache_core.reuse.chunkwise import Chunkwise
@@ -396,7 +397,7 @@ def test_the_picture_is_drawn_and_marks_the_steps(broken: RunRecord, tmp_path: P
     assert any(s.distance is not None and math.isnan(s.distance) for s in broken.steps_taken)
     codes = figure.map_codes(broken)
     assert int((codes == figure.KINDS.index("not finite")).sum()) == 6
-    image = figure.to_array(figure.draw(broken))
+    image = painted(figure.draw(broken))
     red = [int(figure.COLOURS["not finite"][i : i + 2], 16) for i in (1, 3, 5)]
     assert int((image == red).all(-1).sum()) > 1000
     figure.save(broken, tmp_path / "map.png")
@@ -407,7 +408,7 @@ def test_a_picture_whose_distances_are_all_no_numbers_is_drawn(broken: RunRecord
     steps = [replace(step, distance=value, accumulated=value) for step in broken.steps_taken]
     made = replace(broken, steps_taken=tuple(steps))
     assert len(figure.draw(made).axes) == 2  # map and K/V
-    figure.to_array(figure.draw(made))
+    painted(figure.draw(made))
     assert "nan" not in text.summary(made) and "inf " not in text.summary(made)
 
 

@@ -20,17 +20,16 @@ from flowcache_core.models.common.operations import CastingOperations, LayerNorm
 from flowcache_core.models.magi.config import MAGI_4_5B, MAGI_24B, MagiConfig
 from flowcache_core.models.magi.guidance import (
     GuidanceScales,
-    distilled_step_time,
     guide,
     is_nearly_clean,
     mix_nearly_clean,
     needs_alone,
-    needs_text,
     visible_chunks,
 )
 from flowcache_core.models.magi.layers import apply_rope, attend_grouped, rope_table, sinusoid, time_rates
 from flowcache_core.models.magi.text import null_caption
 from flowcache_core.models.magi.transformer import MagiTransformer, load_magi
+from flowcache_core.schedule import magi_distill_times
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "magi_dit.safetensors"
 TINY = MagiConfig(48, 40, 3, 6, 2, 8, 12, text_dim=20, text_len=10, freq_dim=16, bands=1)
@@ -153,7 +152,7 @@ def test_alone_with_the_null_condition(model, data, variant):
 def test_nearly_clean_mix(model, data):
     history = History(data["in.cache"][:, :TOKENS])
     times = data["in.t"][:2]
-    step_time = distilled_step_time(16)
+    (step_time,) = set(magi_distill_times(16))
     velocities = [run(model, data, 1 + i, history, t=times[i], step_time=step_time) for i in range(2)]
     assert_close(torch.stack(velocities), data["nearly_clean_off.velocity"])
     assert [is_nearly_clean(t.item()) for t in times] == [True, False]
@@ -503,17 +502,15 @@ def test_branches_that_can_be_left_out():
     alone, previous, text = (torch.randn(3) for _ in range(3))
     for scales in ((1.5, 7.5), (1.0, 0.0), (1.0, 4.0), (1.5, 0.0)):
         nan = torch.full((3,), float("nan"))
-        given = (alone if needs_alone(scales) else 0 * alone, previous, text if needs_text(scales) else 0 * text)
+        given = (alone if needs_alone(scales) else 0 * alone, previous, text)
         assert_close(guide(*given, scales), guide(alone, previous, text, scales), 1e-6)
         assert needs_alone(scales) == guide(nan * 0 + nan, previous, text, scales).isnan().any() or scales[0] == 1
     assert_close(guide(alone, previous, text, (1.0, 1.0)), text, 1e-6)
 
 
 def test_step_time_of_distilled_weights():
-    assert [distilled_step_time(steps) for steps in (64, 32, 16, 8)] == [32, 16, 8, 4]
-    assert (distilled_step_time(12, 1), distilled_step_time(12, 2)) == (8, 4)
-    with pytest.raises(SettingError, match="interval"):
-        distilled_step_time(16, 2)
+    assert [set(magi_distill_times(steps)) for steps in (64, 32, 16, 8)] == [{32}, {16}, {8}, {4}]
+    assert magi_distill_times(12)[:3] == (4, 8, 8) and magi_distill_times(12, "16,16,8")[:3] == (8, 8, 4)
 
 
 def test_nearly_clean_starts_at_the_last_quarter_in_fp32():

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from dummy import DummyDenoiser
+from recorded import painted, record
 
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
@@ -36,7 +37,7 @@ from flowcache_core.report.events import (
     WindowPass,
 )
 from flowcache_core.report.quality import Quality, compare
-from flowcache_core.report.record import Recorder, RunRecord, kind, record, settings_tag
+from flowcache_core.report.record import Recorder, RunRecord, kind, settings_tag
 from flowcache_core.report.video import enlarge, even, read_video, side_by_side, write_video
 from flowcache_core.reuse.base import Reason
 from flowcache_core.reuse.chunkwise import Chunkwise
@@ -383,7 +384,7 @@ def test_map_codes_count_every_kind(half: RunRecord) -> None:
 
 
 def test_figure_paints_each_kind_in_its_colour(half: RunRecord) -> None:
-    image = figure.to_array(figure.draw(replace(half, threshold=None)))  # without bars inside the reused cells
+    image = painted(figure.draw(replace(half, threshold=None)))  # without bars inside the reused cells
     assert image.shape[1:] == (1200, 3) and image.dtype == np.uint8
     area = {name: int((image == rgb(colour)).all(-1).sum()) for name, colour in figure.COLOURS.items()}
     cell = area["reused"] / 3

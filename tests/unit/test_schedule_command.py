@@ -93,6 +93,14 @@ def test_weights_of_another_size_are_refused(tmp_path: Path):
         main([*MODEL, "--preset", "reference-slow", "--weights", str(tmp_path / "small.safetensors")])
 
 
-def test_a_model_that_is_not_skyreels_is_refused():
-    with pytest.raises(SettingError, match="model: got 'magi-1-4.5b', accepted: skyreels-v2"):
-        main(["--model", "magi-1-4.5b", "--preset", "vanilla"])
+def test_a_model_without_a_family_is_refused():
+    with pytest.raises(SettingError, match="model: got 'mini', accepted: magi-1-4.5b, skyreels-v2"):
+        main(["--model", "mini", "--preset", "vanilla"])
+
+
+def test_magi_has_no_shift(capsys):
+    assert main(["--model", "magi-1-4.5b", "--preset", "fast", "--json"]) == 0
+    table = json.loads(capsys.readouterr().out)
+    assert table["steps"] == 64 and table["computed_steps"] == len(table["computed"])
+    with pytest.raises(SettingError, match="shift: got 3.0, accepted: none"):
+        main(["--model", "magi-1-4.5b", "--preset", "fast", "--shift", "3"])

@@ -55,11 +55,6 @@ def needs_alone(scales: tuple[float, float]) -> bool:
     return scales[0] != 1
 
 
-def needs_text(scales: tuple[float, float]) -> bool:
-    """Whether :func:`guide` has a use for the forward with text."""
-    return scales[1] != 0
-
-
 def is_nearly_clean(t: float, threshold: float = NEARLY_CLEAN_TIME) -> bool:
     """Whether the oldest chunk of the window gets a second forward in which it sees only itself (distilled weights).
 
@@ -71,17 +66,6 @@ def is_nearly_clean(t: float, threshold: float = NEARLY_CLEAN_TIME) -> bool:
 def mix_nearly_clean(previous: Tensor, alone: Tensor, share: float = PREVIOUS_SHARE) -> Tensor:
     """``share`` of the velocity that saw the earlier chunks, the rest of the one that saw only itself."""
     return share * previous + (1 - share) * alone
-
-
-def distilled_step_time(steps: int, interval: int = 1) -> float:
-    """What distilled weights take for their step size: embedded like a time and added to it.
-
-    ``2 * steps / 4``; with 12 steps, which are of two lengths, ``2 * 4 / interval`` with the step's interval of 1 or 2.
-    """
-    require_count("steps", steps, minimum=1)
-    require(interval == 1 or steps == 12, "interval", interval, "1, but for 12 steps")
-    require(interval in (1, 2), "interval", interval, "1 or 2")
-    return 8 / interval if steps == 12 else steps / 2
 
 
 def visible_chunks(chunk: int, step: int, steps: int, ranges: Sequence[int]) -> range:

@@ -108,7 +108,7 @@ class MagiTransformer(nn.Module):
         are not seen, and a caption without rows is allowed; or what :meth:`caption_rows` made of them, once for many
         calls. dropped: condition on the null caption (guidance branches
         without text). step_time: what distilled weights are told about their steps
-        (:func:`.magi_guidance.distilled_step_time`).
+        (:func:`...schedule.magi_distill_times`).
 
         In every layer ``memory(layer, q, k, v)`` gets the chunk's own ``[B, heads, tokens, head_dim]`` (fewer heads
         for k and v; q and k normalised and rotated) and returns the K and V to attend to: earlier chunks, then its own.

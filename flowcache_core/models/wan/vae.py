@@ -306,11 +306,6 @@ class StreamDecoder:
         self._shape = shape
         return self._vae._decode_part(latents, self._state)
 
-    @property
-    def state_bytes(self) -> int:
-        """Bytes remembered between calls."""
-        return sum(t.numel() * t.element_size() for t in self._state.values())
-
 
 def load_wan_vae(path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> WanVAE:
     """Loads a Wan 2.1 autoencoder of any base width from .safetensors, or from .pth/.pt holding tensors only.
