@@ -23,7 +23,7 @@ from ..errors import require, require_count, require_finite
 from ..files import require_folder, whole_file
 from ..models.wan.vae import load_wan_vae
 from . import TRANSFORMER_FILE, VAE_FILE, WEIGHTS, data, metadata, transformer_training, vae_training
-from .transformer_training import CONFIG, FIRST_CLIPS, PHASES, clip_bytes, encode_ahead, train_transformer
+from .transformer_training import CONFIG, WAN, clip_bytes, encode_ahead, train_transformer
 from .vae_training import train_decoder, train_vae
 
 KINDS = len(data.COLOURS) * len(data.SHAPES) * len(data.DIRECTIONS)
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
         _finish_decoder(vae_file, options, device)
     if "encode" in stages:
         folder = options.work / "clips"
-        encode_ahead(load_wan_vae(vae_file, device=device), seed=options.seed, folder=folder, say=say)
+        encode_ahead(load_wan_vae(vae_file, device=device), WAN, seed=options.seed, folder=folder, say=say)
     if "transformer" in stages:
         transformer, figures = train_transformer(
             load_wan_vae(vae_file, device=device),
@@ -112,8 +112,8 @@ def _finish_decoder(vae_file: Path, options: argparse.Namespace, device: torch.d
     """Trains the decoder on long clips. Without it colours drift in frames later than the first stage has seen."""
     vae = load_wan_vae(vae_file, device=device)
     before = {key: value for key, value in metadata(vae_file).items() if key in ("steps", "loss")}
-    pool = PHASES[0].pool(vae, options.seed, options.work / "clips")
-    pool.take_files(FIRST_CLIPS)
+    pool = WAN.pool(WAN.phases[0], vae, options.seed, options.work / "clips")
+    pool.take_files(WAN.first_clips)
 
     def keep(step: int) -> None:
         save_vae(vae, vae_file, options.seed, {**before, "decoder_steps": step})
