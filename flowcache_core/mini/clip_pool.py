@@ -108,7 +108,8 @@ class ClipPool:
         video = self.source.render(self._next_clips(), 1 + 4 * (self.frames - 1))
         video = video.to(device, memory_format=torch.channels_last_3d)
         with torch.autocast(device.type, torch.bfloat16, enabled=self.source.half):
-            return torch.cat([self.vae.encode(part, frames_at_once=None).half().cpu() for part in video.split(4)])
+            parts = [self.vae.encode(part, frames_at_once=None) for part in video.split(4)]
+        return torch.cat([part.half().cpu() for part in parts])
 
     def _take(self, path: Path) -> None:
         latents = self._read(path)
