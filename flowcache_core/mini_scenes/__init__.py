@@ -1,8 +1,8 @@
 """The second bundled model: small scenes at 128x128, of the mini model's architecture and trained from its weights.
 
-Where the mini model shows one shape on a plain ground, its videos keep bringing something new: up to three shapes before
-hills, a camera that pans and may pan back, shapes that enter or change their colour, nightfall, in a chunk that the
-prompt names. `load_mini_scenes()` is the entrance.
+Where the mini model shows one shape on a plain ground, its videos keep bringing something new: up to three shapes
+before hills, a camera that pans and may pan back, shapes that enter or change their colour, nightfall, in a chunk that
+the prompt names. `load_mini_scenes()` is the entrance.
 """
 
 from __future__ import annotations

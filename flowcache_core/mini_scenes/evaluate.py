@@ -7,19 +7,18 @@ autoencoder: what the measurement itself, and the autoencoder, get wrong.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import require_count, require_finite
+from ..commands.arguments import Parser
+from ..files import write_json
 from ..mini import MiniModel
 from ..mini.data import COLOURS, SHAPES
-from ..mini.evaluate import contact_sheet, sample
+from ..mini.evaluate import add_arguments, check, contact_sheet, sample
 from ..mini.run_options import add_run_arguments, one_by_one, run_changes
 from . import GUIDANCE, data, load_mini_scenes
 from .data import Scene
@@ -52,7 +51,7 @@ def recall_scenes(count: int, seed: int) -> list[Scene]:
             continue
         actor = scene.actors[0]
         half = actor.half_size[0]
-        away = half + (actor.x - half) % 12
+        away = half + 5 + (actor.x - half) % 10  # whole at first, and gone before the third chunk
         x = away if scene.pan == "right" else data.FRAME_SIZE - away
         resting = replace(actor, motion="resting", x=x, enters=0, turns=None)
         found.append(replace(scene, actors=(resting,), back=3, changes=None, post=None))
@@ -96,7 +95,7 @@ def recall(mini: MiniModel, options: argparse.Namespace, changes: dict[str, Any]
         outcomes[hidden] = recall_rates(scenes, sample(mini, prompts, seed=options.seed, **run))
     generated = {**outcomes["colour"], "shape": outcomes["shape"]["shape"]}
     columns = {"generated": generated, "true videos": recall_rates(scenes, videos)}
-    if options.reference:
+    if not options.quick:
         columns["autoencoder"] = recall_rates(scenes, reconstructed(mini, videos))
     return columns
 
@@ -112,23 +111,13 @@ def table(names: dict[str, str], columns: dict[str, Rates]) -> str:
 
 def main(argv: list[str], load: Callable[[], MiniModel] = load_mini_scenes) -> int:
     """Entry of the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="evaluate-mini --scenes", description=__doc__)
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--chunks", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float, default=GUIDANCE)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = Parser(prog="evaluate-mini --scenes", description=__doc__)
+    add_arguments(parser, steps=50, guidance=GUIDANCE)
     parser.add_argument("--recall", action="store_true", help=f"the recall test too, {RECALL_CHUNKS} chunks")
-    parser.add_argument("--no-reference", dest="reference", action="store_false", help="leave out the autoencoder's rates")
-    parser.add_argument("--json", type=Path, help="write the rates here too")
-    parser.add_argument("--picture", type=Path, help="write a contact sheet of the first clips here")
-    parser.add_argument("--rows", type=int, default=8, help="clips on the contact sheet")
+    parser.add_argument("--quick", action="store_true", help="leave out the autoencoder's rates")
     add_run_arguments(parser)
     options = parser.parse_args(argv)
-    for name in ("samples", "chunks", "steps", "rows"):
-        require_count(name, getattr(options, name), minimum=1)
-    require_count("seed", options.seed, minimum=0)
-    require_finite("guidance", options.guidance, minimum=0.0)
+    check(options)
     mini = load()
     changes = run_changes(options, mini.shift)
     scenes = scenes_asked(options.samples, options.seed)
@@ -137,7 +126,7 @@ def main(argv: list[str], load: Callable[[], MiniModel] = load_mini_scenes) -> i
     videos = sample(mini, [scene.prompt for scene in scenes], seed=options.seed, at_once=at_once, **run, **changes)
     true = data.render(scenes, data.first_frame(options.chunks))
     columns = {"generated": judged(scenes, videos), "true videos": judged(scenes, true)}
-    if options.reference:
+    if not options.quick:
         columns["autoencoder"] = judged(scenes, reconstructed(mini, true))
     print(f"{options.samples} clips of {options.chunks} chunks, {options.steps} steps, guidance {options.guidance:g}")
     print(table({**NAMES, "all": "all of the above in one video"}, columns))
@@ -147,8 +136,7 @@ def main(argv: list[str], load: Callable[[], MiniModel] = load_mini_scenes) -> i
         print(f"\nrecall: out of the picture for {len(ABSENT)} chunks or more, then there again")
         print(table(RECALL_NAMES, result["recall"]))
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+        write_json(options.json, result, "json")
     if options.picture:
         contact_sheet(videos[: options.rows], [scene.prompt for scene in scenes[: options.rows]], options.picture)
     return 0

@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..mini import TRANSFORMER_FILE, VAE_FILE
+from ..mini import TRANSFORMER_FILE as MINI_TRANSFORMER_FILE
+from ..mini import VAE_FILE as MINI_VAE_FILE
 from ..mini.clip_pool import Clips
+from ..mini.train import Training
 from ..mini.transformer_training import WAN, Phase, Recipe
 from ..mini.vae_training import VAERecipe
 from ..models.wan.transformer import WanTransformer, load_wan
-from . import data, text
+from . import TRANSFORMER_FILE, VAE_FILE, WEIGHTS, data, text
 
+DATA = "generated clips of one to three shapes before hills: camera pan, shapes that enter or change colour, nightfall"
 LIFE = 93  # pixel frames of the longest clip: eight chunks
 AROUND_SHAPES = 0.8
 
@@ -21,15 +24,15 @@ def _views(frames: int, count: int, side: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     views = []
     for scene in data.random_scenes(count, seed):
-        start, who = (torch.rand(2, generator=generator) * torch.tensor([LIFE - frames + 1, len(scene.actors)])).tolist()
-        shift = torch.rand(2, generator=generator)
+        when, who = torch.rand(2, generator=generator).tolist()
+        start, shift = int(when * (LIFE - frames + 1)), torch.rand(2, generator=generator)
         corner = shift * data.FRAME_SIZE
         if torch.rand((), generator=generator) < AROUND_SHAPES:
-            actor = scene.actors[int(who)]
-            middle = data.path(actor, scene, LIFE)[int(start) + frames // 2]
+            actor = scene.actors[int(who * len(scene.actors))]
+            middle = data.path(actor, scene, LIFE)[start + frames // 2]
             corner = torch.stack([middle, torch.tensor(actor.y)]) + 24 * (shift - 0.5) - side / 2
         x, y = corner.long().clamp(0, data.FRAME_SIZE - side).tolist()
-        views.append(data.render([scene], frames, int(start))[0, :, :, y : y + side, x : x + side])
+        views.append(data.render([scene], frames, start)[0, :, :, y : y + side, x : x + side])
     return torch.stack(views)
 
 
@@ -41,7 +44,7 @@ VAE = VAERecipe(
     _views,
     _held_out,
     ((0.12, 1, 24, 64), (0.8, 17, 4, 48), (1.01, 33, 2, 56)),
-    start=VAE_FILE,
+    start=MINI_VAE_FILE,
     peak_rate=2e-3,
     half=True,
 )
@@ -49,7 +52,7 @@ VAE = VAERecipe(
 
 def _mini_transformer() -> WanTransformer:
     """The mini model's weights: rotary positions take the larger picture, and known words have the same vectors."""
-    return load_wan(TRANSFORMER_FILE, torch.float32).requires_grad_(True)
+    return load_wan(MINI_TRANSFORMER_FILE, torch.float32).requires_grad_(True)
 
 
 TRANSFORMER = Recipe(
@@ -61,3 +64,11 @@ TRANSFORMER = Recipe(
     first_clips=192,
     half=True,
 )
+
+
+def scenes_training() -> Training:
+    """The whole training."""
+    minutes = {"vae": 25, "decoder": 15, "transformer": 78}
+    names = (WEIGHTS, VAE_FILE.name, TRANSFORMER_FILE.name)
+    side = data.FRAME_SIZE // 8
+    return Training("FlowCache mini scenes", DATA, *names, VAE, TRANSFORMER, side, minutes, "scenes-")

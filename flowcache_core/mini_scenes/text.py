@@ -7,6 +7,7 @@ and the sum of the phrase. Words that the mini model knows have its vectors, so 
 from __future__ import annotations
 
 import functools
+from collections.abc import Container
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def thinned(prompt: str, generator: torch.Generator) -> str:
     return without(prompt, SHAPES) if chance < DROP_TEXT + DROP_COLOURS + DROP_SHAPES else prompt
 
 
-def without(prompt: str, words: object) -> str:
+def without(prompt: str, words: Container[str]) -> str:
     """The prompt without certain words."""
     kept = (" ".join(w for w in phrase.split() if w not in words) for phrase in prompt.split(","))
     return ", ".join(kept)
