@@ -184,10 +184,6 @@ def report(options: argparse.Namespace, videos: Tensor) -> None:
 
 def main(argv: list[str]) -> int:
     """Entry of the command; returns the exit code."""
-    if "--scenes" in argv:
-        from ..mini_scenes import evaluate as scenes
-
-        return scenes.main([given for given in argv if given != "--scenes"])
     parser = Parser(prog="evaluate-mini", description=__doc__)
     parser.add_argument("--scenes", action="store_true", help="the scenes model instead (--scenes --help says more)")
     add_arguments(parser, steps=50, guidance=GUIDANCE)

@@ -64,22 +64,14 @@ def mini_training() -> Training:
     return Training("FlowCache mini model", DATA, *names, SHAPES, WAN, 8, minutes)
 
 
-def _asked(options: argparse.Namespace) -> Training:
-    if not options.scenes:
-        return mini_training()
-    from ..mini_scenes.recipe import scenes_training
-
-    return scenes_training()
-
-
-def main(argv: list[str]) -> int:
-    """Entry of `python -m flowcache_core train-mini`; returns the exit code."""
+def main(argv: list[str], training: Training | None = None) -> int:
+    """Entry of `python -m flowcache_core train-mini`; returns the exit code. training: the mini model's if None."""
     parser = Parser(prog="train-mini", description=__doc__)
     parser.add_argument("--stage", choices=STAGES, default="all", help=STAGES_HELP)
     parser.add_argument("--scenes", action="store_true", help="the mini scenes model, from the mini model's weights")
     add_arguments(parser, None, "per stage (default: vae 24, decoder 20, transformer 70; of the scenes 25, 15, 78)")
     options = parser.parse_args(argv)
-    training = _asked(options)
+    training = training or mini_training()
     options.out = options.out or training.weights
     stages = ("vae", "decoder", "transformer") if options.stage == "all" else (options.stage,)
     names = [training.vae_name, training.transformer_name]

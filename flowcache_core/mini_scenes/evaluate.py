@@ -112,6 +112,7 @@ def table(names: dict[str, str], columns: dict[str, Rates]) -> str:
 def main(argv: list[str], load: Callable[[], MiniModel] = load_mini_scenes) -> int:
     """Entry of the command; returns the exit code."""
     parser = Parser(prog="evaluate-mini --scenes", description=__doc__)
+    parser.add_argument("--scenes", action="store_true", help="this model instead of the mini model")
     add_arguments(parser, steps=50, guidance=GUIDANCE)
     parser.add_argument("--recall", action="store_true", help=f"the recall test too, {RECALL_CHUNKS} chunks")
     parser.add_argument("--quick", action="store_true", help="leave out the autoencoder's rates")

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowcache_core.commands import train_mini
 from flowcache_core.errors import NotFiniteError, SettingError
 from flowcache_core.mini import checkpoint, clip_pool, evaluate, train
 from flowcache_core.mini import transformer_training as training
@@ -20,6 +21,7 @@ from flowcache_core.mini.vae_training import NormalisedVAE
 from flowcache_core.mini_magi import evaluate as magi_evaluate
 from flowcache_core.mini_magi import train as magi_train
 from flowcache_core.mini_magi.training import RECIPE
+from flowcache_core.models.common.attention import attend
 from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
 
 
@@ -55,6 +57,19 @@ def test_muon_descends() -> None:
         weight.grad = 2 * weight.detach()
         muon.step(0.02)
     assert weight.square().sum() < 0.5 * first
+
+
+def test_attention_in_a_training_in_half_precision_is_the_same_attention() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 4, n, 32, generator=generator, requires_grad=True) for n in (24, 72, 72))
+    expected = attend(q, k, v)
+    slopes = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(q, k, v)
+    assert found.dtype is torch.bfloat16
+    assert (found.float() - expected).norm() < 0.02 * expected.norm()
+    for slope, other in zip(torch.autograd.grad(found.float().square().sum(), (q, k, v)), slopes):
+        assert (slope - other).norm() < 0.03 * other.norm()
 
 
 def test_exported_vae_is_the_trained_one_under_official_constants() -> None:
@@ -158,8 +173,8 @@ def test_options_that_come_to_nothing_are_refused_first(untrained, tmp_path: Pat
 
 def test_the_scenes_are_refused_the_same_way(untrained, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    assert call(train.main, "--scenes", "--out", tmp_path / "file", "--work", tmp_path / "work").field == "out"
-    error = call(train.main, "--scenes", "--stage", "decoder", "--out", tmp_path, "--work", tmp_path / "work")
+    assert call(train_mini.main, "--scenes", "--out", tmp_path / "file", "--work", tmp_path / "work").field == "out"
+    error = call(train_mini.main, "--scenes", "--stage", "decoder", "--out", tmp_path, "--work", tmp_path / "work")
     assert error.field == "checkpoint flowcache_mini_scenes_vae.safetensors"
 
 
