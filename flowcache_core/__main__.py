@@ -15,9 +15,9 @@ COMMANDS = {
     "cost": ".commands.cost",
     "calibrate": ".commands.calibrate",
     "schedule": ".commands.schedule",
-    "train-mini": ".mini.train",
+    "train-mini": ".commands.train_mini",
     "train-mini-magi": ".mini_magi.train",
-    "evaluate-mini": ".mini.evaluate",
+    "evaluate-mini": ".commands.evaluate_mini",
     "evaluate-mini-magi": ".mini_magi.evaluate",
 }
 NOT_FINITE, BAD_INPUT, INTERRUPTED = 1, 2, 130

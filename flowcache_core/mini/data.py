@@ -31,7 +31,7 @@ DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up"
 
 # Half width and half height of each shape's bounding box, in radii. Square and triangle are a little smaller than the
 # circle's equal so that all three keep room to move.
-_HALF_SIZES = {"circle": (1.0, 1.0), "square": (0.9, 0.9), "triangle": (1.13, 0.98)}
+HALF_SIZES = {"circle": (1.0, 1.0), "square": (0.9, 0.9), "triangle": (1.13, 0.98)}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Clip:
     @property
     def half_size(self) -> tuple[float, float]:
         """Half width and half height of the shape's bounding box in pixels."""
-        width, height = _HALF_SIZES[self.shape]
+        width, height = HALF_SIZES[self.shape]
         return width * self.radius, height * self.radius
 
 
@@ -72,7 +72,7 @@ def random_clips(count: int, seed: int) -> list[Clip]:
 def _place(colour: str, shape: str, direction: str, random: Sequence[float]) -> Clip:
     radius = MIN_RADIUS + (MAX_RADIUS - MIN_RADIUS) * random[0]
     centre: list[float] = []
-    for step, half, chance in zip(DIRECTIONS[direction], _HALF_SIZES[shape], random[1:]):
+    for step, half, chance in zip(DIRECTIONS[direction], HALF_SIZES[shape], random[1:]):
         low, high = half * radius, FRAME_SIZE - half * radius
         # Keep ROOM pixels free ahead of the shape along the axis it moves on.
         low, high = low + ROOM * (step < 0), high - ROOM * (step > 0)
@@ -103,14 +103,14 @@ def render(clips: Sequence[Clip], frames: int, *, at: Tensor | None = None) -> T
         rows = torch.tensor([i for i, clip in enumerate(clips) if clip.shape == shape], dtype=torch.long)
         if len(rows):
             half = torch.tensor([clips[i].half_size for i in rows.tolist()]).reshape(-1, 2, 1, 1, 1)
-            distance[rows] = _distance(shape, dx[rows], dy[rows], half[:, 0], half[:, 1])
+            distance[rows] = outline_distance(shape, dx[rows], dy[rows], half[:, 0], half[:, 1])
     cover = (0.5 - distance).clamp(0, 1)[:, None]
     colour = torch.tensor([COLOURS[clip.colour] for clip in clips]).reshape(-1, 3, 1, 1, 1)
     back = torch.tensor(BACKGROUND).reshape(1, 3, 1, 1, 1)
     return (back + (colour - back) * cover) * 2 - 1
 
 
-def _distance(shape: str, dx: Tensor, dy: Tensor, half_width: Tensor, half_height: Tensor) -> Tensor:
+def outline_distance(shape: str, dx: Tensor, dy: Tensor, half_width: Tensor, half_height: Tensor) -> Tensor:
     """Signed distance in pixels to the outline, negative inside (corners are not rounded)."""
     if shape == "circle":
         return (dx.square() + dy.square()).sqrt() - half_width

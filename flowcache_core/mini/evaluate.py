@@ -22,6 +22,7 @@ from ..report.video import pixels
 from ..schedule import shifted
 from . import GUIDANCE, MiniModel, data, load_mini
 from .measure import JOURNEY, Measured, measure
+from .run_options import add_run_arguments, run_changes
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,32 @@ def sample(
     guidance: float,
     seed: int = 0,
     clean_pass: bool = True,
+    prefix: Tensor | None = None,
+    at_once: int | None = None,
+    **changes: object,
 ) -> Tensor:
-    """Videos [N, 3, T, 64, 64] in -1..1 of the prompts, chunk after chunk, all in one batch."""
+    """Videos [N, 3, T, H, W] in -1..1 of the prompts, chunk after chunk.
+
+    prefix: clean latents [N, 16, F, h, w] the videos begin with. at_once: videos in one batch, all unless said
+    otherwise. changes: fields of the engine's settings other than those of a plain run.
+    """
     text = torch.cat([mini.encode_prompt(prompt) for prompt in prompts])
-    null = mini.encode_prompt("").expand_as(text)
     device = next(mini.transformer.parameters()).device
-    denoiser = WanDenoiser(mini.transformer, {0: (text.to(device), null.to(device))}, guidance)
+    held = 0 if prefix is None else prefix.shape[2]
     settings = EngineSettings(
-        plan=blockwise(chunks * mini.chunk_frames, mini.chunk_frames, steps),
+        plan=blockwise(chunks * mini.chunk_frames, mini.chunk_frames, steps, held),
         schedule=shifted(steps, mini.shift),
         clean_pass=clean_pass,
+        **changes,  # type: ignore[arg-type]
     )
-    latents = generate(denoiser, settings, mini.noise(chunks, seed, len(prompts)), observe=refusing())
-    return torch.cat([mini.vae.decode(part) for part in latents.split(8)]).cpu()
+    noise, null = mini.noise(chunks, seed, len(prompts)), mini.encode_prompt("")
+    parts = []
+    for rows in torch.arange(len(prompts)).split(at_once or len(prompts)):
+        given = (text[rows].to(device), null.expand_as(text[rows]).to(device))
+        denoiser = WanDenoiser(mini.transformer, {0: given}, guidance)
+        begun = None if prefix is None else prefix[rows].to(device)
+        parts.append(generate(denoiser, settings, noise[rows], prefix=begun, observe=refusing()))
+    return torch.cat([mini.vae.decode(part) for part in torch.cat(parts).split(8)]).cpu()
 
 
 def score(clips: list[data.Clip], videos: Tensor, *, steps: int, guidance: float) -> Score:
@@ -95,17 +109,19 @@ def contact_sheet(videos: Tensor, prompts: list[str], path: Path, columns: int =
     """Writes a picture with a row per prompt and evenly spaced frames. Needs Pillow."""
     from PIL import Image, ImageDraw
 
-    scale, margin, gap = 2, 200, 4
-    side = data.FRAME_SIZE * scale
+    margin, gap, side = 200, 4, 2 * data.FRAME_SIZE
     chosen = torch.linspace(0, videos.shape[2] - 1, columns).round().long()
     sheet = Image.new("RGB", (margin + columns * (side + gap), len(prompts) * (side + gap)), (24, 24, 28))
     draw = ImageDraw.Draw(sheet)
     for row, (video, prompt) in enumerate(zip(videos, prompts)):
         top = row * (side + gap)
-        draw.text((8, top + side // 2 - 8), prompt.replace(" moving", "\nmoving"), fill=(230, 230, 230))
+        lines = prompt.replace(" moving", "\nmoving").replace(", ", "\n")
+        draw.text((8, top + side // 2 - 8 * (1 + lines.count("\n"))), lines, fill=(230, 230, 230))
         shown = pixels(video[:, chosen]).permute(1, 2, 3, 0).numpy()
         for column, picture in enumerate(shown):
-            frame = Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS)
+            frame = Image.fromarray(picture)
+            if frame.width != side:
+                frame = frame.resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(frame, (margin + column * (side + gap), top))
     with whole_file(path, "picture") as part:
         sheet.quantize(128).save(part, format=picture_format(path), optimize=True)
@@ -131,7 +147,12 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int, guidance: float) 
 
 
 def asked(options: argparse.Namespace) -> list[data.Clip]:
-    """The clips whose prompts are sampled. SettingError for options that would come to nothing, before any sampling."""
+    """The clips whose prompts are sampled."""
+    return data.random_clips(options.samples, seed=10_000 + options.seed)
+
+
+def check(options: argparse.Namespace) -> None:
+    """SettingError for options that would come to nothing, before any sampling."""
     for name, most in (("samples", SAMPLES), ("chunks", CHUNKS), ("steps", STEPS), ("rows", SAMPLES)):
         require_count(name, getattr(options, name), minimum=1, maximum=most)
     require_count("seed", options.seed, minimum=0, maximum=2**62)
@@ -142,7 +163,6 @@ def asked(options: argparse.Namespace) -> list[data.Clip]:
         require(importlib.util.find_spec("PIL") is not None, "picture", "no pillow", "pip install pillow")
         picture_format(options.picture)
         require_file(options.picture, "picture")
-    return data.random_clips(options.samples, seed=10_000 + options.seed)
 
 
 def report(options: argparse.Namespace, videos: Tensor) -> None:
@@ -165,11 +185,16 @@ def report(options: argparse.Namespace, videos: Tensor) -> None:
 def main(argv: list[str]) -> int:
     """Entry of the command; returns the exit code."""
     parser = Parser(prog="evaluate-mini", description=__doc__)
+    parser.add_argument("--scenes", action="store_true", help="the scenes model instead (--scenes --help says more)")
     add_arguments(parser, steps=50, guidance=GUIDANCE)
+    add_run_arguments(parser)
     options = parser.parse_args(argv)
+    check(options)
     prompts = [clip.prompt for clip in asked(options)]
     chosen = {"chunks": options.chunks, "steps": options.steps, "seed": options.seed}
-    report(options, sample(load_mini(), prompts, guidance=options.guidance, **chosen))
+    mini = load_mini()
+    changes = run_changes(options, mini.shift)
+    report(options, sample(mini, prompts, guidance=options.guidance, **chosen, **changes))
     return 0
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..models.wan.transformer import WanConfig, WanTransformer
 from ..models.wan.vae import WanVAE
 from .checkpoint import Stand, load, require_finite_loss, save, save_or_say
-from .clip_pool import CHUNK_FRAMES, ClipPool
+from .clip_pool import CHUNK_FRAMES, SHAPES, ClipPool, Clips
 from .noise_levels import chunk_sigmas
 from .optim import Muon
 from .text import TEXT_DIM
@@ -30,23 +30,6 @@ MUON_RATE, ADAM_RATE = 0.015, 2e-3
 
 
 Loss = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """An architecture and how it is trained.
-
-    loss: of (model, clean latents [B, 16, F, 8, 8], text [B, 8, 64], generator). blocks: how the names of the matrices
-    that Muon steps begin; ``apart``: parts of names that AdamW keeps all the same.
-    """
-
-    build: Callable[[], nn.Module]
-    loss: Loss
-    blocks: str
-    apart: tuple[str, ...] = ()
-
-    def for_muon(self, name: str, parameter: nn.Parameter) -> bool:
-        return name.startswith(self.blocks) and parameter.ndim == 2 and not any(part in name for part in self.apart)
 
 
 @dataclass(frozen=True)
@@ -62,17 +45,41 @@ class Phase:
     pool_chunks: int
     clips: int
 
-    def pool(self, vae: WanVAE, seed: int, folder: Path) -> ClipPool:
-        return ClipPool(vae, self.pool_chunks, seed * 1_000_003 + self.pool_chunks, folder)
-
 
 PHASES = (Phase(0.25, 2, 24, 4, 1536), Phase(0.7, 4, 12, 4, 3072), Phase(1.01, 8, 6, 8, 1024))
-FIRST_CLIPS = 256  # enough to start a phase with; then at least one more for every fourth step
 
 
-def clip_bytes() -> int:
-    """What the clip files of a whole training take on disk: latents of 16 x 8 x 8 values a frame, two bytes each."""
-    return sum(phase.clips * phase.pool_chunks * CHUNK_FRAMES * 16 * 8 * 8 * 2 for phase in PHASES)
+@dataclass(frozen=True)
+class Recipe:
+    """An architecture, what it is trained on, and how.
+
+    loss: of (model, clean latents [B, 16, F, h, w], text [B, T, 64], generator). blocks: how the names of the matrices
+    that Muon steps begin; ``apart``: parts of names that AdamW keeps all the same. first_clips: enough to start a phase
+    with; then at least one more for every fourth step. half: products in bfloat16.
+    """
+
+    build: Callable[[], nn.Module]
+    loss: Loss
+    blocks: str
+    apart: tuple[str, ...] = ()
+    clips: Clips = SHAPES
+    phases: tuple[Phase, ...] = PHASES
+    first_clips: int = 256
+    half: bool = False
+
+    def for_muon(self, name: str, parameter: nn.Parameter) -> bool:
+        return name.startswith(self.blocks) and parameter.ndim == 2 and not any(part in name for part in self.apart)
+
+    def pool(self, phase: Phase, vae: WanVAE, seed: int, folder: Path) -> ClipPool:
+        """The clips that a phase draws from."""
+        return ClipPool(vae, phase.pool_chunks, seed * 1_000_003 + phase.pool_chunks, folder, self.clips)
+
+    def clip_bytes(self, side: int) -> int:
+        """What the clip files of a whole training take on disk: 16 numbers of two bytes for each latent pixel.
+
+        side: of the latents, in pixels.
+        """
+        return sum(phase.clips * phase.pool_chunks * CHUNK_FRAMES * 16 * side * side * 2 for phase in self.phases)
 
 
 @dataclass(frozen=True)
@@ -110,10 +117,10 @@ def require_resumable(checkpoint: Path, recipe: Recipe | None = None) -> None:
         load(checkpoint, Trained.begin(recipe or WAN, torch.device("cpu")).parts)
 
 
-def encode_ahead(vae: WanVAE, *, seed: int, folder: Path, say: Callable[[str], None]) -> None:
+def encode_ahead(vae: WanVAE, recipe: Recipe, *, seed: int, folder: Path, say: Callable[[str], None]) -> None:
     """Writes the clip files that a training with this seed will want, in the order it will want them."""
-    for phase in PHASES:
-        pool = phase.pool(vae, seed, folder)
+    for phase in recipe.phases:
+        pool = recipe.pool(phase, vae, seed, folder)
         while len(pool.latents) < phase.clips:
             pool.file()
             pool.skip()
@@ -151,14 +158,17 @@ def train_transformer(
     folder = checkpoint.parent / "clips"
     clock = _Clock(stand.spent)
     while (progress := step / steps if steps else clock.seconds / (60 * minutes)) < 1:
-        phase = _phase(progress, step)
-        pool = pools.get(phase.pool_chunks) or pools.setdefault(phase.pool_chunks, phase.pool(vae, seed, folder))
+        phase = _phase(recipe.phases, progress, step)
+        if phase.pool_chunks not in pools:
+            pools[phase.pool_chunks] = recipe.pool(phase, vae, seed, folder)
+        pool = pools[phase.pool_chunks]
         drawn[phase.pool_chunks] += 1
         if drawn[phase.pool_chunks] % 50 == 1:
-            pool.take_files(min(phase.clips, FIRST_CLIPS + drawn[phase.pool_chunks] // 4))
+            pool.take_files(min(phase.clips, recipe.first_clips + drawn[phase.pool_chunks] // 4))
         clean, context = pool.draw(phase.batch, phase.chunks * CHUNK_FRAMES, generator)
         clean, context = clean.to(device), context.to(device)
-        loss = recipe.loss(model, clean, context, generator)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.half):
+            loss = recipe.loss(model, clean, context, generator)
         loss.backward()
         nn.utils.clip_grad_norm_(others, 1.0)
         # Warm-up, a plateau, then down to nothing: the plateau leaves the length of the training open.
@@ -186,10 +196,10 @@ def train_transformer(
     return average, {"steps": step, "loss": loss_mean}
 
 
-def _phase(progress: float, step: int) -> Phase:
+def _phase(phases: tuple[Phase, ...], progress: float, step: int) -> Phase:
     """The phase due. In the last one every other step takes the one before it: there are more short clips than long."""
-    index = next(i for i, phase in enumerate(PHASES) if progress < phase.until)
-    return PHASES[max(0, index - 1)] if index == len(PHASES) - 1 and step % 2 else PHASES[index]
+    index = next(i for i, phase in enumerate(phases) if progress < phase.until)
+    return phases[max(0, index - 1)] if index == len(phases) - 1 and step % 2 else phases[index]
 
 
 def _loss(model: nn.Module, clean: Tensor, context: Tensor, generator: torch.Generator) -> Tensor:

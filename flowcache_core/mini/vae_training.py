@@ -11,6 +11,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,41 @@ from ..models.wan.vae import (
     Upsample,
     WanVAE,
     WanVAEConfig,
+    load_wan_vae,
 )
 from . import data
 from .checkpoint import Stand, load, require_finite_loss, save, save_or_say
 
 BASE_DIM = 8
-PEAK_RATE = 3e-3
 LATENT_NOISE = 0.1  # added to the unit-variance latents: the decoder must forgive small errors of the generator
-# (share of the training up to which it holds, pixel frames per clip, clips per batch, side of the cut-out in pixels)
-CURRICULUM = ((0.1, 1, 32, 64), (0.25, 9, 6, 40), (0.8, 17, 5, 40), (1.01, 17, 2, 64))
+
+
+Batch = Callable[[int, int, int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class VAERecipe:
+    """What an autoencoder learns from and how.
+
+    batch: of (pixel frames per clip, clips, side of the cut-out in pixels, seed) the video [clips, 3, frames, side,
+    side]. held_out: makes the video its PSNR is taken on. curriculum: (share of the training up to which
+    it holds, frames, clips, side). start: the file of the autoencoder to go on from; anew without one. half: products
+    in bfloat16, three times faster on CPUs that have it.
+    """
+
+    batch: Batch
+    held_out: Callable[[], Tensor]
+    curriculum: tuple[tuple[float, int, int, int], ...]
+    start: Path | None = None
+    peak_rate: float = 3e-3
+    half: bool = False
+
+    def build(self) -> NormalisedVAE:
+        """The model to train."""
+        model = NormalisedVAE()
+        if self.start is not None:
+            model.take(load_wan_vae(self.start))
+        return model
 
 
 class NormalisedVAE(nn.Module):
@@ -53,6 +80,13 @@ class NormalisedVAE(nn.Module):
         if self.training:
             latents = latents + LATENT_NOISE * torch.randn_like(latents)
         return vae.decoder(vae.conv2(latents))
+
+    @torch.no_grad()
+    def take(self, vae: WanVAE) -> None:
+        """Goes on from a plain WanVAE: what :meth:`export` folded into the decoder's first convolution is undone."""
+        self.vae.load_state_dict(vae.state_dict())
+        self.vae.conv2.bias += self.vae.conv2.weight[..., 0, 0, 0] @ vae.latent_mean.reshape(-1)
+        self.vae.conv2.weight *= vae.latent_std.reshape(1, -1, 1, 1, 1)
 
     @torch.no_grad()
     def export(self) -> WanVAE:
@@ -105,10 +139,15 @@ def train_vae(
     resume: bool,
     say: Callable[[str], None],
     fuse: bool = False,
+    recipe: VAERecipe | None = None,
 ) -> tuple[WanVAE, dict[str, float]]:
-    """Trains for `minutes` of wall-clock time, or `steps`; the schedules follow it. Returns the VAE and its figures."""
+    """Trains for `minutes` of wall-clock time, or `steps`; the schedules follow it. Returns the VAE and its figures.
+
+    recipe: what to train on, the mini model's clips unless said otherwise.
+    """
+    recipe = recipe or SHAPES
     torch.manual_seed(seed)
-    parts = _begin(device)
+    parts = _begin(recipe, device)
     model, average, optimizer = parts["model"], parts["average"], parts["optimizer"]
     for module in model.modules():
         if isinstance(module, nn.Conv3d):
@@ -119,12 +158,13 @@ def train_vae(
     step, loss_mean = stand.step, stand.loss
     begin, saved_at = time.monotonic() - stand.spent, time.monotonic()
     while (progress := step / steps if steps else (time.monotonic() - begin) / (60 * minutes)) < 1:
-        frames, batch, side = next(stage[1:] for stage in CURRICULUM if progress < stage[0])
+        frames, batch, side = next(stage[1:] for stage in recipe.curriculum if progress < stage[0])
         warm = min(1.0, (step + 1) / 100)
         for group in optimizer.param_groups:
-            group["lr"] = PEAK_RATE * warm * (0.5 + 0.5 * math.cos(math.pi * progress))
-        video = _batch(frames, batch, side, seed=seed * 1_000_003 + step).to(device)
-        restored = model(video.contiguous(memory_format=torch.channels_last_3d))
+            group["lr"] = recipe.peak_rate * warm * (0.5 + 0.5 * math.cos(math.pi * progress))
+        video = recipe.batch(frames, batch, side, seed * 1_000_003 + step).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.half):
+            restored = model(video.contiguous(memory_format=torch.channels_last_3d)).float()
         loss = F.mse_loss(restored, video) + 0.15 * F.l1_loss(restored, video)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -138,24 +178,24 @@ def train_vae(
             say(f"vae step {step}  {100 * progress:.1f} %  {frames} frames  loss {loss_mean:.5f}")
         if time.monotonic() - saved_at > 120:
             save_or_say(checkpoint, parts, Stand(step, time.monotonic() - begin, loss_mean), say)
-            say(f"vae step {step}  PSNR {psnr(average.export(), device):.2f} dB (45-frame clips)")
+            say(f"vae step {step}  PSNR {psnr(average.export(), recipe, device):.2f} dB (45-frame clips)")
             saved_at = time.monotonic()
     save(checkpoint, parts, Stand(step, time.monotonic() - begin, loss_mean))
     vae = average.export().eval().requires_grad_(False)
-    return vae, {"steps": step, "loss": loss_mean, "psnr_db": psnr(vae, device)}
+    return vae, {"steps": step, "loss": loss_mean, "psnr_db": psnr(vae, recipe, device)}
 
 
-def _begin(device: torch.device) -> dict[str, Any]:
+def _begin(recipe: VAERecipe, device: torch.device) -> dict[str, Any]:
     """What the first stage changes, by its names in a checkpoint."""
-    model = NormalisedVAE().to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=1e-3)
+    model = recipe.build().to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.peak_rate, betas=(0.9, 0.98), weight_decay=1e-3)
     return {"model": model, "average": copy.deepcopy(model).eval().requires_grad_(False), "optimizer": optimizer}
 
 
-def require_resumable(checkpoint: Path) -> None:
+def require_resumable(checkpoint: Path, recipe: VAERecipe | None = None) -> None:
     """SettingError when the first stage cannot go on from ``checkpoint``."""
     with torch.random.fork_rng(devices=[]):
-        load(checkpoint, _begin(torch.device("cpu")))
+        load(checkpoint, _begin(recipe or SHAPES, torch.device("cpu")))
 
 
 def train_decoder(
@@ -168,12 +208,14 @@ def train_decoder(
     say: Callable[[str], None],
     keep: Callable[[int], None],
     rate: float = 1.5e-3,
+    recipe: VAERecipe | None = None,
 ) -> dict[str, float]:
     """Trains only the decoder of `vae`, in place: latents, and so a transformer trained on them, stay as they are.
 
     `draw` gives latents and the video they came from. Long clips matter: what is decoded late depends on all that came
     before. `keep(step)` is called every two minutes, when `vae` has the averaged weights.
     """
+    recipe = recipe or SHAPES
     device = vae.latent_mean.device
     parts = nn.ModuleList([vae.decoder, vae.conv2]).requires_grad_(True)
     for module in vae.modules():
@@ -190,7 +232,8 @@ def train_decoder(
         latents = latents + LATENT_NOISE * torch.randn(latents.shape, generator=generator).to(device)
         raw = latents * vae.latent_std + vae.latent_mean
         raw = raw.contiguous(memory_format=torch.channels_last_3d)
-        restored = vae.decoder(vae.conv2(raw))
+        with torch.autocast(device.type, torch.bfloat16, enabled=recipe.half):
+            restored = vae.decoder(vae.conv2(raw)).float()
         loss = F.mse_loss(restored, video) + 0.15 * F.l1_loss(restored, video)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -208,15 +251,15 @@ def train_decoder(
             told = time.monotonic()
     parts.load_state_dict(average.state_dict())
     parts.requires_grad_(False)
-    reached = psnr(vae, device)
+    reached = psnr(vae, recipe, device)
     require_finite_loss(reached, f"decoder step {step}")
     return {"decoder_steps": step, "psnr_db": reached}
 
 
 @torch.no_grad()
-def psnr(vae: WanVAE, device: torch.device, clips: int = 12, frames: int = 45) -> float:
+def psnr(vae: WanVAE, recipe: VAERecipe, device: torch.device) -> float:
     """Peak signal-to-noise ratio in dB of held-out clips after encode and decode."""
-    video = data.render(data.random_clips(clips, seed=2**31), frames).to(device)
+    video = recipe.held_out().to(device)
     error = ((vae.decode(vae.encode(video)) - video) / 2).square().mean().item()
     return -10 * math.log10(error)
 
@@ -237,6 +280,13 @@ def _batch(frames: int, count: int, side: int, seed: int) -> Tensor:
     columns, rows = corner.round().long().clamp(0, data.FRAME_SIZE - side).unbind(1)
     views = [v[:, :, y : y + side, x : x + side] for v, x, y in zip(video, columns.tolist(), rows.tolist())]
     return torch.stack(views)
+
+
+def _held_out() -> Tensor:
+    return data.render(data.random_clips(12, seed=2**31), 45)
+
+
+SHAPES = VAERecipe(_batch, _held_out, ((0.1, 1, 32, 64), (0.25, 9, 6, 40), (0.8, 17, 5, 40), (1.01, 17, 2, 64)))
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..commands.arguments import Parser
 from ..engine import generate
-from ..mini.evaluate import add_arguments, asked, report
+from ..mini.evaluate import add_arguments, asked, check, report
 from ..report.refusing import refusing
 from . import STEPS, TEXT_SCALE, MiniMagi, load_mini_magi
 
@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="evaluate-mini-magi", description=__doc__)
     add_arguments(parser, STEPS, TEXT_SCALE)
     options = parser.parse_args(argv)
+    check(options)
     prompts = [clip.prompt for clip in asked(options)]
     chosen = {"chunks": options.chunks, "steps": options.steps, "seed": options.seed}
     report(options, sample(load_mini_magi(), prompts, guidance=options.guidance, **chosen))

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="train-mini-magi", description=__doc__)
     add_arguments(parser, WEIGHTS, f"(default: {MINUTES:g})")
     options = parser.parse_args(argv)
-    shared = checked(options, [TRANSFORMER_FILE.name])
+    shared = checked(options, [TRANSFORMER_FILE.name], RECIPE.clip_bytes(8))
     minutes, checkpoint = options.minutes or MINUTES, options.work / "mini_magi.pt"
     if options.resume:
         require_resumable(checkpoint, RECIPE)

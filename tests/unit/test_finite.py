@@ -282,10 +282,10 @@ def test_a_distance_that_is_not_finite_never_reuses(policy, name: str, value: fl
 
 
 def test_a_polynomial_that_overflows_never_reuses() -> None:
-    policy = Chunkwise(threshold=1e6, warmup_steps=1, distance=TimeDistance((-1e308, -1e308, 0.0)))
+    policy = Chunkwise(threshold=1e6, warmup_steps=1, distance=TimeDistance((-1.7e308, -1.7e308, 0.0)))
     _, made = run(DummyDenoiser(), PLAN_ROWS["blockwise"](), policy=policy)
     negative = [step for step in made.steps_taken if step.distance == -math.inf]
-    assert all(step.action == "compute" for step in negative)
+    assert negative and all(step.action == "compute" for step in negative)
 
 
 # -- what a run begins with -------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -91,9 +92,8 @@ def test_times_are_those_of_the_window() -> None:
     assert torch.allclose((3 * steps / (1 + 2 * steps)).sqrt(), torch.arange(16) / 16, atol=1e-6)
 
 
-def test_training_stops_saves_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "PHASES", (shared.Phase(1.01, 2, 2, 2, 16),))
-    monkeypatch.setattr(shared, "FIRST_CLIPS", 16)
+def test_training_stops_saves_and_resumes(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, phases=(shared.Phase(1.01, 2, 2, 2, 16),), first_clips=16)
     vae = WanVAE(WanVAEConfig(dim=8)).requires_grad_(False)
 
     def train(steps: int, resume: bool) -> tuple[torch.nn.Module, dict[str, float]]:
@@ -106,7 +106,7 @@ def test_training_stops_saves_and_resumes(tmp_path: Path, monkeypatch: pytest.Mo
             checkpoint=tmp_path / "magi.pt",
             resume=resume,
             say=print,
-            recipe=RECIPE,
+            recipe=recipe,
         )
 
     model, figures = train(2, resume=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from flowcache_core.commands import train_mini
 from flowcache_core.errors import NotFiniteError, SettingError
 from flowcache_core.mini import checkpoint, clip_pool, evaluate, train
 from flowcache_core.mini import transformer_training as training
@@ -20,6 +21,7 @@ from flowcache_core.mini.vae_training import NormalisedVAE
 from flowcache_core.mini_magi import evaluate as magi_evaluate
 from flowcache_core.mini_magi import train as magi_train
 from flowcache_core.mini_magi.training import RECIPE
+from flowcache_core.models.common.attention import attend
 from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
 
 
@@ -57,6 +59,19 @@ def test_muon_descends() -> None:
     assert weight.square().sum() < 0.5 * first
 
 
+def test_attention_in_a_training_in_half_precision_is_the_same_attention() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 4, n, 32, generator=generator, requires_grad=True) for n in (24, 72, 72))
+    expected = attend(q, k, v)
+    slopes = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attend(q, k, v)
+    assert found.dtype is torch.bfloat16
+    assert (found.float() - expected).norm() < 0.02 * expected.norm()
+    for slope, other in zip(torch.autograd.grad(found.float().square().sum(), (q, k, v)), slopes):
+        assert (slope - other).norm() < 0.03 * other.norm()
+
+
 def test_exported_vae_is_the_trained_one_under_official_constants() -> None:
     torch.manual_seed(0)
     model = NormalisedVAE()
@@ -73,12 +88,22 @@ def test_exported_vae_is_the_trained_one_under_official_constants() -> None:
     assert latents.mean((0, 2, 3, 4)).abs().max() < 0.5
 
 
+def test_an_autoencoder_is_gone_on_from_where_another_training_left_it() -> None:
+    torch.manual_seed(0)
+    vae, model = WanVAE(WanVAEConfig(dim=8)).requires_grad_(False), NormalisedVAE()
+    model.take(vae)
+    latents = torch.randn(1, 16, 2, 4, 4)
+    with torch.no_grad():
+        raw = latents * vae.latent_std + vae.latent_mean
+        assert torch.allclose(model.vae.decoder(model.vae.conv2(latents)), vae.decoder(vae.conv2(raw)), atol=1e-4)
+
+
 @pytest.fixture
 def two_clips(monkeypatch: pytest.MonkeyPatch) -> WanVAE:
     """A training on two clips of one chunk; its autoencoder."""
     monkeypatch.setattr(clip_pool, "FILE_CLIPS", 2)
-    monkeypatch.setattr(training, "PHASES", (training.Phase(1.01, 1, 2, 1, 2),))
-    monkeypatch.setattr(training, "FIRST_CLIPS", 2)
+    short = replace(training.WAN, phases=(training.Phase(1.01, 1, 2, 1, 2),), first_clips=2)
+    monkeypatch.setattr(training, "WAN", short)
     return WanVAE(WanVAEConfig(dim=2)).requires_grad_(False)
 
 
@@ -146,8 +171,15 @@ def test_options_that_come_to_nothing_are_refused_first(untrained, tmp_path: Pat
     assert error.field == field
 
 
+def test_the_scenes_are_refused_the_same_way(untrained, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert call(train_mini.main, "--scenes", "--out", tmp_path / "file", "--work", tmp_path / "work").field == "out"
+    error = call(train_mini.main, "--scenes", "--stage", "decoder", "--out", tmp_path, "--work", tmp_path / "work")
+    assert error.field == "checkpoint flowcache_mini_scenes_vae.safetensors"
+
+
 def test_too_little_disk_for_the_clips_is_refused_first(untrained, tmp_path: Path, monkeypatch) -> None:
-    free = shutil.disk_usage(tmp_path)._replace(free=training.clip_bytes() // 2)
+    free = shutil.disk_usage(tmp_path)._replace(free=training.WAN.clip_bytes(8) // 2)
     monkeypatch.setattr("flowcache_core.files.shutil.disk_usage", lambda folder: free)
     error = call(train.main, "--out", tmp_path, "--work", tmp_path)
     assert error.field == "work" and "MB of free space" in error.accepted

@@ -12,8 +12,18 @@ from torch import Tensor
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Every query sees every key. K/V of batch 1 serve all of q's batch. Returns ``[B, tokens, heads * head_dim]``."""
     batch = q.shape[0]
+    if q.requires_grad and q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        return _attend_in_training(q, k, v).transpose(1, 2).flatten(2)
     out = F.scaled_dot_product_attention(q, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1))
     return out.transpose(1, 2).flatten(2)
+
+
+def _attend_in_training(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Plain products in autocast's dtype: on a CPU twice as fast forward and backward as torch's fused attention."""
+    dtype = torch.get_autocast_dtype("cpu")
+    with torch.autocast("cpu", enabled=False):
+        weights = ((q * q.shape[-1] ** -0.5).to(dtype) @ k.to(dtype).mT).softmax(-1)
+        return weights @ v.to(dtype)
 
 
 def attend_block_causal(q: Tensor, k: Tensor, v: Tensor, chunk_tokens: Sequence[int]) -> Tensor:

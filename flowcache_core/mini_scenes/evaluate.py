@@ -1,0 +1,143 @@
+"""Command that samples mini scenes and counts how often its videos do what their prompts say.
+
+Beside the rates of the generated videos stand those of the true videos of the same scenes, and of these after the
+autoencoder: what the measurement itself, and the autoencoder, get wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..commands.arguments import Parser
+from ..files import write_json
+from ..mini import MiniModel
+from ..mini.data import COLOURS, SHAPES
+from ..mini.evaluate import add_arguments, check, contact_sheet, sample
+from ..mini.run_options import add_run_arguments, one_by_one, run_changes
+from . import GUIDANCE, data, load_mini_scenes
+from .data import Scene
+from .judge import NAMES, Answers, answers, rates, recalled
+from .measure import measure
+from .text import without
+
+AT_ONCE = 8
+RECALL_CHUNKS, RECALL_CHUNK = 7, 6  # length of the recall test, and the chunk in which the shape is looked for
+ABSENT = (2, 3)  # chunks in which it must be out of the picture
+RECALL_NAMES = {
+    "back": "a shape is there again",
+    "colour": "... of the colour it had (not in the prompt)",
+    "shape": "... of the shape it had (not in the prompt)",
+    "place": "... at its height and of its size",
+}
+Rates = dict[str, tuple[float, int]]
+
+
+def scenes_asked(count: int, seed: int) -> list[Scene]:
+    """The scenes whose prompts are sampled; none is in the training data."""
+    return data.random_scenes(count, 2**40 + seed)
+
+
+def recall_scenes(count: int, seed: int) -> list[Scene]:
+    """Scenes in which the camera pans away from a resting shape and comes back to it, chunks later."""
+    found: list[Scene] = []
+    for scene in data.random_scenes(16 * count, 2**41 + seed):
+        if scene.pan == "still" or len(found) == count:
+            continue
+        actor = scene.actors[0]
+        half = actor.half_size[0]
+        away = half + 5 + (actor.x - half) % 10  # whole at first, and gone before the third chunk
+        x = away if scene.pan == "right" else data.FRAME_SIZE - away
+        resting = replace(actor, motion="resting", x=x, enters=0, turns=None)
+        found.append(replace(scene, actors=(resting,), back=3, changes=None, post=None))
+    return found
+
+
+def recall_rates(scenes: list[Scene], videos: Tensor) -> Rates:
+    """How often the shape is back, and the same. Counted are videos that lost it in between."""
+    found: list[dict[str, bool]] = []
+    for scene, video in zip(scenes, videos):
+        track = measure(video).lanes[scene.actors[0].lane]
+        if track.in_chunk(0) and not any(track.present(chunk) for chunk in ABSENT):
+            found.append(recalled(track, RECALL_CHUNK))
+    return {name: (sum(one[name] for one in found) / max(1, len(found)), len(found)) for name in RECALL_NAMES}
+
+
+def judged(scenes: list[Scene], videos: Tensor) -> Rates:
+    """The rates of some videos against their scenes' prompts."""
+    found: list[Answers] = [answers(scene, measure(video)) for scene, video in zip(scenes, videos)]
+    return rates(found)
+
+
+@torch.no_grad()
+def reconstructed(mini: MiniModel, videos: Tensor) -> Tensor:
+    """The videos after the autoencoder."""
+    return torch.cat([mini.vae.decode(mini.vae.encode(part)) for part in videos.split(2)])
+
+
+def recall(mini: MiniModel, options: argparse.Namespace, changes: dict[str, Any]) -> dict[str, Rates]:
+    """The recall test: each video begins with a true first chunk, and the prompt leaves out what must be remembered."""
+    scenes = recall_scenes(options.samples, options.seed)
+    frames = data.first_frame(RECALL_CHUNKS)
+    videos = data.render(scenes, frames)
+    with torch.no_grad():
+        prefix = torch.cat([mini.vae.encode(part) for part in videos[:, :, : data.first_frame(1)].split(8)])
+    run: dict[str, Any] = {"chunks": RECALL_CHUNKS, "steps": options.steps, "guidance": options.guidance}
+    run |= {"prefix": prefix, "at_once": 1 if one_by_one(changes.get("policy")) else AT_ONCE, **changes}
+    outcomes = {}
+    for hidden, words in (("colour", COLOURS), ("shape", SHAPES)):
+        prompts = [without(scene.prompt, words) for scene in scenes]
+        outcomes[hidden] = recall_rates(scenes, sample(mini, prompts, seed=options.seed, **run))
+    generated = {**outcomes["colour"], "shape": outcomes["shape"]["shape"]}
+    columns = {"generated": generated, "true videos": recall_rates(scenes, videos)}
+    if not options.quick:
+        columns["autoencoder"] = recall_rates(scenes, reconstructed(mini, videos))
+    return columns
+
+
+def table(names: dict[str, str], columns: dict[str, Rates]) -> str:
+    """Lines with a rate and the number of cases per column."""
+    lines = [" " * 46 + "".join(f"{name:>18}" for name in columns)]
+    for key, text in names.items():
+        cells = (f"{share:7.1%} of {count:4}" if count else "-" for share, count in (c[key] for c in columns.values()))
+        lines.append(f"{text:46}" + "".join(f"{cell:>18}" for cell in cells))
+    return "\n".join(lines)
+
+
+def main(argv: list[str], load: Callable[[], MiniModel] = load_mini_scenes) -> int:
+    """Entry of the command; returns the exit code."""
+    parser = Parser(prog="evaluate-mini --scenes", description=__doc__)
+    parser.add_argument("--scenes", action="store_true", help="this model instead of the mini model")
+    add_arguments(parser, steps=50, guidance=GUIDANCE)
+    parser.add_argument("--recall", action="store_true", help=f"the recall test too, {RECALL_CHUNKS} chunks")
+    parser.add_argument("--quick", action="store_true", help="leave out the autoencoder's rates")
+    add_run_arguments(parser)
+    options = parser.parse_args(argv)
+    check(options)
+    mini = load()
+    changes = run_changes(options, mini.shift)
+    scenes = scenes_asked(options.samples, options.seed)
+    run: dict[str, Any] = {"chunks": options.chunks, "steps": options.steps, "guidance": options.guidance}
+    at_once = 1 if one_by_one(changes.get("policy")) else AT_ONCE
+    videos = sample(mini, [scene.prompt for scene in scenes], seed=options.seed, at_once=at_once, **run, **changes)
+    true = data.render(scenes, data.first_frame(options.chunks))
+    columns = {"generated": judged(scenes, videos), "true videos": judged(scenes, true)}
+    if not options.quick:
+        columns["autoencoder"] = judged(scenes, reconstructed(mini, true))
+    print(f"{options.samples} clips of {options.chunks} chunks, {options.steps} steps, guidance {options.guidance:g}")
+    print(table({**NAMES, "all": "all of the above in one video"}, columns))
+    result: dict[str, Any] = {"samples": options.samples, **run, "rates": columns}
+    if options.recall:
+        result["recall"] = recall(mini, options, changes)
+        print(f"\nrecall: out of the picture for {len(ABSENT)} chunks or more, then there again")
+        print(table(RECALL_NAMES, result["recall"]))
+    if options.json:
+        write_json(options.json, result, "json")
+    if options.picture:
+        contact_sheet(videos[: options.rows], [scene.prompt for scene in scenes[: options.rows]], options.picture)
+    return 0
