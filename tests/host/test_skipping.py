@@ -9,7 +9,7 @@ from comfy.patcher_extension import WrappersMP
 from hostkit import BLOCKWISE, STAGGERED, compress, hosts, load, module, ours, prompt, reuse, sample, sigmas_of
 
 SettingError = module("flowcache_core.errors").SettingError
-with_slot = module("nodes.adapters.run.settings").with_slot
+with_slot = module("nodes.adapters.run.outer").with_slot
 BIDIRECTIONAL = {**STAGGERED, "attention": "bidirectional"}
 
 
@@ -166,6 +166,13 @@ def test_without_kv_a_cache_may_answer(model):
         sample(by_function_wrapper(model), sampler, sigmas=sigmas_of(model, 6))[0] for sampler in (ours(whole), euler)
     )
     assert (made - theirs).abs().max() < 1e-5
+
+
+def test_a_cache_is_named_where_parts_take_turns(model):
+    for make, name in SKIPPING.values():
+        if "diffusion_model" not in name:  # that one is asked for the whole window, once per tick
+            with pytest.raises(SettingError, match=f"{NAMED}{name}"):
+                sample(make(model), ours(BIDIRECTIONAL), negative=prompt(8), sigmas=sigmas_of(model, 6))
 
 
 def test_conditioning_that_holds_nowhere_is_still_told_as_such(model):

@@ -6,9 +6,20 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers.torch_compile import COMPILE_KEY, TORCH_COMPILE_KWARGS
+
 from ....flowcache_core.errors import SettingError
 
-_OURS = ("flowcache", "torch.compile")
+OURS = "flowcache"
+FUNCTIONS = (
+    "sampler_calc_cond_batch_function",
+    "sampler_pre_cfg_function",
+    "sampler_cfg_function",
+    "sampler_post_cfg_function",
+)
+"""What a guider may call beside the model, under the host's names in the model options."""
+_INSIDE = (WrappersMP.PREDICT_NOISE, WrappersMP.CALC_COND_BATCH, WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL)
 
 
 def skipped(found: str, model_options: Mapping[str, Any], instead: str = "") -> SettingError:
@@ -32,18 +43,22 @@ def here(model_options: Mapping[str, Any]) -> str:
 
 
 def around(model_options: Mapping[str, Any]) -> Iterator[str]:
-    """Every function of another node that a model call goes through."""
-    function = model_options.get("model_function_wrapper")
-    if function is not None:
-        yield f"model function wrapper {name_of(function)}"
-    function = model_options.get("sampler_calc_cond_batch_function")
-    if function is not None:
-        yield f"conditioning batch function {name_of(function)}"
+    """Every function of another node that a model call goes through; torch.compile is none."""
+    for option, what in (
+        ("model_function_wrapper", "model function wrapper"),
+        ("sampler_calc_cond_batch_function", "conditioning batch function"),
+    ):
+        yield from (f"{what} {name_of(function)}" for function in listed(model_options.get(option)))
     wrappers = model_options.get("transformer_options", {}).get("wrappers", {})
-    for kind, by_key in wrappers.items():
-        for key, functions in by_key.items():
-            if key not in _OURS:
+    for kind in _INSIDE:
+        for key, functions in wrappers.get(kind, {}).items():
+            if key not in (OURS, COMPILE_KEY):
                 yield from (f"{kind} wrapper {name_of(function)}" for function in functions)
+
+
+def listed(functions: Any) -> list[Any]:
+    """The host keeps one function, or a list of them, or none."""
+    return [] if functions is None else [*functions] if isinstance(functions, list | tuple) else [functions]
 
 
 def name_of(function: Any) -> str:
@@ -51,3 +66,8 @@ def name_of(function: Any) -> str:
     function = function.func if isinstance(function, partial) else function
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__.rpartition('.')[2]}.{named.__qualname__.replace('.<locals>', '')}"
+
+
+def compiles(model_options: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How the host's torch.compile node compiles this model; None where there is none."""
+    return model_options.get(TORCH_COMPILE_KWARGS)

@@ -24,18 +24,17 @@ Forward = Callable[..., Tensor]
 
 
 @torch.compiler.disable
-def attend(*args: Any, transformer_options: dict[str, Any], **kwargs: Any) -> Tensor:
+def attend(*args: Any, transformer_options: dict[str, Any] | None = None, **kwargs: Any) -> Tensor:
     """In place of every layer's self-attention while a run is on.
 
     One function for all layers, runs and models, because torch.compile has a guard on it: a graph that was traced for
     another sampler is not taken for ours, nor the other way round. What changes from chunk to chunk stays out of the
     graph.
     """
-    attention: ChunkAttention | None = transformer_options.get(KEY)
-    if attention is None:
-        raise SettingError(
-            "model", "a node that calls the model without its transformer options", "one that keeps them"
-        )
+    if transformer_options is None or KEY not in transformer_options:
+        found = "a node that calls the model without its transformer options"
+        raise SettingError("model", found, "one that keeps them")
+    attention: ChunkAttention = transformer_options[KEY]
     return attention.layer(transformer_options["block_index"], args, transformer_options, kwargs)
 
 

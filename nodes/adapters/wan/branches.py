@@ -12,8 +12,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....flowcache_core.errors import SettingError
+from ..run.foreign import FUNCTIONS
 from ..run.prompt_schedule import Entry, prompts_of, starts
-from .remembered import FUNCTIONS
 
 
 def names_that_run(guider: Any, x: Tensor, sigmas: Sequence[float], model_options: Mapping[str, Any]) -> frozenset[str]:

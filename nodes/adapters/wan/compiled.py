@@ -16,6 +16,7 @@ from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 
 from ....flowcache_core.errors import require
+from ..run.foreign import compiles
 
 _BLOCKS: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
 """Compiled blocks of every compiled model, so that a later run finds them compiled."""
@@ -23,7 +24,7 @@ _BLOCKS: WeakKeyDictionary[nn.Module, list[nn.Module]] = WeakKeyDictionary()
 
 def refuse_one_graph(model_options: Mapping[str, Any]) -> None:
     """SettingError where the whole model must be one graph: attention to earlier chunks lies outside of it."""
-    whole = model_options.get("torch_compile_kwargs", {}).get("fullgraph", False)
+    whole = (compiles(model_options) or {}).get("fullgraph", False)
     require(not whole, "fullgraph", True, "off in the torch.compile node: what a chunk attends to is outside the graph")
 
 

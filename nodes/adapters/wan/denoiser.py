@@ -100,10 +100,16 @@ class HostDenoiser:
         together = parts == [Part(0, latents.shape[2], items[0].sigma)]
         model = None if together else WindowModel(self.guided.seen(latents, parts), timesteps)
         for part in parts:
-            x = latents[:, :, part.frames]
+            x, asked = latents[:, :, part.frames], Asked(self.guided.model_options)
+            inner = model and model.at(part)
             clean = self.guided.predict(
-                x, part.sigma, part.frames, conds, {}, part=part.frames.start, model=model and model.at(part)
+                x, part.sigma, part.frames, conds, {}, part=part.first_frame, asked=asked, model=inner
             )
+            if model is not None:
+                wanted = {(part, uuid) for uuid in self.all_branches.table(conds, part.sigma) if uuid in asked.entries}
+                if wanted - model.answered or not asked.calls:
+                    found = f"the model was not run for frames {part.first_frame} to {part.end_frame - 1}"
+                    raise skipped(f"{found} at sigma {part.sigma:.3g}", self.guided.model_options)
             self.clean[:, :, part.frames] = clean
             flow[:, :, part.frames] = (x - clean) / part.sigma
         return flow.unsqueeze(0)

@@ -10,12 +10,11 @@ import comfy.samplers
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..run.foreign import OURS
 from ..run.prompt_schedule import Entry
 from .compiled import block_by_block
 from .parts import Part
 from .remembered import Remembered
-
-OURS = "flowcache"
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,7 @@ from contextlib import contextmanager
 from types import CellType, FunctionType
 from typing import Any
 
-FUNCTIONS = (
-    "sampler_calc_cond_batch_function",
-    "sampler_pre_cfg_function",
-    "sampler_cfg_function",
-    "sampler_post_cfg_function",
-)
-"""What a guider may call beside the model, under the host's names in the model options."""
+from ..run.foreign import FUNCTIONS
 
 
 class Remembered:
@@ -46,12 +40,14 @@ class Remembered:
             cell.cell_contents = value
 
 
-def assigned(function: Any) -> Iterator[CellType]:
+def assigned(function: Any, seen: set[int] | None = None) -> Iterator[CellType]:
     """Variables of enclosing functions that ``function`` (or one of a list, or one that it calls) assigns to."""
+    seen = set() if seen is None else seen
     if isinstance(function, list | tuple):
         for one in function:
-            yield from assigned(one)
-    elif isinstance(function, FunctionType) and function.__closure__:
+            yield from assigned(one, seen)
+    elif isinstance(function, FunctionType) and function.__closure__ and id(function) not in seen:
+        seen.add(id(function))
         stored = {step.argval for step in dis.get_instructions(function) if step.opname == "STORE_DEREF"}
         for name, cell in zip(function.__code__.co_freevars, function.__closure__, strict=True):
             try:
@@ -60,5 +56,5 @@ def assigned(function: Any) -> Iterator[CellType]:
                 continue
             if name in stored:
                 yield cell
-            elif inside is not function:
-                yield from assigned(inside)
+            else:
+                yield from assigned(inside, seen)

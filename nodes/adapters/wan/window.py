@@ -16,7 +16,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from .guided import OURS
+from ..run.foreign import OURS
 from .parts import Part
 
 PER_CALL = {"sigmas", "cond_or_uncond", "uuids"}
@@ -37,11 +37,14 @@ class Pass:
 
 @dataclass
 class WindowModel:
-    """One tick. latents: as the model sees them ``[B, C, F, H, W]``; timesteps: one per frame."""
+    """One tick. latents: as the model sees them ``[B, C, F, H, W]``; timesteps: one per frame. answered: for which part
+    and conditioning entry the model has been asked.
+    """
 
     latents: Tensor
     timesteps: Sequence[float]
     passes: list[Pass] = field(default_factory=list)
+    answered: set[tuple[Part, Any]] = field(default_factory=set)
 
     def at(self, part: Part) -> Callable[..., Tensor]:
         """The APPLY_MODEL wrapper that answers for this part."""
@@ -60,6 +63,7 @@ class WindowModel:
         **kwargs: Any,
     ) -> Tensor:
         uuids = transformer_options["uuids"]
+        self.answered |= {(part, uuid) for uuid in uuids}
         own = self.latents[:, :, part.frames]
         shared = torch.equal(x, own.repeat(len(uuids), 1, 1, 1, 1))  # not what a guidance node has changed
         comparable = without_calls(transformer_options)
