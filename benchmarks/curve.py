@@ -71,10 +71,8 @@ def magnitude_curve(setup: Setup, batch: Sequence[Pair]) -> tuple[float, ...]:
     norms: list[float] = []
 
     class Measuring(WanDenoiser):
-        def compute(
-            self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False
-        ) -> ChunkOutput:
-            output = super().compute(item, branches, cache, keep_residual=True)
+        def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
+            output = super().compute(item, cache, keep_residual=True)
             if item.step < setup.steps and output.residual is not None:  # not the clean pass
                 norms.append(output.residual.float().norm(dim=-1).mean().item())
             return output

@@ -69,8 +69,8 @@ class UncondBySecond(WanDenoiser):
     distance: Tensor
     computed = 0
 
-    def compute(self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
-        output = super().compute(item, branches, cache, keep_residual=keep_residual)
+    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
+        output = super().compute(item, cache, keep_residual=keep_residual)
         cond, uncond = output.velocity
         self.computed = 0 if item.step == 0 else self.computed + 1
         if self.computed % 2:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -17,7 +17,10 @@ from .plan.base import Chunk
 class ChunkInput:
     """One chunk as the model sees it: latents ``[B, C, f, H, W]`` at ``sigma`` (model time ``timestep``).
 
-    prompt_from: the chunk whose prompt holds, None for its own (only when history is computed again under a new one).
+    kind: "step" is one of the chunk's own; the others are passes that only leave K/V (:meth:`Denoiser.encode`), whose
+    step and sigma are those behind the last one: of a "prefix" chunk that is given, of a finished one once more
+    ("clean"), of history under a new prompt ("recache"). prompt_from: the chunk whose prompt holds, None for its own
+    (only when history is computed again).
     """
 
     chunk: Chunk
@@ -26,6 +29,7 @@ class ChunkInput:
     timestep: float
     latents: Tensor
     prompt_from: int | None = None
+    kind: Literal["step", "prefix", "clean", "recache"] = "step"
 
     @property
     def prompt_chunk(self) -> int:
@@ -68,17 +72,23 @@ class Denoiser(ModelView, Protocol):
         """K/V shape for latents ``[B, C, F, H, W]``."""
         ...
 
-    def compute(self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
+    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
         """Run the model on one chunk; writes its K/V into ``cache`` and attends to the chunks before it."""
         ...
 
-    def from_residual(self, item: ChunkInput, branches: range, residual: Tensor) -> Tensor:
+    def encode(self, item: ChunkInput, cache: KVCache) -> None:
+        """Only (re)write the K/V of ``item.chunk`` from latents that are no step's: ``item.kind`` says why.
+
+        The chunk's slot in ``cache`` has been begun and is not yet committed. Steps are never asked for here, nor such
+        items by :meth:`compute`.
+        """
+        ...
+
+    def from_residual(self, item: ChunkInput, residual: Tensor) -> Tensor:
         """Velocities as if the block stack had added ``residual`` again: embedding and head only."""
         ...
 
-    def window(
-        self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput], branches: range
-    ) -> Tensor:
+    def window(self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput]) -> Tensor:
         """Bidirectional pass over a whole window ``[B, C, F, H, W]`` with one timestep per frame, no cache. Only frames
         of ``items``, the chunks that take a step now, are read of the result.
         """

@@ -60,15 +60,16 @@ class CountingDenoiser:
     def kv_spec(self, latents: Tensor) -> KVSpec:
         return KVSpec(1, 1, 1, self.tokens_per_frame, self.branches, 1)
 
-    def compute(self, item: ChunkInput, branches: range, cache: object, *, keep_residual: bool = False) -> ChunkOutput:
+    def compute(self, item: ChunkInput, cache: object, *, keep_residual: bool = False) -> ChunkOutput:
         return ChunkOutput(torch.zeros_like(item.latents).unsqueeze(0))
 
-    def from_residual(self, item: ChunkInput, branches: range, residual: Tensor) -> Tensor:
+    def encode(self, item: ChunkInput, cache: object) -> None:
+        """Nothing is written."""
+
+    def from_residual(self, item: ChunkInput, residual: Tensor) -> Tensor:
         return torch.zeros_like(item.latents).unsqueeze(0)
 
-    def window(
-        self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput], branches: range
-    ) -> Tensor:
+    def window(self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput]) -> Tensor:
         return torch.zeros_like(latents).unsqueeze(0)
 
     def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:

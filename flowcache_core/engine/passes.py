@@ -74,14 +74,13 @@ class Passes:
         """A forward that only (re)writes the chunk's K/V."""
         assert self.cache is not None
         begun = time.perf_counter()
-        item = ChunkInput(chunk, self.settings.plan.steps, 0.0, timestep, latents, prompt_from)
-        branches = range(self.denoiser.branches)
-        self.denoiser.compute(item, branches, self.cache)
+        item = ChunkInput(chunk, self.settings.plan.steps, 0.0, timestep, latents, prompt_from, kind)
+        self.denoiser.encode(item, self.cache)
         seconds = time.perf_counter() - begun
         self.seconds += seconds
         tokens = chunk.frames * self.tokens_per_frame
         context = self.cache.context_tokens(chunk)
-        self.observe(CachePass(kind, chunk.index, len(branches), tokens, context, seconds))
+        self.observe(CachePass(kind, chunk.index, self.denoiser.branches, tokens, context, seconds))
 
     def prefix(self) -> None:
         """Write the K/V of the chunks that are given clean."""
@@ -118,10 +117,9 @@ class Passes:
                 times[chunk.index] = self.settings.schedule.time(level)
         timesteps = [t for chunk, t in zip(plan.chunks, times, strict=True) for _ in range(chunk.frames)]
         begun = time.perf_counter()
-        branches = range(self.denoiser.branches)
-        velocity = self.denoiser.window(latents, timesteps, items, branches)
+        velocity = self.denoiser.window(latents, timesteps, items)
         seconds = time.perf_counter() - begun
         self.seconds += seconds
         sizes = tuple(chunk.frames * self.tokens_per_frame for chunk in plan.chunks)
-        self.observe(WindowPass(tick.index, len(branches), sizes, seconds))
+        self.observe(WindowPass(tick.index, self.denoiser.branches, sizes, seconds))
         return velocity

@@ -118,8 +118,7 @@ class Run:
             velocity = window[:, :, :, item.chunk.first_frame : item.chunk.end_frame]
         else:
             assert passes.cache is not None
-            branches = range(self.denoiser.branches)
-            output = self.denoiser.compute(item, branches, passes.cache, keep_residual=quantity.needs_residual)
+            output = self.denoiser.compute(item, passes.cache, keep_residual=quantity.needs_residual)
             velocity, residual = output.velocity, output.residual
             passes.seconds += time.perf_counter() - begun
         taken = active.take(item, velocity, computed=not decision.reuses, residual=residual)

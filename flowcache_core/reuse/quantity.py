@@ -105,4 +105,4 @@ class Residual(Quantity):
         if last.residual is None:
             raise SettingError("reused quantity", self.name, "a denoiser that returns the block-stack residual")
         residual = last.residual.to(item.latents.device)
-        return denoiser.from_residual(item, range(last.velocity.shape[0]), residual)
+        return denoiser.from_residual(item, residual)

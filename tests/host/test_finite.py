@@ -209,8 +209,8 @@ def test_magi_runs_are_watched_and_checked(magi, monkeypatch, caplog):
         magi_run(magi, states * math.nan)
     compute = magi_sampling.HostMagiDenoiser.compute
 
-    def broken(self, item, branches, cache, *, keep_residual=False):
-        output = compute(self, item, branches, cache, keep_residual=keep_residual)
+    def broken(self, item, cache, *, keep_residual=False):
+        output = compute(self, item, cache, keep_residual=keep_residual)
         here = (item.chunk.index, item.step) == (1, 2)
         return replace(output, velocity=output.velocity * math.nan) if here else output
 

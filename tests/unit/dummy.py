@@ -28,10 +28,11 @@ class DummyDenoiser:
             layers=2, kv_heads=2, head_dim=4, tokens_per_frame=2, branches=self.branches, batch=latents.shape[0]
         )
 
-    def compute(self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
+    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
         if self.fail_at == (item.chunk.index, item.step):
             raise InterruptedError("stopped by the user")
         self.calls.append((item.chunk.index, item.step))
+        branches = range(self.branches)
         n = len(branches) * item.latents.shape[0]
         tokens = item.chunk.frames * 2
         value = torch.full((n, 2, tokens, 4), float(1000 * item.chunk.index + item.step))
@@ -43,14 +44,15 @@ class DummyDenoiser:
         velocity = self.rule(item).expand(len(branches), *item.latents.shape).clone()
         return ChunkOutput(velocity, velocity * 2 if keep_residual else None)
 
-    def from_residual(self, item: ChunkInput, branches: range, residual: Tensor) -> Tensor:
+    def encode(self, item: ChunkInput, cache: KVCache) -> None:
+        self.compute(item, cache)
+
+    def from_residual(self, item: ChunkInput, residual: Tensor) -> Tensor:
         return residual / 2
 
-    def window(
-        self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput], branches: range
-    ) -> Tensor:
+    def window(self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput]) -> Tensor:
         times = torch.tensor(timesteps).view(1, 1, -1, 1, 1).expand_as(latents)
-        return times.expand(len(branches), *latents.shape).clone()
+        return times.expand(self.branches, *latents.shape).clone()
 
     def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:
         return velocity.mean(0)

@@ -186,8 +186,8 @@ def test_a_folder_in_the_place_of_a_result_is_said_first(call: Any, tmp_path: Pa
 class SpoiledDenoiser(WanDenoiser):
     """NaN from one step of chunk 1 on."""
 
-    def compute(self, item: Any, branches: range, cache: Any, *, keep_residual: bool = False) -> Any:
-        output = super().compute(item, branches, cache, keep_residual=keep_residual)
+    def compute(self, item: Any, cache: Any, *, keep_residual: bool = False) -> Any:
+        output = super().compute(item, cache, keep_residual=keep_residual)
         if (item.chunk.index, item.step) == (1, 3):
             output = replace(output, velocity=output.velocity * math.nan)
         return output

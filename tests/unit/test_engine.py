@@ -180,10 +180,10 @@ def test_a_failed_run_releases_its_cache():
     denoiser = DummyDenoiser(fail_at=(2, 3))
     compute = denoiser.compute
 
-    def spying(item, branches, cache, **options):
+    def spying(item, cache, **options):
         if not released:
             released.append(weakref.ref(cache))
-        return compute(item, branches, cache, **options)
+        return compute(item, cache, **options)
 
     denoiser.compute = spying
     with pytest.raises(InterruptedError):
@@ -281,9 +281,9 @@ def test_bidirectional_pass_sees_one_timestep_per_chunk():
     rows = []
 
     class Watching(DummyDenoiser):
-        def window(self, latents, timesteps, items, branches):
+        def window(self, latents, timesteps, items):
             rows.append(timesteps[::3])
-            return super().window(latents, timesteps, items, branches)
+            return super().window(latents, timesteps, items)
 
     run(Watching(), plan, attention="bidirectional")
     first, second = shifted(2, 3.0).timesteps
@@ -455,8 +455,8 @@ def test_recached_history_is_that_of_the_new_prompt(transformer):
     for recache in (False, True):
 
         class Watching(WanDenoiser):
-            def compute(self, item, branches, cache, *, keep_residual=False, recache=recache):
-                output = super().compute(item, branches, cache, keep_residual=keep_residual)
+            def compute(self, item, cache, *, keep_residual=False, recache=recache):
+                output = super().compute(item, cache, keep_residual=keep_residual)
                 if (item.chunk.index, item.step) == (2, 0):
                     found[recache] = history(cache, item.chunk)
                 return output
@@ -469,7 +469,7 @@ def test_recached_history_is_that_of_the_new_prompt(transformer):
     for chunk in plan.chunks:
         cache.begin(chunk)
         item = ChunkInput(chunk, plan.steps, 0.0, 0.0, out[:, :, chunk.first_frame : chunk.end_frame])
-        denoiser.compute(item, branches, cache)
+        denoiser.compute(item, cache)
         if chunk.index == 2:
             expected = history(cache, chunk)
         cache.commit(chunk)

@@ -57,8 +57,8 @@ class Spoiled(DummyDenoiser):
     spoil: Spoil = lambda item, velocity: velocity
     after: Spoil = lambda item, velocity: velocity
 
-    def compute(self, item, branches, cache, *, keep_residual=False):
-        output = super().compute(item, branches, cache, keep_residual=keep_residual)
+    def compute(self, item, cache, *, keep_residual=False):
+        output = super().compute(item, cache, keep_residual=keep_residual)
         return replace(output, velocity=self.spoil(item, output.velocity))
 
     def guide(self, velocity, item):
@@ -137,8 +137,8 @@ def test_latents_alone_can_be_what_is_not_finite() -> None:
 
 def test_a_window_pass_is_watched_too() -> None:
     class Broken(DummyDenoiser):
-        def window(self, latents, timesteps, branches):
-            velocity = super().window(latents, timesteps, branches)
+        def window(self, latents, timesteps, items):
+            velocity = super().window(latents, timesteps, items)
             if 0 < timesteps[3] < 500:
                 velocity[:, :, :, 3:6] = math.nan
             return velocity
@@ -204,10 +204,10 @@ def test_noting_steps_reads_no_value(reads: list[str]) -> None:
 class Quiet(DummyDenoiser):
     """NaN at the first step of chunk 1, and nothing read back for a test's sake."""
 
-    def compute(self, item, branches, cache, *, keep_residual=False):
+    def compute(self, item, cache, *, keep_residual=False):
         value = torch.zeros(1, 2, item.chunk.frames * 2, 4)
         for layer in range(2):
-            cache.write(layer, branches, item.chunk, value, value)
+            cache.write(layer, range(1), item.chunk, value, value)
         return ChunkOutput(at(1, 0)(item, torch.ones(1, *item.latents.shape)))
 
 
@@ -347,12 +347,11 @@ def test_kv_that_is_nan_shows_at_the_step_that_reads_it() -> None:
     model = tiny()
 
     class Broken(WanDenoiser):
-        def compute(self, item, branches, cache, *, keep_residual=False) -> ChunkOutput:
-            output = super().compute(item, branches, cache, keep_residual=keep_residual)
-            if (item.chunk.index, item.step) == (0, 3):  # the clean pass, whose velocity nobody looks at
+        def encode(self, item, cache) -> None:
+            super().encode(item, cache)
+            if item.chunk.index == 0:  # the clean pass, which has no velocity to look at
                 k = torch.full((1, 2, 12, 12), math.nan)
-                cache.write(1, branches, item.chunk, k, k)
-            return output
+                cache.write(1, range(1), item.chunk, k, k)
 
     denoiser = Broken(model, {0: [torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(1))]})
     recorder = Recorder()
@@ -458,8 +457,8 @@ def nan_at_step_1(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind in (WanDenoiser, MagiDenoiser):
         compute = kind.compute
 
-        def spoiled(self, item, branches, cache, *, keep_residual=False, compute=compute):
-            output = compute(self, item, branches, cache, keep_residual=keep_residual)
+        def spoiled(self, item, cache, *, keep_residual=False, compute=compute):
+            output = compute(self, item, cache, keep_residual=keep_residual)
             return replace(output, velocity=output.velocity * math.nan) if item.step == 1 else output
 
         monkeypatch.setattr(kind, "compute", spoiled)

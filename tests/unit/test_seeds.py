@@ -72,14 +72,14 @@ def test_a_prefix_with_noise_is_drawn_by_the_seed_in_every_chunk_and_pass() -> N
         found: list[torch.Tensor] = []
 
         class Watching(DummyDenoiser):
-            def compute(self, item, branches, cache, *, keep_residual=False):
+            def compute(self, item, cache, *, keep_residual=False):
                 if item.chunk.index < 2:
                     found.append(item.latents.clone())
-                return super().compute(item, branches, cache, keep_residual=keep_residual)
+                return super().compute(item, cache, keep_residual=keep_residual)
 
-            def window(self, latents, timesteps, branches):
+            def window(self, latents, timesteps, items):
                 found.append(latents[:, :, :6].clone())
-                return super().window(latents, timesteps, branches)
+                return super().window(latents, timesteps, items)
 
         settings = EngineSettings(plan, shifted(3, 3.0), prefix_noise=0.25, attention=attention)
         generate(Watching(), settings, torch.zeros(1, 2, 12, 2, 2), prefix=prefix, noise_source=seeded_noise(seed))

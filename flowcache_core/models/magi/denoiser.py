@@ -95,20 +95,16 @@ class MagiDenoiser:
             query_heads=config.num_heads,
         )
 
-    def compute(self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
-        if item.step == cache.plan.steps:
-            return ChunkOutput(self.encode(item, cache)[None])
-        parts = [self.forward(item, branch, cache, keep_residual) for branch in branches]
+    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
+        parts = [self.forward(item, branch, cache, keep_residual) for branch in range(self.branches)]
         velocity = torch.stack([one for one, _ in parts])
         return ChunkOutput(velocity, torch.cat([residual for _, residual in parts]) if keep_residual else None)
 
-    def from_residual(self, item: ChunkInput, branches: range, residual: Tensor) -> Tensor:
-        x = item.latents.repeat(len(branches), 1, 1, 1, 1)
-        return -self.transformer.from_residual(x, residual).unflatten(0, (len(branches), -1))
+    def from_residual(self, item: ChunkInput, residual: Tensor) -> Tensor:
+        x = item.latents.repeat(self.branches, 1, 1, 1, 1)
+        return -self.transformer.from_residual(x, residual).unflatten(0, (self.branches, -1))
 
-    def window(
-        self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput], branches: range
-    ) -> Tensor:
+    def window(self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput]) -> Tensor:
         raise SettingError("attention", "bidirectional", "block-causal: MAGI-1 knows no other")
 
     def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:
@@ -159,8 +155,8 @@ class MagiDenoiser:
     ) -> tuple[Tensor, Tensor]:
         require_finite("timestep", item.timestep, minimum=0.0, maximum=1.0)
         batch, device = item.latents.shape[0], item.latents.device
-        # A clean pass comes after the last step; distilled weights are told the size of the first one's stage.
-        step = item.step if item.step < len(self.step_times) else 0
+        # A pass that is no step: distilled weights are told the size of the first step's stage.
+        step = item.step if item.kind == "step" else 0
         result = self.transformer.forward_chunk(
             item.latents,
             torch.full((batch,), item.timestep, device=device),
@@ -175,9 +171,9 @@ class MagiDenoiser:
         velocity, residual = result if isinstance(result, tuple) else (result, result.new_zeros(()))
         return -velocity, residual
 
-    def encode(self, item: ChunkInput, cache: KVCache) -> Tensor:
+    def encode(self, item: ChunkInput, cache: KVCache) -> None:
         """Write the K/V of a chunk that is clean, with the null caption."""
-        chunk, given, guided = item.chunk, item.chunk.index < cache.plan.prefix_chunks, self.guidance is not None
+        chunk, given, guided = item.chunk, item.kind == "prefix", self.guidance is not None
         self.share_finished(cache)
         own = guided and not given and cache.keeps_alike
         if own:
@@ -186,7 +182,7 @@ class MagiDenoiser:
             self.finished[cache] = chunk
         branches = range(PREVIOUS if own else TEXT, 2 if guided else 1)
         memory = self.memory(item, branches, cache, observe=given)
-        return self.run(item, NULL, memory, chunk.first_frame, guided, False)[0]
+        self.run(item, NULL, memory, chunk.first_frame, guided, False)
 
     def share_finished(self, cache: KVCache, tick: int | None = None) -> None:
         """From the second tick after a chunk has finished all forwards see the K/V that is kept of it."""
@@ -215,9 +211,8 @@ class MagiDenoiser:
     def visible_tokens(self, item: ChunkInput, cache: KVCache) -> int:
         """Newest tokens that a chunk may attend to, its own included; 0 is all (as a slice from ``-0`` takes them)."""
         chunk, steps = item.chunk.index, cache.plan.steps
-        if item.step == steps:
-            given = chunk < cache.plan.prefix_chunks
-            seen = visible_to_clean(chunk, self.ranges, self.clean_range, given=given)
+        if item.kind != "step":
+            seen = visible_to_clean(chunk, self.ranges, self.clean_range, given=item.kind == "prefix")
         else:
             seen = visible_chunks(chunk, item.step, steps, self.ranges)
         if seen.start == 0:

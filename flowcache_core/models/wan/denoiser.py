@@ -28,7 +28,7 @@ class WanDenoiser:
     prompts: Mapping[int, Sequence[Tensor]]
     guidance: float = 1.0
     fps: int | None = None
-    texts: dict[tuple[int, range, int], PreparedText] = field(default_factory=dict, init=False, repr=False)
+    texts: dict[tuple[int, int], PreparedText] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_finite("guidance", self.guidance, minimum=0.0)
@@ -59,32 +59,36 @@ class WanDenoiser:
             device=latents.device,
         )
 
-    def compute(self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
-        x, timesteps = self.batched(item.latents, branches), self.times(item, branches)
-        result = self.transformer.forward_chunk(
-            x,
-            timesteps,
-            self.text(item.prompt_chunk, branches, item.latents.shape[0]),
+    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
+        result = self.forward(item, cache, keep_residual)
+        velocity, residual = result if isinstance(result, tuple) else (result, None)
+        return ChunkOutput(self.split(velocity), residual)
+
+    def encode(self, item: ChunkInput, cache: KVCache) -> None:
+        self.forward(item, cache, False)
+
+    def forward(self, item: ChunkInput, cache: KVCache, keep_residual: bool) -> Tensor | tuple[Tensor, Tensor]:
+        """All branches of one chunk, branch-major; with ``keep_residual`` the block stack's too."""
+        return self.transformer.forward_chunk(
+            self.batched(item.latents),
+            self.times(item),
+            self.text(item.prompt_chunk, item.latents.shape[0]),
             first_frame=item.chunk.first_frame,
-            memory=self.memory(item.chunk, branches, cache),
+            memory=self.memory(item.chunk, cache),
             fps=self.fps,
             return_residual=keep_residual,
         )
-        velocity, residual = result if isinstance(result, tuple) else (result, None)
-        return ChunkOutput(self.split(velocity, branches), residual)
 
-    def from_residual(self, item: ChunkInput, branches: range, residual: Tensor) -> Tensor:
-        x, timesteps = self.batched(item.latents, branches), self.times(item, branches)
-        return self.split(self.transformer.from_residual(x, timesteps, residual, self.fps), branches)
+    def from_residual(self, item: ChunkInput, residual: Tensor) -> Tensor:
+        x, timesteps = self.batched(item.latents), self.times(item)
+        return self.split(self.transformer.from_residual(x, timesteps, residual, self.fps))
 
-    def window(
-        self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput], branches: range
-    ) -> Tensor:
+    def window(self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput]) -> Tensor:
         accepted = "one prompt, of chunk 0, with bidirectional attention: it holds for the whole window"
         require(len(self.prompts) == 1, "prompts", f"prompts from chunks {sorted(self.prompts)}", accepted)
-        x = self.batched(latents, branches)
+        x = self.batched(latents)
         times = torch.tensor(timesteps, device=x.device).expand(x.shape[0], -1)
-        return self.split(self.transformer(x, times, self.text(0, branches, latents.shape[0]), fps=self.fps), branches)
+        return self.split(self.transformer(x, times, self.text(0, latents.shape[0]), fps=self.fps))
 
     def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:
         if velocity.shape[0] == 1:
@@ -101,29 +105,26 @@ class WanDenoiser:
 
     # -- branches run as one batch, branch-major ---------------------------------------------------------------------
 
-    @staticmethod
-    def batched(latents: Tensor, branches: range) -> Tensor:
-        return latents if len(branches) == 1 else latents.repeat(len(branches), 1, 1, 1, 1)
+    def batched(self, latents: Tensor) -> Tensor:
+        return latents if self.branches == 1 else latents.repeat(self.branches, 1, 1, 1, 1)
 
-    @staticmethod
-    def split(velocity: Tensor, branches: range) -> Tensor:
-        return velocity.unflatten(0, (len(branches), -1))
+    def split(self, velocity: Tensor) -> Tensor:
+        return velocity.unflatten(0, (self.branches, -1))
 
-    @staticmethod
-    def times(item: ChunkInput, branches: range) -> Tensor:
-        return torch.full((len(branches) * item.latents.shape[0],), item.timestep, device=item.latents.device)
+    def times(self, item: ChunkInput) -> Tensor:
+        return torch.full((self.branches * item.latents.shape[0],), item.timestep, device=item.latents.device)
 
-    def text(self, chunk: int, branches: range, batch: int) -> PreparedText:
-        """The chunk's prompt for these branches, every layer's cross-attention K/V computed once per run."""
+    def text(self, chunk: int, batch: int) -> PreparedText:
+        """The chunk's prompt for all branches, every layer's cross-attention K/V computed once per run."""
         start = max(first for first in self.prompts if first <= chunk)
-        key = (start, branches, batch)
-        if key not in self.texts:
-            contexts = [self.prompts[start][branch].expand(batch, -1, -1) for branch in branches]
-            self.texts[key] = self.transformer.prepare_text(torch.cat(contexts))
-        return self.texts[key]
+        if (start, batch) not in self.texts:
+            contexts = [context.expand(batch, -1, -1) for context in self.prompts[start][: self.branches]]
+            self.texts[start, batch] = self.transformer.prepare_text(torch.cat(contexts))
+        return self.texts[start, batch]
 
-    @staticmethod
-    def memory(chunk: Chunk, branches: range, cache: KVCache) -> Memory:
+    def memory(self, chunk: Chunk, cache: KVCache) -> Memory:
+        branches = range(self.branches)
+
         def keep(layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             cache.write(layer, branches, chunk, k, v)
             cache.observe(layer, branches, chunk, q)

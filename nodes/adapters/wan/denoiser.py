@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,13 +59,23 @@ class HostDenoiser:
     def kv_spec(self, latents: Tensor) -> KVSpec:
         return kv_spec(self.model, latents.shape, self.branches, latents.device)
 
-    def compute(self, item: ChunkInput, branches: range, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
-        x, only_kv = item.latents, item.sigma == 0
-        sigma = item.timestep / 1000 if only_kv else item.sigma
-        if only_kv and self.leftover and item.chunk.index in self.written:
-            x = self.frames(item.chunk)
-        if item.prompt_from is not None:
+    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
+        x = item.latents
+        with ExitStack() as stack:
+            residuals = stack.enter_context(capturing(self.transformer)) if keep_residual else []
+            clean = self.forward(item, x, item.sigma, cache, final=item.step == cache.plan.steps - 1)
+        self.frames(item.chunk).copy_(clean)
+        return ChunkOutput(velocity(x, clean, item.sigma), torch.cat(residuals) if keep_residual else None)
+
+    def encode(self, item: ChunkInput, cache: KVCache) -> None:
+        if item.kind == "recache":
             self.written.pop(item.chunk.index, None)  # written anew
+        finished = self.leftover and item.chunk.index in self.written
+        x = self.frames(item.chunk) if finished else item.latents
+        self.forward(item, x, item.timestep / 1000, cache, final=True)
+
+    def forward(self, item: ChunkInput, x: Tensor, sigma: float, cache: KVCache, *, final: bool) -> Tensor:
+        """The guided clean prediction of ``x`` at ``sigma``; leaves K/V of every branch. final: its last pass."""
         conds, asked = self.conds(item), Asked(self.guided.model_options)
         attention = ChunkAttention(
             cache=cache,
@@ -75,23 +85,17 @@ class HostDenoiser:
             forwards=self.forwards,
             asked=asked,
         )
-        with capturing(self.transformer) if keep_residual else nullcontext([]) as residuals:
-            clean = self.predict(x, sigma, item.chunk, conds, {KEY: attention}, asked)
-        self.complete(item, attention, asked, cache, only_kv or item.step == cache.plan.steps - 1)
-        if only_kv:
-            return ChunkOutput(torch.zeros_like(x).unsqueeze(0))
-        self.frames(item.chunk).copy_(clean)
-        return ChunkOutput(velocity(x, clean, item.sigma), torch.cat(residuals) if keep_residual else None)
+        clean = self.predict(x, sigma, item.chunk, conds, {KEY: attention}, asked)
+        self.complete(item, attention, asked, cache, final)
+        return clean
 
-    def from_residual(self, item: ChunkInput, branches: range, residual: Tensor) -> Tensor:
+    def from_residual(self, item: ChunkInput, residual: Tensor) -> Tensor:
         with replacing(self.transformer, residual):
             clean = self.predict(item.latents, item.sigma, item.chunk, self.conds(item), {}, None)
         self.frames(item.chunk).copy_(clean)
         return velocity(item.latents, clean, item.sigma)
 
-    def window(
-        self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput], branches: range
-    ) -> Tensor:
+    def window(self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput]) -> Tensor:
         """Where all frames are at one level it is the host's own call; elsewhere see :mod:`.window`. Frames of chunks
         that take no step now stay 0.
         """
@@ -101,7 +105,7 @@ class HostDenoiser:
         model = None if together else WindowModel(self.guided.seen(latents, parts), timesteps)
         for part in parts:
             x, asked = latents[:, :, part.frames], Asked(self.guided.model_options)
-            inner = model and model.at(part)
+            inner = None if model is None else model.at(part)
             clean = self.guided.predict(
                 x, part.sigma, part.frames, conds, {}, part=part.first_frame, asked=asked, model=inner
             )

@@ -28,8 +28,8 @@ class Inpaint:
 
     def of(self, frames: slice) -> Inpaint:
         """The part of a window."""
-        parts = (tensor[:, :, frames] for tensor in (self.mask, self.latent_image, self.noise))
-        return Inpaint(*parts, self.sigmas)
+        mask, image, noise = (tensor[:, :, frames] for tensor in (self.mask, self.latent_image, self.noise))
+        return Inpaint(mask, image, noise, self.sigmas)
 
     def around(self, model: Any) -> comfy.samplers.KSamplerX0Inpaint:
         """The host's inpainting around a guider; the mask is given to each call."""
@@ -95,6 +95,7 @@ class Guided:
             level = x.new_full((x.shape[0],), part.sigma)
             noted = Noted(self.guider.inner_model)
             known.around(noted)(x, level, known.mask, model_options=self.model_options)
+            assert noted.x is not None  # the host calls the model
             latents[:, :, part.frames] = noted.x
         return latents
 
