@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..flowcache_core.errors import SettingError
+from .adapters.links import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.prompt_schedule import schedule
 
@@ -36,7 +37,7 @@ def rows() -> list[io.Input]:
     return fields
 
 
-class PromptSchedule(io.ComfyNode):
+class PromptSchedule(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(

@@ -16,7 +16,7 @@ from urllib.parse import unquote_plus
 
 from ...errors import Found, require
 
-LONGEST = 8000  # characters; the encoder sees 800 tokens, and some rules take time by the square of the length
+LONGEST = 5000  # characters; the encoder sees 800 tokens, and some rules take time by the square of the length
 PASSES = 2  # the original cleans twice, and the second pass does find something
 MANY_JOINERS = 3
 

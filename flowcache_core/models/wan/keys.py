@@ -35,7 +35,7 @@ KINDS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
             ACCEPTED,
         ),
         (
-            r"(^|\.)(condition_embedder|rope)\.|\.attn1\.to_q\.|(^|\.)scale_shift_table$",
+            r"(^|\.)condition_embedder\.|\.attn1\.to_q\.|(^|\.)scale_shift_table$",
             "a transformer in the layout of diffusers",
             "the same model in its official layout, or as ComfyUI's single file",
         ),

@@ -1,0 +1,210 @@
+"""What lies in models folders and is no model for us: the loaders say what it is and what to do, within seconds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+import folder_paths
+import pytest
+import safetensors.torch
+import tiny_magi
+import torch
+from hostkit import metadata, module, node, state_dict
+
+sys.path.append(str(Path(__file__).parents[1] / "unit"))
+from mutants import archive_changed, bytes_changed, json_changed, odd_contents, pickled, safetensors_changed  # noqa: E402
+
+SettingError = module("flowcache_core.errors").SettingError
+AUTO = {"family": "auto"}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """models/diffusion_models and models/vae, with nothing in them, where every file is listed."""
+    for name in ("diffusion_models", "vae", "text_encoders"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, name, ([str(tmp_path / name)], set()))
+    folder_paths.filename_list_cache.clear()
+    yield tmp_path / "diffusion_models"
+    folder_paths.filename_list_cache.clear()
+
+
+def load(name):
+    return node("LoadARModel", model_name=name, weight_dtype="default", family=AUTO)
+
+
+def load_magi(name):
+    return node("LoadMagiModel", model_name=name, weight_dtype="default", variant={"variant": "auto"})
+
+
+def lora():
+    down, up = torch.zeros(4, 24), torch.zeros(24, 4)
+    return {f"diffusion_model.blocks.0.self_attn.q.lora_{part}.weight": value for part, value in
+            (("A", down), ("B", up))}  # fmt: skip
+
+
+def diffusers():
+    return {"patch_embedding.weight": torch.zeros(24, 16, 1, 2, 2), "blocks.0.attn1.to_q.weight": torch.zeros(24, 24),
+            "condition_embedder.time_embedder.linear_1.weight": torch.zeros(24, 16),
+            "scale_shift_table": torch.zeros(1, 2, 24)}  # fmt: skip
+
+
+def vace():
+    return {**state_dict(), "vace_blocks.0.before_proj.weight": torch.zeros(24, 24),
+            "vace_patch_embedding.weight": torch.zeros(24, 96, 1, 2, 2)}  # fmt: skip
+
+
+KINDS = {
+    "a LoRA": (lora, "a LoRA"),
+    "a LoRA of LongLive": (lambda: {f"base_model.model.{key}": value for key, value in lora().items()}, "a LoRA"),
+    "an old LoRA": (lambda: {"lora_unet_blocks_0_self_attn_q.lora_down.weight": torch.zeros(4, 24)}, "a LoRA"),
+    "diffusers": (diffusers, "layout of diffusers"),
+    "VACE": (vace, "a VACE model"),
+    "image to video": (lambda: {**state_dict(), "img_emb.proj.0.bias": torch.zeros(24)}, "image-to-video"),
+    "MAGI-1": (tiny_magi.weights, "MAGI-1"),
+    "a VAE": (lambda: {"decoder.upsamples.0.residual.0.gamma": torch.zeros(4)}, "VAE"),
+    "a text encoder": (lambda: {"token_embedding.weight": torch.zeros(4, 4)}, "text encoder"),
+    "nothing": (lambda: {}, "no head.modulation|empty"),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_kinds_of_files(folder, name, suffix):
+    make, named = KINDS[name]
+    path = folder / f"m{suffix}"
+    if suffix == ".pt":
+        torch.save(make(), path)
+    else:
+        safetensors.torch.save_file({key: value.contiguous() for key, value in make().items()}, path)
+    with pytest.raises(SettingError, match=named) as caught:
+        load(path.name)
+    assert str(caught.value).startswith("Load AR Video Model, model_name: got ")
+
+
+BYTES = {
+    "m.gguf": (b"GGUF\x03\x00\x00\x00" + bytes(100), "packed weights"),
+    "m.pt": (b"<!DOCTYPE html><html></html>", "web page"),
+    "m.safetensors": (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "Git LFS"),
+}
+
+
+@pytest.mark.parametrize("name", BYTES)
+def test_files_that_are_something_else(folder, name):
+    content, named = BYTES[name]
+    (folder / name).write_bytes(content)
+    for loader in (load, load_magi):
+        with pytest.raises(SettingError, match=named) as caught:
+            loader(name)
+        assert "weights_only" not in str(caught.value)
+
+
+def test_a_pickle_with_other_objects_says_which(folder):
+    torch.save({"model": state_dict(), "args": argparse.Namespace(lr=1)}, folder / "m.pt")
+    with pytest.raises(SettingError) as caught:
+        load("m.pt")
+    text = str(caught.value)
+    assert "argparse.Namespace" in text and "torch.save(model.state_dict()" in text
+    assert text.isprintable() and "\x1b" not in text and "weights_only" not in text
+
+
+def test_a_checkpoint_that_contains_itself(folder):
+    content = {"state_dict": {}}
+    content["state_dict"]["model"] = content
+    torch.save(content, folder / "m.pt")
+    for loader in (load, load_magi):
+        with pytest.raises(SettingError, match="nested"):
+            loader("m.pt")
+
+
+MUTANTS = 60
+
+
+def outcome(loader, what, refused):
+    """What is wrong with how a damaged file is met."""
+    begun = time.process_time()
+    try:
+        loader()
+    except SettingError as error:
+        refused.append(what)
+        return None if len(str(error)) < 1500 and str(error).isprintable() else f"{what}: {error}"
+    except Exception as error:
+        return f"{what}: {type(error).__name__}: {error}"
+    return None if time.process_time() - begun < 10 else f"{what}: {time.process_time() - begun:.0f} s"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_damaged_models(folder, suffix):
+    path = folder / f"m{suffix}"
+    weights = {**state_dict(), "blocks.0.ffn.0.bias": state_dict()["blocks.0.ffn.0.bias"]}
+    if suffix == ".pt":
+        path.write_bytes(pickled({"generator": weights}))
+    else:
+        safetensors.torch.save_file(weights, path, metadata=metadata())
+    original, wrong, refused = path.read_bytes(), [], []
+    for number in range(MUTANTS):
+        draw = random.Random(f"host {suffix} {number}")
+        change = draw.choice((bytes_changed, archive_changed if suffix == ".pt" else safetensors_changed))
+        path.write_bytes(change(original, draw))
+        wrong.append(outcome(lambda: load(path.name), f"mutant {number}", refused))
+    wrong = [line for line in wrong if line]
+    assert not wrong, "\n".join(wrong)
+    assert len(refused) > MUTANTS // 4
+
+
+def test_other_things_saved_with_torch(folder):
+    wrong = []
+    for what, content in odd_contents(state_dict()).items():
+        try:
+            (folder / "m.pt").write_bytes(pickled(content))
+        except Exception:
+            continue
+        refused = []
+        wrong.append(outcome(lambda: load("m.pt"), what, refused))
+        if not refused and what not in ("transposed", "parameter", "nested twice", "float64"):
+            wrong.append(f"{what}: read")
+        wrong.append(outcome(lambda: load_magi("m.pt"), f"{what} as MAGI", refused))
+    wrong = [line for line in wrong if line]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_damaged_folders_and_tables(folder):
+    vae = folder.parent / "vae" / "magi"
+    tiny_magi.write_vae(vae)
+    tiny_magi.write_sharded(folder / "magi", tiny_magi.weights())
+    tiny_magi.write_table(folder.parent / "text_encoders" / "special_tokens.npz", dim=4096)
+    names = {
+        folder / "magi" / "model.safetensors.index.json": (
+            json_changed, lambda: load_magi("magi/model.safetensors.index.json")),
+        vae / "config.json": (
+            json_changed, lambda: node("LoadMagiVAE", vae_name="magi/diffusion_pytorch_model.safetensors")),
+        folder.parent / "text_encoders" / "special_tokens.npz": (
+            archive_changed, lambda: module("nodes.adapters.magi.text").read_table("text_encoders/special_tokens.npz")),
+    }  # fmt: skip
+    wrong = []
+    for path, (change, loader) in names.items():
+        original = path.read_bytes()
+        loader()
+        for number in range(MUTANTS // 2):
+            path.write_bytes(change(original, random.Random(f"{path.name} {number}")))
+            wrong.append(outcome(loader, f"{path.name} {number}", []))
+        path.write_bytes(original)
+    wrong = [line for line in wrong if line]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_metadata_of_another_form(folder):
+    wrong, refused = [], []
+    for text in ("3", "[]", "{", '{"transformer": 3}', '{"transformer": {"num_heads": "x"}}', "[" * 10_000,
+                 json.dumps({"transformer": {"num_heads": 2, "x" * 10_000: 1}}), '{"transformer": {"num_layers": 1e9}}',
+                 '{"transformer": {"image_model": "flux", "num_heads": 2}}'):  # fmt: skip
+        for key in ("config", "_quantization_metadata"):
+            safetensors.torch.save_file(state_dict(), folder / "m.safetensors", metadata={**metadata(), key: text})
+            wrong.append(outcome(lambda: load("m.safetensors"), f"{key} {text[:40]}", refused))
+    assert not [line for line in wrong if line], "\n".join(line for line in wrong if line)
+    assert len(refused) >= 15
