@@ -22,7 +22,9 @@ class Node(io.ComfyNode):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "execute" in cls.__dict__:
-            cls.execute = classmethod(_checked(cls.__dict__["execute"].__func__))
+            cls.execute = classmethod(  # type: ignore[attr-defined]
+                _checked(cls.__dict__["execute"].__func__)
+            )
 
 
 def _checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:

@@ -293,7 +293,7 @@ def test_every_policy_with_every_quantity(model, policy, quantity):
 @pytest.mark.parametrize("name", module("nodes.reuse").preset_rows())
 def test_every_preset_of_the_node(name):
     row = presets.load_preset(*module("nodes.reuse").preset_rows()[name])
-    made_for = row.requires or {"steps": 10, "shift": 5.0}
+    made_for = {"steps": 10, "shift": 5.0} | (row.requires or {})
     model = load(shift=made_for["shift"])
     patched, sigmas = node("ChunkwiseReuse", model=model, preset={"preset": name}), sigmas_of(model, made_for["steps"])
     if row.quantity.needs_residual:
@@ -348,7 +348,9 @@ def test_a_preset_of_another_shift_is_refused(sampler):
         if message is None:
             assert sample(patched, sampler())[0].isfinite().all()
         else:
-            with pytest.raises(errors.SettingError, match=f"Chunkwise Reuse, preset fast: got '{message}"):
+            with pytest.raises(
+                errors.SettingError, match=rf"Chunkwise Reuse, preset mini: fast \(made for mini\): got '{message}"
+            ):
                 sample(patched, sampler())
     beta = torch.tensor([1.0, 0.97, 0.5, 0.31, 0.0])
     source = preset("mini", "fast", "Text.", policy, velocity, requires={"steps": 4, "shift": 8.0})

@@ -51,6 +51,8 @@ class Hidden:
     dynprompt: Any
 
 class Schema:
+    node_id: str
+    display_name: str | None
     inputs: list[Input]
     outputs: list[Output]
     def __init__(self, node_id: str, *args: Any, **kwargs: Any) -> None: ...
@@ -63,3 +65,5 @@ class ComfyNode:
     hidden: Any
     @classmethod
     def define_schema(cls) -> Schema: ...
+    @classmethod
+    def GET_SCHEMA(cls) -> Schema: ...
