@@ -12,8 +12,8 @@ from ..flowcache_core.solvers import SOLVERS
 from .adapters.links import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.plan_choice import PlanChoice
+from .adapters.run.sampler import ChunkSampler
 from .adapters.shown.live_preview import Display
-from .adapters.wan.sampling import ChunkSampler
 from .choices import MISSING, check
 from .inputs import inputs_of
 

@@ -30,12 +30,10 @@ from ..run.finite import require_finite_inputs
 from ..run.foreign import FUNCTIONS, around, compiles, listed, name_of
 from ..run.memory import announce, make_room
 from ..run.plan_choice import PlanChoice
-from ..run.prefix import clean_frames
 from ..run.prompt_schedule import recached
-from ..run.settings import FlowCacheSettings, refuse_other_caches, settings_of
-from ..run.start_image import image_notes
+from ..run.request import Request, Sampling, refuse_clashes, reuse_fields
+from ..run.settings import FlowCacheSettings, settings_of
 from ..shown.live_preview import Display, LivePreview
-from ..shown.progress import Progress
 from .model import MagiLatents, MagiVariant
 from .text import ChunkCaptions
 from .vae import magi_preview
@@ -62,47 +60,20 @@ class HostMagiDenoiser(MagiDenoiser):
         return guided
 
 
-class MagiSampling:
-    """Everything is checked and planned when it is made, computed in :meth:`run`."""
+class MagiSampling(Sampling):
+    """One run of the core's denoiser over the whole video."""
 
-    def __init__(
-        self,
-        choice: PlanChoice,
-        given: Tensor | None,
-        display: Display,
-        inpainting: Any,
-        x: Tensor,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        disable: bool,
-        callback: Any,
-    ) -> None:
-        """As in :class:`.sampler.Sampling`. callback: the host's, per step."""
-        self.guider, options = inpainting.inner_model, extra_args["model_options"]
-        self.model, self.x, self.seed = self.guider.inner_model, x, extra_args.get("seed") or 0
-        check(self.guider, self.model, choice, x, options)
-        require_finite_inputs(x, self.guider.conds, ["positive"])
-        for name in (*around(options), *(["torch.compile"] if compiles(options) else [])):
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        require_finite_inputs(self.x, self.guider.conds, ["positive"])
+        for name in (*around(self.options), *(["torch.compile"] if compiles(self.options) else [])):
             logging.warning("FlowCache: %s is not called with MAGI-1", name)
-        self.settings = settings_of(options)
-        steps = MagiSteps.of(sigmas.tolist(), self.model.variant)
-        mask = extra_args.get("denoise_mask")
-        self.prefix = clean_frames(given, options, mask, inpainting.latent_image, self.model, x)
-        prefix_frames = 0 if self.prefix is None else self.prefix.shape[2]
-        rest = mask is None or not bool((mask[:, :, prefix_frames:] != 1).any())
-        require(rest, "noise mask", "a mask inside frames", "one that keeps whole frames at the start, or none")
-        plan = plan_of(choice, x.shape[2], steps.schedule.steps, prefix_frames)
-        self.engine = engine_settings(choice, plan, steps.schedule, self.settings, self.guider.conds)
-        self.progress = Progress(
-            total=plan.total_steps,
-            clean=x.new_zeros(x.shape),
-            noisy=x,
-            callback=callback,
-            ends_clean=True,
-            disable=disable,
-            preview=self.preview(display),
-            notes=image_notes(self.guider.conds, self.model.diffusion_model),
-        )
+        steps = MagiSteps.of(request.sigmas.tolist(), self.model.variant)
+        accepted = "one that keeps whole frames at the start, or none"
+        require(not self.masks_inside_frames, "noise mask", "a mask inside frames", accepted)
+        plan = plan_of(self.choice, self.x.shape[2], steps.schedule.steps, self.prefix_frames)
+        self.engine = engine_settings(self.choice, plan, steps.schedule, self.settings, self.guider.conds)
+        self.progress = self.progress_of(plan.total_steps, ends_clean=True, preview=self.preview(request.display))
         config = self.model.diffusion_model.config
         captions = ChunkCaptions(
             entries=self.guider.conds["positive"],
@@ -113,9 +84,12 @@ class MagiSampling:
             model_sampling=self.model.model_sampling,
         )
         self.denoiser = denoiser_of(
-            self.model, captions, steps.step_times, kernel=host_kernel(options["transformer_options"])
+            self.model, captions, steps.step_times, kernel=host_kernel(self.options["transformer_options"])
         )
         self.denoiser.clean = self.progress.clean
+
+    def check(self) -> None:
+        check(self.guider, self.model, self.choice, self.x, self.options)
 
     def preview(self, display: Display) -> LivePreview | None:
         own = isinstance(self.model.latent_format, MagiLatents)
@@ -126,8 +100,6 @@ class MagiSampling:
         if self.settings.kv_settings.device != "cpu":
             spec = self.denoiser.kv_spec(self.x)
             make_room(self.guider.model_patcher, self.x.device, peak_bytes(spec, engine.kv, engine.plan))
-        if self.prefix is not None:
-            self.progress.clean[:, :, : self.prefix.shape[2]] = self.prefix
         recorder = Recorder.of(engine)
         self.progress.begin(0, recorder)
         try:
@@ -164,7 +136,8 @@ class MagiSteps:
                 return cls(schedule, magi_distill_times(given.steps, mode))
         accepted = "those of MAGI-1 Schedule: distilled weights know only the noise levels they were distilled at"
         require(not variant.distilled, "sigmas", tuple(round(sigma, 4) for sigma in given.sigmas[:4]), accepted)
-        return cls(Schedule(given.sigmas, tuple(1 - sigma for sigma in given.sigmas[:-1])))
+        times = tuple(1 - sigma for sigma in given.sigmas[:-1])
+        return cls(Schedule(given.sigmas, times, clean_time=1.0, noise_time=0.0))
 
 
 def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tensor) -> None:
@@ -212,11 +185,7 @@ def engine_settings(
     choice: PlanChoice, plan: Plan, schedule: Schedule, settings: FlowCacheSettings, conds: Mapping[str, Any]
 ) -> EngineSettings:
     """What the model carries and the sampler's fields together. Errors name the node whose field does not fit."""
-    reuse: dict[str, Any] = {}
-    if settings.reuse is not None:
-        with naming("FlowCache Chunkwise Reuse"):
-            settings.reuse.check(schedule)
-        reuse = settings.reuse.engine_fields
+    reuse = reuse_fields(settings, schedule)
     with naming("AR Prompt Schedule"):
         require(not recached(conds), "recache", True, "off: chunks of the sliding window overlap in time")
     return EngineSettings(
@@ -243,10 +212,7 @@ def check(guider: Any, model: Any, choice: PlanChoice, latents: Tensor, options:
     fits = latents.ndim == 5 and shape[1] == 16 and shape[3] % multiple == shape[4] % multiple == 0
     sides = f"width and height multiples of {8 * multiple}"
     require(fits, "latent_image", shape, f"video latents [B, 16, F, H, W], {sides}, from Empty MAGI-1 Latent")
-    refuse_other_caches(options)
+    refuse_clashes(options)
     guidance = [name_of(function) for name in FUNCTIONS for function in listed(options.get(name))]
     accepted = "none: MAGI-1 has guidance of its own, and other nodes' is not called"
     require(not guidance, "guidance nodes", ", ".join(guidance), accepted)
-    for key, name in (("context_handler", "context windows"), ("multigpu_clones", "several GPUs")):
-        accepted = f"one without: chunks and {name} exclude each other"
-        require(key not in options, "model", f"a model with {name}", accepted)

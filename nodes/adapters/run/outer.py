@@ -10,8 +10,8 @@ from comfy.patcher_extension import WrappersMP
 from ....flowcache_core.errors import SettingError
 from ....flowcache_core.kv.settings import KVSettings
 from ..host_ar.attach import attach, is_host_ar, warn_unused
-from ..wan.sampling import ChunkSampler
 from .records import RecordSlot
+from .sampler import ChunkSampler
 from .settings import KEY, FlowCacheSettings, ReuseSettings, refuse_other_caches, settings_of
 
 

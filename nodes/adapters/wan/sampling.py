@@ -1,4 +1,4 @@
-"""The SAMPLER: a plan, run by the core's engine over the host's own model."""
+"""One run of a plan by the core's engine over the host's own Wan model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import comfy.samplers
 from comfy.ldm.wan.ar_model import CausalWanModel
 from comfy.ldm.wan.model import WanModel
 from comfy.model_sampling import CONST
@@ -20,17 +19,13 @@ from ....flowcache_core.noise import host_noise
 from ....flowcache_core.plan.staggered import Window
 from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import Schedule, from_sigmas
-from ..magi.sampling import MagiSampling, is_magi, reserve
 from ..naming import naming
 from ..run.finite import require_finite_inputs
 from ..run.memory import announce, make_room
 from ..run.plan_choice import PlanChoice
-from ..run.prefix import clean_frames, given_latents
 from ..run.prompt_schedule import recached, starts
-from ..run.settings import FlowCacheSettings, refuse_other_caches, settings_of
-from ..run.start_image import image_notes
-from ..shown.live_preview import Display
-from ..shown.progress import Progress
+from ..run.request import Request, Sampling, refuse_clashes, reuse_fields
+from ..run.settings import FlowCacheSettings, settings_of
 from .attention import Forward, attached
 from .branches import Branches, names_that_run
 from .compiled import refuse_one_graph
@@ -40,110 +35,42 @@ from .hooks import refuse_keyframes
 from .remembered import Remembered
 from .rope import exact_positions
 
-CALLBACK = "flowcache_callback"
 WAN = "a Wan 2.1 text-to-video model (Self-Forcing, Causal-Forcing, SkyReels-V2 DF ...)"
 
 
-class ChunkSampler(comfy.samplers.KSAMPLER):
-    """A host SAMPLER without state of its own: everything a run needs is made in :meth:`run`."""
+class WanSampling(Sampling):
+    """One run over the host's own model, window by window."""
 
-    def __init__(
-        self,
-        node: str,
-        choice: PlanChoice,
-        latent: Any = None,
-        prefix_frames: int = 0,
-        display: Display | None = None,
-    ) -> None:
-        """node: display name for errors. latent: a LATENT whose last ``prefix_frames`` (0: all) begin the video."""
-        super().__init__(self.run)
-        self.node, self.choice, self.display = node, choice, display or Display()
-        self.given = None if latent is None else given_latents(latent, prefix_frames)
-
-    def reserve(self, guider: Any, latent_image: Tensor, sigmas: Tensor) -> None:
-        """Before the model is loaded: refuse what cannot be sampled and tell the host about the K/V."""
-        model, settings = guider.model_patcher.model, settings_of(guider.model_options)
-        with naming(self.node):
-            if is_magi(model):
-                return reserve(guider, self.choice, latent_image, sigmas)
-            check(model, latent_image, guider.model_options)
-            steps, frames = max(1, len(sigmas) - 1), latent_image.shape[2]
-            plans = [self.choice.plan(part, steps) for part in self.choice.windows(frames, 0)]
-        needed = 0
-        if self.choice.attention == "block-causal" and settings.kv_settings.device != "cpu":
-            spec = kv_spec(model, latent_image.shape, branch_bound(guider), latent_image.device)
-            needed = max(peak_bytes(spec, settings.kv_settings, plan) for plan in plans)
-        at_once = self.choice.chunk_frames if self.choice.attention == "block-causal" else max(p.frames for p in plans)
-        announce(guider, at_once, needed)
-
-    def sample(self, model_wrap, sigmas, extra_args, callback, *args, **kwargs):  # type: ignore[no-untyped-def]
-        """As the host calls it. Its callback for sampler functions counts sigmas only, so ours takes another way."""
-        return super().sample(model_wrap, sigmas, {**extra_args, CALLBACK: callback}, None, *args, **kwargs)
-
-    def run(
-        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None
-    ) -> Tensor:
-        """The sampler function. x: ``[B, C, F, H, W]`` at the first noise level; returns it at the last one."""
-        if len(sigmas) < 2:
-            return x  # no step to take, as after a split of the sigmas at the end: what came in goes out
-        common = (self.choice, self.given, self.display, model, x, sigmas, extra_args, bool(disable))
-        with naming(self.node):
-            if is_magi(model.inner_model.inner_model):
-                return MagiSampling(*common, callback=extra_args.get(CALLBACK)).run()
-            return Sampling(*common).run()
-
-
-class Sampling:
-    """One run: everything is checked and planned when it is made, computed in :meth:`run`."""
-
-    def __init__(
-        self,
-        choice: PlanChoice,
-        given: Tensor | None,
-        display: Display,
-        inpainting: Any,
-        x: Tensor,
-        sigmas: Tensor,
-        extra_args: dict[str, Any],
-        disable: bool,
-    ) -> None:
-        """inpainting: the host's KSamplerX0Inpaint around the guider; the rest as in ``ChunkSampler.run``."""
-        self.guider, self.options = inpainting.inner_model, extra_args["model_options"]
-        self.model, self.choice, self.x, self.seed = self.guider.inner_model, choice, x, extra_args.get("seed") or 0
-        check(self.model, x, self.options)
-        self.settings, self.schedule = settings_of(self.options), from_sigmas(sigmas.tolist())
-        mask = extra_args.get("denoise_mask")
-        self.prefix = clean_frames(given, self.options, mask, inpainting.latent_image, self.model, x)
-        prefix_frames = 0 if self.prefix is None else self.prefix.shape[2]
+    def __init__(self, request: Request) -> None:
+        super().__init__(request)
+        choice, x, conds = self.choice, self.x, self.guider.conds
+        self.schedule = from_sigmas(request.sigmas.tolist())
         self.inpaint: Inpaint | None = None
         self.forwards: Sequence[Forward] = ()
-        if mask is not None and bool((mask[:, :, prefix_frames:] != 1).any()):
-            self.inpaint = Inpaint(mask.expand(x.shape), inpainting.latent_image, inpainting.noise, sigmas)
-        self.windows = choice.windows(x.shape[2], prefix_frames)
-        common = (self.schedule, self.settings, self.guider.conds)
-        self.engines = [engine_settings(choice, part, *common) for part in self.windows]
+        if self.mask is not None and self.masks_inside_frames:
+            known = request.inpainting
+            self.inpaint = Inpaint(self.mask.expand(x.shape), known.latent_image, known.noise, request.sigmas)
+        self.windows = choice.windows(x.shape[2], self.prefix_frames)
+        self.engines = [engine_settings(choice, part, self.schedule, self.settings, conds) for part in self.windows]
         levels = (*self.schedule.sigmas[:-1], 0.0)
         self.recorder = Recorder.of(self.engines[0])
         names = names_that_run(self.guider, x[:, :, : choice.chunk_frames], levels, self.options)
-        require_finite_inputs(x, self.guider.conds, names)
-        self.branches = Branches(self.guider.conds, names, levels, self.model.model_sampling)
-        refuse_keyframes([self.guider.conds[name] for name in names], self.engines)
-        self.progress = Progress(
-            total=sum(engine.plan.total_steps for engine in self.engines),
-            clean=x.new_zeros(x.shape),
-            noisy=x,
-            callback=extra_args.get(CALLBACK),
-            ends_clean=self.schedule.sigmas[-1] == 0,
-            disable=disable,
-            preview=display.preview(x) if self.schedule.sigmas[-1] == 0 else None,
-            notes=image_notes(self.guider.conds, self.model.diffusion_model),
+        require_finite_inputs(x, conds, names)
+        self.branches = Branches(conds, names, levels, self.model.model_sampling)
+        refuse_keyframes([conds[name] for name in names], self.engines)
+        ends_clean = self.schedule.sigmas[-1] == 0
+        self.progress = self.progress_of(
+            sum(engine.plan.total_steps for engine in self.engines),
+            ends_clean=ends_clean,
+            preview=request.display.preview(x) if ends_clean else None,
         )
+
+    def check(self) -> None:
+        check(self.model, self.x, self.options)
 
     def run(self) -> Tensor:
         self.make_room()
         output = self.x.clone()
-        if self.prefix is not None:
-            self.progress.clean[:, :, : self.prefix.shape[2]] = self.prefix
         try:
             with ExitStack() as stack:
                 stack.enter_context(exact_positions(self.model.diffusion_model))
@@ -203,12 +130,7 @@ def engine_settings(
     conds: Mapping[str, Any],
 ) -> EngineSettings:
     """What the model carries and the sampler's fields together. Errors name the node whose field does not fit."""
-    reuse: dict[str, Any] = {}
-    if settings.reuse is not None:
-        chosen = settings.reuse
-        with naming("FlowCache Chunkwise Reuse"):
-            chosen.check(schedule)
-        reuse = chosen.engine_fields
+    reuse = reuse_fields(settings, schedule)
     if choice.attention == "bidirectional":
         with naming("KV Cache Compressor"):
             accepted = "no KV Cache Compressor with attention bidirectional, which keeps no K/V"
@@ -247,11 +169,21 @@ def check(model: Any, latents: Tensor, options: Mapping[str, Any]) -> None:
     require(latents.ndim == 5, "latent_image", shape, accepted)
     channels = transformer.in_dim
     require(shape[1] == channels, "latent_image", shape, f"{channels} channels, as this model takes")
-    refuse_other_caches(options)
+    refuse_clashes(options)
     refuse_one_graph(options)
-    for key, name in (("context_handler", "context windows"), ("multigpu_clones", "several GPUs")):
-        accepted = f"one without: chunks and {name} exclude each other"
-        require(key not in options, "model", f"a model with {name}", accepted)
+
+
+def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tensor) -> None:
+    """Before the model is loaded: refuse what cannot be sampled and tell the host about the K/V."""
+    model, settings = guider.model_patcher.model, settings_of(guider.model_options)
+    check(model, latent_image, guider.model_options)
+    steps, frames = max(1, len(sigmas) - 1), latent_image.shape[2]
+    plans = [choice.plan(part, steps) for part in choice.windows(frames, 0)]
+    needed, by_chunk = 0, choice.attention == "block-causal"
+    if by_chunk and settings.kv_settings.device != "cpu":
+        spec = kv_spec(model, latent_image.shape, branch_bound(guider), latent_image.device)
+        needed = max(peak_bytes(spec, settings.kv_settings, plan) for plan in plans)
+    announce(guider, choice.chunk_frames if by_chunk else max(plan.frames for plan in plans), needed)
 
 
 def branch_bound(guider: Any) -> int:

@@ -1,0 +1,99 @@
+"""What the sampling of every family begins with, and what none of them can be sampled with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ....flowcache_core.errors import require
+from ....flowcache_core.schedule import Schedule
+from ..naming import naming
+from ..shown.live_preview import Display
+from ..shown.progress import Progress
+from .plan_choice import PlanChoice
+from .prefix import clean_frames
+from .settings import FlowCacheSettings, refuse_other_caches, settings_of
+from .start_image import image_notes
+
+
+@dataclass(frozen=True)
+class Request:
+    """One call of the host's SAMPLER.
+
+    given: clean latents from the sampler node's prefix input, or None. inpainting: the host's KSamplerX0Inpaint around
+    the guider. x: ``[B, C, F, H, W]`` at the first of ``sigmas``. callback: the host's, per step.
+    """
+
+    choice: PlanChoice
+    given: Tensor | None
+    display: Display
+    inpainting: Any
+    x: Tensor
+    sigmas: Tensor
+    extra_args: Mapping[str, Any]
+    disable: bool
+    callback: Any
+
+
+class Sampling:
+    """Base of a family's run: everything is checked and planned when it is made, computed in its ``run``."""
+
+    def __init__(self, request: Request) -> None:
+        self.request, self.choice, self.x = request, request.choice, request.x
+        self.guider, self.options = request.inpainting.inner_model, request.extra_args["model_options"]
+        self.model, self.seed = self.guider.inner_model, request.extra_args.get("seed") or 0
+        self.check()
+        self.settings: FlowCacheSettings = settings_of(self.options)
+        self.mask = request.extra_args.get("denoise_mask")
+        image = request.inpainting.latent_image
+        self.prefix = clean_frames(request.given, self.options, self.mask, image, self.model, self.x)
+        self.prefix_frames = 0 if self.prefix is None else self.prefix.shape[2]
+
+    def check(self) -> None:
+        """SettingError naming what the family cannot be sampled with."""
+        raise NotImplementedError
+
+    @property
+    def masks_inside_frames(self) -> bool:
+        """Whether the mask keeps more than whole frames at the start."""
+        return self.mask is not None and bool((self.mask[:, :, self.prefix_frames :] != 1).any())
+
+    def progress_of(self, total: int, *, ends_clean: bool, preview: Any) -> Progress:
+        """What is shown of ``total`` steps; the prefix is there from the start."""
+        progress = Progress(
+            total=total,
+            clean=self.x.new_zeros(self.x.shape),
+            noisy=self.x,
+            callback=self.request.callback,
+            ends_clean=ends_clean,
+            disable=self.request.disable,
+            preview=preview,
+            notes=image_notes(self.guider.conds, self.model.diffusion_model),
+        )
+        if self.prefix is not None:
+            progress.clean[:, :, : self.prefix_frames] = self.prefix
+        return progress
+
+    def run(self) -> Tensor:
+        """The latents at the last noise level."""
+        raise NotImplementedError
+
+
+def refuse_clashes(options: Mapping[str, Any]) -> None:
+    """SettingError for what other nodes put on a model that excludes sampling by chunks."""
+    refuse_other_caches(options)
+    for key, name in (("context_handler", "context windows"), ("multigpu_clones", "several GPUs")):
+        accepted = f"one without: chunks and {name} exclude each other"
+        require(key not in options, "model", f"a model with {name}", accepted)
+
+
+def reuse_fields(settings: FlowCacheSettings, schedule: Schedule) -> dict[str, Any]:
+    """What the reuse node chose as fields of the core's settings; SettingError in its name where it does not fit."""
+    if settings.reuse is None:
+        return {}
+    with naming("FlowCache Chunkwise Reuse"):
+        settings.reuse.check(schedule)
+    return settings.reuse.engine_fields

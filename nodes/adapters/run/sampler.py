@@ -1,0 +1,59 @@
+"""The SAMPLER that the sampler node makes: it picks the family's run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+from torch import Tensor
+
+from ..magi import sampling as magi
+from ..magi.sampling import MagiSampling, is_magi
+from ..naming import naming
+from ..shown.live_preview import Display
+from ..wan import sampling as wan
+from ..wan.sampling import WanSampling
+from .plan_choice import PlanChoice
+from .prefix import given_latents
+from .request import Request
+
+CALLBACK = "flowcache_callback"
+
+
+class ChunkSampler(comfy.samplers.KSAMPLER):
+    """A host SAMPLER without state of its own: everything a run needs is made in :meth:`run`."""
+
+    def __init__(
+        self,
+        node: str,
+        choice: PlanChoice,
+        latent: Any = None,
+        prefix_frames: int = 0,
+        display: Display | None = None,
+    ) -> None:
+        """node: display name for errors. latent: a LATENT whose last ``prefix_frames`` (0: all) begin the video."""
+        super().__init__(self.run)
+        self.node, self.choice, self.display = node, choice, display or Display()
+        self.given = None if latent is None else given_latents(latent, prefix_frames)
+
+    def reserve(self, guider: Any, latent_image: Tensor, sigmas: Tensor) -> None:
+        """Before the model is loaded: refuse what cannot be sampled and tell the host about the K/V."""
+        family = magi if is_magi(guider.model_patcher.model) else wan
+        with naming(self.node):
+            family.reserve(guider, self.choice, latent_image, sigmas)
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """As the host calls it. Its callback for sampler functions counts sigmas only, so ours takes another way."""
+        return super().sample(model_wrap, sigmas, {**extra_args, CALLBACK: callback}, None, *args, **kwargs)
+
+    def run(
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: bool | None
+    ) -> Tensor:
+        """The sampler function. x: ``[B, C, F, H, W]`` at the first noise level; returns it at the last one."""
+        if len(sigmas) < 2:
+            return x  # no step to take, as after a split of the sigmas at the end: what came in goes out
+        shown = extra_args.get(CALLBACK)
+        request = Request(self.choice, self.given, self.display, model, x, sigmas, extra_args, bool(disable), shown)
+        family = MagiSampling if is_magi(model.inner_model.inner_model) else WanSampling
+        with naming(self.node):
+            return family(request).run()
