@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
+from ..bundled import BUNDLED, load_bundled
 from ..cost import WanShape
 from ..engine import EngineSettings, generate
 from ..errors import NotFiniteError, SettingError, require, require_count, require_finite
 from ..files import require_folder, whole_folder
 from ..kv import COMPRESSORS
 from ..kv.settings import KVSettings
-from ..mini import GUIDANCE, MiniModel, load_mini
+from ..mini import GUIDANCE, MiniModel
 from ..models.wan.denoiser import WanDenoiser
 from ..plan import PLANS, Blockwise
 from ..presets import Preset, load_preset, preset_names
@@ -41,12 +42,16 @@ from .arguments import CHUNKS, STEPS, Parser
 EXTRAS = {"torchmetrics": "torchmetrics", "matplotlib": "matplotlib", "av": "av"}  # module -> package
 LONG, QUICK = (8, 50), (4, 30)  # chunks and steps, by default and with --quick
 DEFAULT_PRESET = "balanced"
+CALIBRATED = "mini"  # whose presets these are
+ELSEWHERE = "the preset was calibrated on the mini model; on this one its quality is not known"
 VANILLA, FLOWCACHE = "vanilla", "flowcache"
 FILES = (f"{VANILLA}.mp4", f"{FLOWCACHE}.mp4", "compare.mp4", "map.png", "report.json")
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("demo", description=__doc__)
+    models = ", ".join(BUNDLED)
+    p.add_argument("--model", default="mini", help=f"a bundled model: {models} (default: %(default)s)")
     p.add_argument("--prompt", default="a red circle moving right", help="what to show (default: %(default)s)")
     presets = ", ".join(preset_names("mini"))
     file = "a file that calibrate wrote (FILE.json, or FILE.json:NAME where it holds several)"
@@ -129,6 +134,8 @@ def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
     kind = PLANS[options.plan].abreast(mini.chunk_frames, steps)
     plan = kind.plan(chunks * mini.chunk_frames, steps)
     reuse = make_reuse(options, steps, mini.shift)
+    if options.model != CALIBRATED and reuse.preset is not None:
+        reuse = replace(reuse, preset=replace(reuse.preset, curve=()), warning=reuse.warning or ELSEWHERE)
     compressor, kept = make_compressor(options.compressor), options.kv_budget
     if kept == "half":
         kept = max(chunks / 2, 1.0 if compressor is None else compressor.min_budget)
@@ -264,7 +271,7 @@ def main(argv: Sequence[str]) -> int:
     if missing:
         raise SettingError("demo", f"no {', '.join(missing)}", f"pip install {' '.join(missing)}")
     require_folder(options.out, names=FILES)
-    demo = configure(options, load_mini())
+    demo = configure(options, load_bundled(options.model))
     demo.warm_up()
     records: dict[str, RunRecord] = {}
     videos: dict[str, Tensor] = {}

@@ -105,7 +105,7 @@ def _share(answers: list[bool]) -> float:
     return round(sum(answers) / max(1, len(answers)), 4)
 
 
-def contact_sheet(videos: Tensor, prompts: list[str], path: Path, columns: int = 12) -> None:
+def contact_sheet(videos: Tensor, prompts: list[str], path: Path, columns: int = 12, colours: int = 128) -> None:
     """Writes a picture with a row per prompt and evenly spaced frames. Needs Pillow."""
     from PIL import Image, ImageDraw
 
@@ -124,7 +124,7 @@ def contact_sheet(videos: Tensor, prompts: list[str], path: Path, columns: int =
                 frame = frame.resize((side, side), Image.Resampling.LANCZOS)
             sheet.paste(frame, (margin + column * (side + gap), top))
     with whole_file(path, "picture") as part:
-        sheet.quantize(128).save(part, format=picture_format(path), optimize=True)
+        sheet.quantize(colours).save(part, format=picture_format(path), optimize=True)
 
 
 def picture_format(path: Path) -> str:

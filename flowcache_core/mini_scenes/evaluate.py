@@ -139,5 +139,6 @@ def main(argv: list[str], load: Callable[[], MiniModel] = load_mini_scenes) -> i
     if options.json:
         write_json(options.json, result, "json")
     if options.picture:
-        contact_sheet(videos[: options.rows], [scene.prompt for scene in scenes[: options.rows]], options.picture)
+        prompts = [scene.prompt for scene in scenes[: options.rows]]
+        contact_sheet(videos[: options.rows], prompts, options.picture, columns=9, colours=256)
     return 0

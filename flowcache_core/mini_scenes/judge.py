@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 from . import data
@@ -69,7 +68,7 @@ def pan_velocity(scene: Scene, chunk: int) -> float:
 
 
 def rates(found: Iterable[Answers]) -> dict[str, tuple[float, int]]:
-    """Share of right answers and their number, per key; `all`: videos with no wrong answer."""
+    """Share of right answers and their number, per key (0 of 0 where there are none); `all`: videos all right."""
     listed = list(found)
     shares = {}
     for name in NAMES:
@@ -80,7 +79,7 @@ def rates(found: Iterable[Answers]) -> dict[str, tuple[float, int]]:
 
 
 def _share(given: list[bool]) -> float:
-    return round(sum(given) / len(given), 4) if given else math.nan
+    return round(sum(given) / len(given), 4) if given else 0.0
 
 
 def _there(actor: Actor | None, scene: Scene, chunk: int) -> bool | None:
