@@ -76,6 +76,10 @@ class Denoiser(ModelView, Protocol):
         """Velocities as if the block stack had added ``residual`` again: embedding and head only."""
         ...
 
-    def window(self, latents: Tensor, timesteps: Sequence[float], branches: range) -> Tensor:
-        """Bidirectional pass over a whole window ``[B, C, F, H, W]`` with one timestep per frame, no cache."""
+    def window(
+        self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput], branches: range
+    ) -> Tensor:
+        """Bidirectional pass over a whole window ``[B, C, F, H, W]`` with one timestep per frame, no cache. Only frames
+        of ``items``, the chunks that take a step now, are read of the result.
+        """
         ...

@@ -66,7 +66,9 @@ class CountingDenoiser:
     def from_residual(self, item: ChunkInput, branches: range, residual: Tensor) -> Tensor:
         return torch.zeros_like(item.latents).unsqueeze(0)
 
-    def window(self, latents: Tensor, timesteps: Sequence[float], branches: range) -> Tensor:
+    def window(
+        self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput], branches: range
+    ) -> Tensor:
         return torch.zeros_like(latents).unsqueeze(0)
 
     def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:

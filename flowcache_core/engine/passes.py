@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -107,7 +107,7 @@ class Passes:
             self.encode("clean", chunk, latents, self.settings.clean_timestep)
         self.cache.commit(chunk)
 
-    def window(self, tick: Tick) -> Tensor:
+    def window(self, tick: Tick, items: Sequence[ChunkInput]) -> Tensor:
         """One bidirectional forward; idle chunks stand where :func:`timestep_rows` puts them."""
         plan, level = self.settings.plan, self.settings.prefix_noise
         latents, times = self.latents, list(self.rows[tick.index])
@@ -119,7 +119,7 @@ class Passes:
         timesteps = [t for chunk, t in zip(plan.chunks, times, strict=True) for _ in range(chunk.frames)]
         begun = time.perf_counter()
         branches = range(self.denoiser.branches)
-        velocity = self.denoiser.window(latents, timesteps, branches)
+        velocity = self.denoiser.window(latents, timesteps, items, branches)
         seconds = time.perf_counter() - begun
         self.seconds += seconds
         sizes = tuple(chunk.frames * self.tokens_per_frame for chunk in plan.chunks)

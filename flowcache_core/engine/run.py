@@ -80,7 +80,7 @@ class Run:
             decisions = self.override(items, decisions, "last step")
         window = None
         if self.passes.cache is None and not all(decision.reuses for decision in decisions):
-            window = self.passes.window(tick)
+            window = self.passes.window(tick, items)
             decisions = self.override(items, decisions, "window pass")  # computed along with the whole window
         for item, decision in zip(items, decisions, strict=True):
             self.step(item, decision, tick, window)

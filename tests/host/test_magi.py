@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -12,7 +13,10 @@ import folder_paths
 import pytest
 import tiny_magi
 import torch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_cfg import CFGZeroStar
 from comfy_extras.nodes_custom_sampler import BasicScheduler
+from comfy_extras.nodes_model_advanced import RescaleCFG
 from hostkit import NODES, close, compress, module, node, ours, reuse, sample
 from safetensors.torch import save_file
 from tiny_magi import CONFIG, TEXT_DIM
@@ -333,6 +337,17 @@ class TestHost:
                     run(patched, start=empty(200))
         assert seen[0] > 2 * seen[1] > 0
 
+    def test_what_is_not_called_is_said(self, model, caplog):
+        """Compiled or wrapped, the video is the same, and the log says why nothing is faster."""
+        plain = run(model)[0]
+        compiled = model.clone()
+        set_torch_compile_wrapper(model=compiled, backend="eager")
+        compiled.set_model_unet_function_wrapper(lambda apply_model, args: None)
+        with caplog.at_level(logging.WARNING):
+            assert torch.equal(run(compiled)[0], plain)
+        told = [text for text in caplog.messages if text.endswith("is not called with MAGI-1")]
+        assert len(told) == 2 and "test_magi" in told[0] and "torch.compile" in told[1]
+
 
 class TestMini:
     """The bundled model of this architecture, on the mini model's latents."""
@@ -434,6 +449,10 @@ class TestRefused:
         with pytest.raises(SettingError, match="CFGGuider with cfg 3.*Basic Guider"):
             run(model, negative=prompt())
         close(run(model, negative=prompt(), cfg=1.0)[0], run(model)[0])
+
+    def test_guidance_nodes_of_the_host(self, model):
+        for patched in (CFGZeroStar.execute(model).args[0], RescaleCFG().patch(model, 0.7)[0]):
+            self.refused(["guidance nodes", "nodes_", "MAGI-1 has guidance of its own"], patched)
 
     def test_conditioning(self, model):
         self.refused(["positive", "(1, 5, 7)", f"[1, n, {TEXT_DIM}]"], model, positive=prompt(dim=7))

@@ -46,7 +46,9 @@ class DummyDenoiser:
     def from_residual(self, item: ChunkInput, branches: range, residual: Tensor) -> Tensor:
         return residual / 2
 
-    def window(self, latents: Tensor, timesteps: Sequence[float], branches: range) -> Tensor:
+    def window(
+        self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput], branches: range
+    ) -> Tensor:
         times = torch.tensor(timesteps).view(1, 1, -1, 1, 1).expand_as(latents)
         return times.expand(len(branches), *latents.shape).clone()
 

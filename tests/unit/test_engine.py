@@ -281,9 +281,9 @@ def test_bidirectional_pass_sees_one_timestep_per_chunk():
     rows = []
 
     class Watching(DummyDenoiser):
-        def window(self, latents, timesteps, branches):
+        def window(self, latents, timesteps, items, branches):
             rows.append(timesteps[::3])
-            return super().window(latents, timesteps, branches)
+            return super().window(latents, timesteps, items, branches)
 
     run(Watching(), plan, attention="bidirectional")
     first, second = shifted(2, 3.0).timesteps

@@ -106,7 +106,9 @@ class MagiDenoiser:
         x = item.latents.repeat(len(branches), 1, 1, 1, 1)
         return -self.transformer.from_residual(x, residual).unflatten(0, (len(branches), -1))
 
-    def window(self, latents: Tensor, timesteps: Sequence[float], branches: range) -> Tensor:
+    def window(
+        self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput], branches: range
+    ) -> Tensor:
         raise SettingError("attention", "bidirectional", "block-causal: MAGI-1 knows no other")
 
     def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:

@@ -77,7 +77,9 @@ class WanDenoiser:
         x, timesteps = self.batched(item.latents, branches), self.times(item, branches)
         return self.split(self.transformer.from_residual(x, timesteps, residual, self.fps), branches)
 
-    def window(self, latents: Tensor, timesteps: Sequence[float], branches: range) -> Tensor:
+    def window(
+        self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput], branches: range
+    ) -> Tensor:
         accepted = "one prompt, of chunk 0, with bidirectional attention: it holds for the whole window"
         require(len(self.prompts) == 1, "prompts", f"prompts from chunks {sorted(self.prompts)}", accepted)
         x = self.batched(latents, branches)

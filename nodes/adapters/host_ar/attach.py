@@ -22,7 +22,8 @@ from ..run.memory import announce
 from ..run.settings import FlowCacheSettings, refuse_other_caches, settings_of
 from ..run.start_image import image_notes
 from ..wan.denoiser import kv_spec
-from .run import HOST_SAMPLER, INSTEAD, KEY, OUR_SAMPLER, HostRun
+from .order import HOST_SAMPLER, INSTEAD, OUR_SAMPLER
+from .run import KEY, HostRun
 
 
 def is_host_ar(sampler: Any) -> bool:

@@ -21,6 +21,7 @@ from ....flowcache_core.kv.layout import CompressionNeed, KVLayout, capacity_tok
 from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.kv.spec import KVSpec
 from ....flowcache_core.plan.base import Chunk, Plan
+from ..replaced import replaced
 from ..wan.rope import exact_positions
 
 LayerCache = dict[str, Any]
@@ -193,17 +194,3 @@ def overheard(forward: Callable[..., Tensor], layer: Layer, rows: int) -> Callab
         return forward(*args, transformer_options={**options, "optimized_attention_override": attention}, **kwargs)
 
     return listening
-
-
-@contextmanager
-def replaced(module: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
-    """``make(original)`` in the place of a module's method, which may be another pack's object patch already."""
-    original, patched = getattr(module, name), name in vars(module)
-    setattr(module, name, make(original))
-    try:
-        yield
-    finally:
-        if patched:
-            setattr(module, name, original)
-        else:
-            delattr(module, name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +20,7 @@ from torch import Tensor
 from ....flowcache_core.denoiser import ChunkInput
 from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.engine.finite import FiniteWatch, Place
-from ....flowcache_core.errors import SettingError, require
+from ....flowcache_core.errors import require
 from ....flowcache_core.kv.size import peak_bytes
 from ....flowcache_core.plan.base import Chunk, Plan
 from ....flowcache_core.report.events import (
@@ -37,15 +37,16 @@ from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import from_sigmas
 from ....flowcache_core.solvers import SOLVERS
 from ..naming import naming
+from ..replaced import replaced
+from ..run.foreign import repeated, skipped
 from ..run.settings import FlowCacheSettings
+from ..wan.compiled import uncompiled
 from ..wan.denoiser import kv_spec
-from .kv import HostKV, LayerCache, replaced
+from .kv import HostKV, LayerCache
+from .order import HOST_SAMPLER, INSTEAD, OUR_SAMPLER, CallOrder
 from .reuse import Embeddings, StepReuse
 
 KEY = "flowcache"
-HOST_SAMPLER = "Sampler AR Video"
-OUR_SAMPLER = "AR Video Sampler (FlowCache)"
-INSTEAD = f"{OUR_SAMPLER} in the place of {HOST_SAMPLER}"
 
 
 @dataclass
@@ -63,8 +64,7 @@ class HostRun:
     finite: FiniteWatch = field(default_factory=FiniteWatch)
     answered: tuple[Place, Tensor] | None = None
     broken: bool = False
-    last_call: tuple[int, float] | None = None
-    calls: Iterator[tuple[Chunk, int | None]] = field(init=False)
+    order: CallOrder = field(init=False)
 
     @classmethod
     def of(cls, model: Any, noise: Tensor, sigmas: Tensor, plan: Plan, settings: FlowCacheSettings) -> HostRun:
@@ -88,13 +88,14 @@ class HostRun:
 
     def __post_init__(self) -> None:
         self.plan = self.settings.plan
-        self.calls = expected_calls(self.plan)
+        self.order = CallOrder(self.plan, self.settings.schedule)
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
     def sample(self, execute: Callable[[], Any], extra_args: dict[str, Any]) -> Any:
         """The host's sampler with everything attached; all of it is gone when this returns or raises."""
         begun = time.perf_counter()
+        self.order.model_options = extra_args["model_options"]
         add_wrapper_with_key(
             WrappersMP.APPLY_MODEL, KEY, self.apply_model, extra_args["model_options"], is_model_options=True
         )
@@ -105,6 +106,7 @@ class HostRun:
                     stack.enter_context(self.kv.attached(self.model.diffusion_model))
                 self.start()
                 output = execute()
+                self.order.finish()
             self.tell(self.finite.rest())
             seconds = time.perf_counter() - begun
             self.recorder(RunFinished(seconds, seconds - self.seconds))
@@ -135,30 +137,43 @@ class HostRun:
         **kwargs: Any,
     ) -> Tensor:
         """The host's APPLY_MODEL: noisy latents ``[B, C, f, H, W]`` to their clean prediction."""
-        compute = partial(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         state = transformer_options.get("ar_state")
+        call = partial(executor, x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
         if state is None:
-            return compute()  # not a call of this sampler
-        chunk, step = self.next_call(x, t, state["start_frame"], transformer_options["cond_or_uncond"])
+            return call()  # not a call of this sampler
+        with uncompiled(self.model) as was_compiled:
+            if was_compiled and self.order.newest is None:
+                logging.warning("FlowCache: torch.compile has no effect in %s; use %s", HOST_SAMPLER, OUR_SAMPLER)
+            return self.answer(x, t, state, transformer_options, call)
+
+    def answer(
+        self,
+        x: Tensor,
+        t: Tensor,
+        state: dict[str, Any],
+        transformer_options: dict[str, Any],
+        call: Callable[[], Tensor],
+    ) -> Tensor:
+        chunk, step = self.order.next(x, t, state["start_frame"], transformer_options["uuids"])
         caches = state["kv_caches"]
+        compute = partial(self.computed, call, chunk, caches)
         if step is None:
             return self.cache_pass(chunk, x, caches, compute)
         return self.denoise(chunk, step, x, caches, compute)
 
-    def next_call(self, x: Tensor, t: Tensor, start_frame: int, entries: Sequence[int]) -> tuple[Chunk, int | None]:
-        """What the sampler asks for now. SettingError when one step makes several calls: there is one K/V for all."""
-        call = (start_frame, float(t[0]))  # no further device sync: the sampler itself waits for every sigma
-        if len(entries) != 1 or call == self.last_call:
-            accepted = f"one conditioning evaluated once per step (CFG 1), or {INSTEAD}"
-            raise SettingError("conditioning", "several model evaluations in one step", accepted)
-        self.last_call = call
-        chunk, step = next(self.calls, (None, None))
-        if chunk is None or (chunk.first_frame, chunk.frames) != (start_frame, x.shape[2]):
-            raise RuntimeError(
-                f"{HOST_SAMPLER} samples frames {start_frame} to {start_frame + x.shape[2] - 1} where {chunk} was "
-                f"expected: this ComfyUI is newer than FlowCache knows; use {OUR_SAMPLER}"
-            )
-        return chunk, step
+    def computed(self, call: Callable[[], Tensor], chunk: Chunk, caches: Sequence[LayerCache]) -> Tensor:
+        """A call that reaches the model: every layer writes this chunk's K/V, once. SettingError otherwise."""
+        before = [cache["end"] for cache in caches]
+        output = call()
+        tokens = chunk.frames * self.kv.spec.tokens_per_frame
+        moved = [cache["end"] - end for cache, end in zip(caches, before, strict=True)]
+        silent = sum(end == 0 for end in moved)
+        if silent:
+            what = "the model was" if silent == len(moved) else f"{silent} of its layers were"
+            raise skipped(f"{what} not run for chunk {chunk.index}", self.order.model_options, f"; or {INSTEAD}")
+        if any(end != tokens for end in moved):
+            raise repeated(f"the model ran twice for chunk {chunk.index}", self.order.model_options, f"; or {INSTEAD}")
+        return output
 
     def begin_chunk(self, chunk: Chunk, caches: Sequence[LayerCache], tick: int) -> None:
         begun = time.perf_counter()
@@ -237,14 +252,6 @@ class HostRun:
         output = compute()
         self.seconds += time.perf_counter() - begun
         return output
-
-
-def expected_calls(plan: Plan) -> Iterator[tuple[Chunk, int | None]]:
-    """(chunk, own step) of every model call, None for the step of a pass that only leaves K/V."""
-    for chunk in plan.chunks:
-        if chunk.index >= plan.prefix_chunks:
-            yield from ((chunk, step) for step in range(plan.steps))
-        yield chunk, None
 
 
 def computing_dtype(model: Any) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from ....flowcache_core.schedule import SHORTCUTS, Schedule, from_sigmas, magi, 
 from ....flowcache_core.video.magi import DISTILLED_STEPS
 from ..naming import naming
 from ..run.finite import require_finite_inputs
+from ..run.foreign import FUNCTIONS, around, compiles, listed, name_of
 from ..run.memory import announce, make_room
 from ..run.plan_choice import PlanChoice
 from ..run.prefix import clean_frames
@@ -80,6 +82,8 @@ class MagiSampling:
         self.model, self.x, self.seed = self.guider.inner_model, x, extra_args.get("seed") or 0
         check(self.guider, self.model, choice, x, options)
         require_finite_inputs(x, self.guider.conds, ["positive"])
+        for name in (*around(options), *(["torch.compile"] if compiles(options) else [])):
+            logging.warning("FlowCache: %s is not called with MAGI-1", name)
         self.settings = settings_of(options)
         steps = MagiSteps.of(sigmas.tolist(), self.model.variant)
         mask = extra_args.get("denoise_mask")
@@ -240,6 +244,9 @@ def check(guider: Any, model: Any, choice: PlanChoice, latents: Tensor, options:
     sides = f"width and height multiples of {8 * multiple}"
     require(fits, "latent_image", shape, f"video latents [B, 16, F, H, W], {sides}, from Empty MAGI-1 Latent")
     refuse_other_caches(options)
+    guidance = [name_of(function) for name in FUNCTIONS for function in listed(options.get(name))]
+    accepted = "none: MAGI-1 has guidance of its own, and other nodes' is not called"
+    require(not guidance, "guidance nodes", ", ".join(guidance), accepted)
     for key, name in (("context_handler", "context windows"), ("multigpu_clones", "several GPUs")):
         accepted = f"one without: chunks and {name} exclude each other"
         require(key not in options, "model", f"a model with {name}", accepted)

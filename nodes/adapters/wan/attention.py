@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -13,59 +14,110 @@ from torch import Tensor
 from ....flowcache_core.errors import SettingError, require
 from ....flowcache_core.kv.cache import KVCache
 from ....flowcache_core.plan.base import Chunk
+from ..replaced import replaced
+from ..run.foreign import repeated
+from .guided import Asked
 
-_SEEN = "flowcache_self_attention"
+KEY = "flowcache_attention"
+OVERRIDE = "optimized_attention_override"
+Forward = Callable[..., Tensor]
+
+
+@torch.compiler.disable
+def attend(*args: Any, transformer_options: dict[str, Any] | None = None, **kwargs: Any) -> Tensor:
+    """In place of every layer's self-attention while a run is on.
+
+    One function for all layers, runs and models, because torch.compile has a guard on it: a graph that was traced for
+    another sampler is not taken for ours, nor the other way round. What changes from chunk to chunk stays out of the
+    graph.
+    """
+    if transformer_options is None or KEY not in transformer_options:
+        found = "a node that calls the model without its transformer options"
+        raise SettingError("model", found, "one that keeps them")
+    attention: ChunkAttention = transformer_options[KEY]
+    return attention.layer(transformer_options["block_index"], args, transformer_options, kwargs)
+
+
+@contextmanager
+def attached(transformer: Any) -> Iterator[tuple[Forward, ...]]:
+    """Self-attention through :func:`attend`; yields what each layer does itself (another pack's patch of it, maybe)."""
+    layers = [block.self_attn for block in transformer.blocks]
+    originals = tuple(layer.forward for layer in layers)
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(replaced(layer, "forward", lambda original: attend))
+        yield originals
 
 
 @dataclass
 class ChunkAttention:
-    """The host's ``optimized_attention_override`` while one chunk is computed.
+    """What :func:`attend` does while one chunk is computed.
 
-    table: cond uuid -> branch. previous: the override that was there before; it gets our K/V.
-    tokens: of the chunk. written: (layer, branch) whose K/V this call has stored.
+    forwards: each layer's own self-attention. table: cond uuid -> branch. tokens: of the chunk. asked: what the guider
+    wants. written: (layer, branch) whose K/V this call has stored; evaluated: in which of the guider's requests each
+    was run last. An attention override of another node gets our K/V.
     """
 
     cache: KVCache
     chunk: Chunk
     tokens: int
     table: Mapping[Any, int]
-    previous: Callable[..., Tensor] | None
+    forwards: Sequence[Forward]
+    asked: Asked
+    evaluated: dict[tuple[int, int], int] = field(default_factory=dict)
     written: set[tuple[int, int]] = field(default_factory=set)
 
-    def __call__(
-        self, func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, **kwargs: Any
+    def layer(self, layer: int, args: Any, options: dict[str, Any], kwargs: dict[str, Any]) -> Tensor:
+        """The layer's own self-attention with the chunk's history. ``options`` are as before when it returns."""
+        had, previous = OVERRIDE in options, options.get(OVERRIDE)
+
+        def run(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+            return func(*args, **kwargs) if previous is None else previous(func, *args, **kwargs)
+
+        def override(func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, **rest: Any) -> Tensor:
+            return self.attention(layer, run, func, (q, k, v), heads, rest)
+
+        options[OVERRIDE] = override
+        try:
+            return self.forwards[layer](*args, transformer_options=options, **kwargs)
+        finally:
+            options.pop(OVERRIDE)
+            if had:
+                options[OVERRIDE] = previous
+
+    def attention(
+        self,
+        layer: int,
+        run: Callable[..., Tensor],
+        func: Callable[..., Tensor],
+        qkv: tuple[Tensor, Tensor, Tensor],
+        heads: int,
+        kwargs: dict[str, Any],
     ) -> Tensor:
-        options = kwargs["transformer_options"]
-        layer = options["block_index"]
-        # A block runs its self-attention first; the options are the same dictionary until the block is done.
-        if k.shape != q.shape or options.get(_SEEN) == layer:
-            return self.run(func, q, k, v, heads, **kwargs)
-        options[_SEEN] = layer
-        given, needed = (
-            f"{q.shape[1]} tokens",
-            f"{self.tokens} tokens: no reference images or frames beside the video's",
+        options, given = kwargs["transformer_options"], qkv[0].shape[1]
+        needed = f"{self.tokens} tokens: no reference images or frames beside the video's"
+        require(given == self.tokens, "conditioning", f"{given} tokens", needed)
+        known = "uuids" in options and qkv[0].shape[0] % len(options["uuids"]) == 0
+        require(
+            known, "model", "a node that calls the model on its own", "one that evaluates conditioning as the host does"
         )
-        require(q.shape[1] == self.tokens, "conditioning", given, needed)
-        batch = q.shape[0] // len(options["uuids"])
-        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+        batch = qkv[0].shape[0] // len(options["uuids"])
+        q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in qkv)
         outputs = []
         for items, branches in self.slices(options["uuids"]):
             rows = slice(items.start * batch, items.stop * batch)
             keys, values = self.context(layer, branches, q[rows], k[rows], v[rows])
             own = {**options, **{name: options[name][items.start : items.stop] for name in ("uuids", "cond_or_uncond")}}
             part = {**kwargs, "transformer_options": own, "skip_reshape": True}
-            outputs.append(self.run(func, q[rows], keys, values, heads, **part))
+            outputs.append(run(func, q[rows], keys, values, heads, **part))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-
-    def run(self, func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        return func(*args, **kwargs) if self.previous is None else self.previous(func, *args, **kwargs)
 
     def slices(self, uuids: list[Any]) -> Iterator[tuple[range, range]]:
         """Items of the host's batch, and their branches, in runs of consecutive branches."""
         unknown = [uuid for uuid in uuids if uuid not in self.table]
         if unknown:
-            accepted = "one that evaluates the conditioning it was given and no other"
-            raise SettingError("guider", "a guider that makes up conditioning while it samples", accepted)
+            accepted = "one that evaluates the conditioning it was given and no other, such as PerpNegGuider"
+            raise SettingError("guider", "a guider or guidance node that brings conditioning of its own", accepted)
         branches = [self.table[uuid] for uuid in uuids]
         cuts = [i + 1 for i, (a, b) in enumerate(pairwise(branches)) if b != a + 1]
         for first, last in pairwise([0, *cuts, len(branches)]):
@@ -76,6 +128,10 @@ class ChunkAttention:
         another pack evaluates again, perturbed, must not become history.
         """
         mine = {(layer, branch) for branch in branches}
+        if any(self.evaluated.get(place) == self.asked.calls for place in mine):
+            found = f"the model ran twice in one evaluation of chunk {self.chunk.index}"
+            raise repeated(found, self.asked.model_options)
+        self.evaluated |= dict.fromkeys(mine, self.asked.calls)
         if self.written.isdisjoint(mine):
             self.cache.write(layer, branches, self.chunk, k, v)
             self.cache.observe(layer, branches, self.chunk, q)

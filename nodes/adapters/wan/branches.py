@@ -12,15 +12,8 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....flowcache_core.errors import SettingError
+from ..run.foreign import FUNCTIONS
 from ..run.prompt_schedule import Entry, prompts_of, starts
-
-# What a guider may call beside the model; of no use while nothing is computed.
-_FUNCTIONS = (
-    "sampler_calc_cond_batch_function",
-    "sampler_pre_cfg_function",
-    "sampler_cfg_function",
-    "sampler_post_cfg_function",
-)
 
 
 def names_that_run(guider: Any, x: Tensor, sigmas: Sequence[float], model_options: Mapping[str, Any]) -> frozenset[str]:
@@ -34,7 +27,7 @@ def names_that_run(guider: Any, x: Tensor, sigmas: Sequence[float], model_option
         seen.update(entry["uuid"] for entries in conds if entries is not None for entry in entries)
         return [torch.zeros_like(x_in) for _ in conds]
 
-    options = {key: value for key, value in model_options.items() if key not in _FUNCTIONS}
+    options = {key: value for key, value in model_options.items() if key not in FUNCTIONS}
     wrappers = {WrappersMP.CALC_COND_BATCH: {"flowcache": [answer]}}
     options["transformer_options"] = {**model_options.get("transformer_options", {}), "wrappers": wrappers}
     for sigma in sigmas:
@@ -103,9 +96,13 @@ class Branches:
             end -= width
         return result
 
+    def name(self, branch: int) -> str:
+        """The conditioning that a branch belongs to."""
+        return next(name for name, places in self.places.items() if branch in places)
+
     def nearest(self, branch: int, among: set[int]) -> int:
         """One of ``among``, of the same conditioning if there is one."""
-        home = next(places for places in self.places.values() if branch in places)
+        home = self.places[self.name(branch)]
         return min(among, key=lambda other: (other not in home, other))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.samplers
 import torch
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ....flowcache_core.denoiser import ChunkInput, ChunkOutput
@@ -16,26 +15,15 @@ from ....flowcache_core.errors import SettingError
 from ....flowcache_core.kv.cache import KVCache
 from ....flowcache_core.kv.spec import KVSpec
 from ....flowcache_core.plan.base import Chunk
-from .attention import ChunkAttention
+from ..run.foreign import skipped
+from .attention import KEY, ChunkAttention, Forward
 from .branches import Branches
 from .embeddings import patch_embedding, time_modulation
-from .residual import Residuals
+from .guided import Asked, Guided
+from .parts import Part, parts_of
+from .residual import capturing, replacing
 from .rope import chunk_positions
-
-
-@dataclass(frozen=True)
-class Inpaint:
-    """What the host's inpainting needs of a window: mask, known latents and their noise ``[B, C, F, H, W]``."""
-
-    mask: Tensor
-    latent_image: Tensor
-    noise: Tensor
-    sigmas: Tensor
-
-    def of(self, frames: slice) -> Inpaint:
-        """The part of a window."""
-        parts = (tensor[:, :, frames] for tensor in (self.mask, self.latent_image, self.noise))
-        return Inpaint(*parts, self.sigmas)
+from .window import WindowModel
 
 
 @dataclass
@@ -45,25 +33,20 @@ class HostDenoiser:
     K/V is kept per branch, while the velocity handed out is guided already: one entry ``[1, B, ...]``.
 
     clean: the newest clean prediction of the window ``[B, C, F, H, W]``, written as chunks are computed.
+    forwards: the self-attention of every layer, none with bidirectional attention.
     first_chunk: of the video that is this window's chunk 0, where prompts change by chunk.
-    prefix_frames: of the window, which are clean from the start.
     leftover: whether the schedule ends above 0, so that a finished chunk's K/V comes from its clean prediction.
+    written: per chunk, (layer, branch) that have K/V of it.
     """
 
-    guider: Any
-    model_options: Mapping[str, Any]
-    seed: int | None
+    guided: Guided
+    model: Any
     all_branches: Branches
     clean: Tensor
+    forwards: Sequence[Forward] = ()
     first_chunk: int = 0
-    prefix_frames: int = 0
     leftover: bool = False
-    inpaint: Inpaint | None = None
-    written: dict[int, set[int]] = field(default_factory=dict)
-
-    @property
-    def model(self) -> Any:
-        return self.guider.inner_model
+    written: dict[int, set[tuple[int, int]]] = field(default_factory=dict)
 
     @property
     def transformer(self) -> Any:
@@ -83,51 +66,53 @@ class HostDenoiser:
             x = self.frames(item.chunk)
         if item.prompt_from is not None:
             self.written.pop(item.chunk.index, None)  # written anew
-        conds = self.conds(item)
-        options = self.model_options["transformer_options"]
+        conds, asked = self.conds(item), Asked(self.guided.model_options)
         attention = ChunkAttention(
             cache=cache,
             chunk=item.chunk,
             tokens=item.chunk.frames * cache.spec.tokens_per_frame,
             table=self.all_branches.table(conds, sigma),
-            previous=options.get("optimized_attention_override"),
+            forwards=self.forwards,
+            asked=asked,
         )
-        extra: dict[str, Any] = {"optimized_attention_override": attention}
-        residuals = Residuals(len(self.transformer.blocks))
-        if keep_residual:
-            extra["patches_replace"] = residuals.capturing(options)
-        clean = self.predict(x, sigma, item.chunk, conds, extra)
-        self.complete(attention, cache, only_kv or item.step == cache.plan.steps - 1)
+        with capturing(self.transformer) if keep_residual else nullcontext([]) as residuals:
+            clean = self.predict(x, sigma, item.chunk, conds, {KEY: attention}, asked)
+        self.complete(item, attention, asked, cache, only_kv or item.step == cache.plan.steps - 1)
         if only_kv:
             return ChunkOutput(torch.zeros_like(x).unsqueeze(0))
         self.frames(item.chunk).copy_(clean)
-        return ChunkOutput(velocity(x, clean, item.sigma), residuals.take() if keep_residual else None)
+        return ChunkOutput(velocity(x, clean, item.sigma), torch.cat(residuals) if keep_residual else None)
 
     def from_residual(self, item: ChunkInput, branches: range, residual: Tensor) -> Tensor:
-        conds = self.conds(item)
-        replaced = Residuals(len(self.transformer.blocks)).replacing(residual)
-        clean = self.predict(item.latents, item.sigma, item.chunk, conds, {"patches_replace": replaced})
+        with replacing(self.transformer, residual):
+            clean = self.predict(item.latents, item.sigma, item.chunk, self.conds(item), {}, None)
         self.frames(item.chunk).copy_(clean)
         return velocity(item.latents, clean, item.sigma)
 
-    def window(self, latents: Tensor, timesteps: Sequence[float], branches: range) -> Tensor:
-        """At noise level 1 the host's clean prediction is ``x - v``; the model itself is told a timestep per frame."""
-
-        def per_frame(executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            return executor(x, torch.tensor(timesteps, device=timestep.device).expand(x.shape[0], -1), *args, **kwargs)
-
-        options = self.model_options["transformer_options"]
-        wrappers = {**options.get("wrappers", {})}
-        wrappers[WrappersMP.DIFFUSION_MODEL] = {
-            **wrappers.get(WrappersMP.DIFFUSION_MODEL, {}),
-            "flowcache": [per_frame],
-        }
-        whole = Chunk(0, 0, latents.shape[2])
-        clean = self.predict(latents, 1.0, whole, self.all_branches.for_chunk(self.first_chunk), {"wrappers": wrappers})
-        flow = velocity(latents, clean, 1.0)
-        sigmas = torch.tensor(timesteps, device=latents.device).view(1, 1, -1, 1, 1) / 1000
-        self.clean[:, :, self.prefix_frames :] = (latents - sigmas * flow[0])[:, :, self.prefix_frames :]
-        return flow
+    def window(
+        self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput], branches: range
+    ) -> Tensor:
+        """Where all frames are at one level it is the host's own call; elsewhere see :mod:`.window`. Frames of chunks
+        that take no step now stay 0.
+        """
+        conds, parts = self.all_branches.for_chunk(self.first_chunk), parts_of(items)
+        flow = torch.zeros_like(latents)
+        together = parts == [Part(0, latents.shape[2], items[0].sigma)]
+        model = None if together else WindowModel(self.guided.seen(latents, parts), timesteps)
+        for part in parts:
+            x, asked = latents[:, :, part.frames], Asked(self.guided.model_options)
+            inner = model and model.at(part)
+            clean = self.guided.predict(
+                x, part.sigma, part.frames, conds, {}, part=part.first_frame, asked=asked, model=inner
+            )
+            if model is not None:
+                wanted = {(part, uuid) for uuid in self.all_branches.table(conds, part.sigma) if uuid in asked.entries}
+                if wanted - model.answered or not asked.calls:
+                    found = f"the model was not run for frames {part.first_frame} to {part.end_frame - 1}"
+                    raise skipped(f"{found} at sigma {part.sigma:.3g}", self.guided.model_options)
+            self.clean[:, :, part.frames] = clean
+            flow[:, :, part.frames] = (x - clean) / part.sigma
+        return flow.unsqueeze(0)
 
     def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:
         return velocity[0]
@@ -146,43 +131,49 @@ class HostDenoiser:
     def frames(self, chunk: Chunk) -> Tensor:
         return self.clean[:, :, chunk.first_frame : chunk.end_frame]
 
-    def predict(self, x: Tensor, sigma: float, chunk: Chunk, conds: dict[str, Any], extra: Mapping[str, Any]) -> Tensor:
+    def predict(
+        self,
+        x: Tensor,
+        sigma: float,
+        chunk: Chunk,
+        conds: dict[str, Any],
+        extra: Mapping[str, Any],
+        asked: Asked | None,
+    ) -> Tensor:
         """The guided clean prediction of a chunk ``[B, C, f, H, W]``; ``extra`` goes into the transformer options."""
-        options = self.model_options["transformer_options"]
-        options = {**options, **extra, "rope_options": chunk_positions(options, chunk.first_frame)}
-        arguments = {"model_options": {**self.model_options, "transformer_options": options}, "seed": self.seed}
-        level = x.new_full((x.shape[0],), sigma)
-        everything, self.guider.conds = self.guider.conds, conds
-        try:
-            if self.inpaint is None:
-                return self.guider(x, level, **arguments)
-            known = comfy.samplers.KSamplerX0Inpaint(self.guider, self.inpaint.sigmas)
-            mask, known.latent_image, known.noise = (
-                tensor[:, :, chunk.first_frame : chunk.end_frame]
-                for tensor in (self.inpaint.mask, self.inpaint.latent_image, self.inpaint.noise)
-            )
-            return known(x, level, mask, **arguments)
-        finally:
-            self.guider.conds = everything
+        positions = chunk_positions(self.guided.model_options["transformer_options"], chunk.first_frame)
+        options = {**extra, "rope_options": positions}
+        frames = slice(chunk.first_frame, chunk.end_frame)
+        return self.guided.predict(x, sigma, frames, conds, options, part=chunk.first_frame, asked=asked)
 
-    def complete(self, attention: ChunkAttention, cache: KVCache, final: bool) -> None:
+    def complete(self, item: ChunkInput, attention: ChunkAttention, asked: Asked, cache: KVCache, final: bool) -> None:
         """Give branches without K/V of this chunk that of one that has: a later chunk may need it. In a chunk's final
-        pass also those that were not evaluated now, whose K/V is of an earlier, noisier step.
+        pass also those that were not evaluated now, whose K/V is of an earlier, noisier step. SettingError where the
+        guider did ask for a branch and something other than the model answered.
         """
-        chunk = attention.chunk
-        now = {branch for _, branch in attention.written}
-        if not now:
+        chunk, at = attention.chunk, f"chunk {attention.chunk.index} at sigma {item.sigma:.3g}"
+        wanted = {attention.table[uuid]: blocks for uuid, blocks in asked.entries.items() if uuid in attention.table}
+        if not attention.written and (wanted or not asked.calls):
+            raise skipped(f"the model was not run for {at}", asked.model_options)
+        if not attention.written:
             accepted = "conditioning that holds at this noise level (see Conditioning Set Timestep Range)"
             raise SettingError("conditioning", f"none for chunk {chunk.index}", accepted)
+        for branch, replaced in wanted.items():
+            layers = {layer for layer in range(cache.spec.layers) if (layer, branch) not in attention.written}
+            if layers - replaced:
+                what = "the model was" if len(layers) == cache.spec.layers else f"{len(layers)} of its layers were"
+                raise skipped(f"{what} not run for {self.all_branches.name(branch)}, {at}", asked.model_options)
         known = self.written.setdefault(chunk.index, set())
-        known |= now
-        for branch in set(range(self.branches)) - (now if final else known):
-            source = self.all_branches.nearest(branch, now)
-            for layer in range(cache.spec.layers):
+        known |= attention.written
+        for layer in range(cache.spec.layers):
+            now = {branch for at, branch in attention.written if at == layer}
+            have = now if final else {branch for at, branch in known if at == layer}
+            for branch in set(range(self.branches)) - have if now else ():
+                source = self.all_branches.nearest(branch, now)
                 stored = cache.context(layer, range(source, source + 1), chunk)
                 own = (tensor[..., -attention.tokens :, :].clone() for tensor in stored)
                 cache.write(layer, range(branch, branch + 1), chunk, *own)
-            known.add(branch)
+                known.add((layer, branch))
 
 
 def velocity(x: Tensor, clean: Tensor, sigma: float) -> Tensor:

@@ -1,73 +1,65 @@
-"""What the transformer blocks add to the tokens, taken and put back through the host's block replacements."""
+"""What the transformer blocks add to the tokens, taken and put back at the layers before and behind them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Replacement = Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]]
+from ....flowcache_core.errors import require
+from ..replaced import replaced
 
 
-@dataclass
-class Residuals:
-    """Residuals of one guider call; the host may split branches over several model calls, always in the same order."""
-
-    blocks: int
-    taken: list[Tensor] = field(default_factory=list)
-    entered: Tensor | None = None
-
-    def capturing(self, transformer_options: Mapping[str, Any]) -> dict[str, Any]:
-        """``patches_replace`` that notes what the blocks add; replacements of other packs still run inside."""
-        replace = dict(transformer_options.get("patches_replace", {}))
-        blocks = dict(replace.get("dit", {}))
-        first, last = ("double_block", 0), ("double_block", self.blocks - 1)
-
-        def enter(before: Replacement | None) -> Replacement:
-            def block(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-                self.entered = args["img"]
-                return call(before, args, extra)
-
-            return block
-
-        def leave(before: Replacement | None) -> Replacement:
-            def block(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-                out = call(before, args, extra)
-                self.taken.append(out["img"] - self.entered)
-                self.entered = None
-                return out
-
-            return block
-
-        blocks[first] = enter(blocks.get(first))
-        blocks[last] = leave(blocks.get(last))
-        return {**replace, "dit": blocks}
-
-    def take(self) -> Tensor:
-        """Residuals of all branches ``[branches * B, tokens, dim]`` in the order of the model calls."""
-        return torch.cat(self.taken)
-
-    def replacing(self, residual: Tensor) -> dict[str, Any]:
-        """``patches_replace`` that skips every block and adds ``residual`` instead."""
-        position = 0
-
-        def skip(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-            return {"img": args["img"]}
-
-        def add(args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-            nonlocal position
-            rows = args["img"].shape[0]
-            part = residual[position : position + rows]
-            position += rows
-            return {"img": args["img"] + part}
-
-        blocks: dict[tuple[str, int], Replacement] = {("double_block", index): skip for index in range(self.blocks)}
-        blocks["double_block", self.blocks - 1] = add
-        return {"dit": blocks}
+def tokens_of(embedded: Tensor) -> Tensor:
+    """``[B, tokens, dim]`` from the patch embedding's ``[B, dim, f, h, w]``."""
+    return embedded.flatten(2).transpose(1, 2)
 
 
-def call(before: Replacement | None, args: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    return extra["original_block"](args) if before is None else before(args, extra)
+@contextmanager
+def capturing(transformer: Any) -> Iterator[list[Tensor]]:
+    """Collects a residual ``[branches * B, tokens, dim]`` per model call of one guider call. The host may split the
+    branches over several, always in the same order; what other nodes do with single blocks is part of it.
+    """
+    taken: list[Tensor] = []
+    entered: list[Tensor] = []
+
+    def enter(module: Any, args: Any, output: Tensor) -> None:
+        entered[:] = [output]
+
+    def leave(module: Any, args: tuple[Tensor, ...]) -> None:
+        taken.append(args[0] - tokens_of(entered.pop()).to(args[0]))
+
+    with ExitStack() as stack:
+        stack.callback(transformer.patch_embedding.register_forward_hook(enter).remove)
+        stack.callback(transformer.head.register_forward_pre_hook(leave).remove)
+        yield taken
+
+
+@contextmanager
+def replacing(transformer: Any, residual: Tensor) -> Iterator[None]:
+    """No block runs; the head gets the tokens plus their part of ``residual``, in the order of the calls."""
+    position = 0
+
+    def add(module: Any, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        nonlocal position
+        tokens, *rest = args
+        part = residual[position : position + tokens.shape[0]]
+        position += tokens.shape[0]
+        accepted = "velocity: with guidance that evaluates more at some steps than at others there is none to take"
+        require(part.shape == tokens.shape, "reused quantity", "residual", accepted)
+        return (tokens + part, *rest)
+
+    with ExitStack() as stack:
+        for block in transformer.blocks:
+            stack.enter_context(replaced(block, "forward", lambda original: untouched))
+        stack.callback(transformer.head.register_forward_pre_hook(add).remove)
+        yield
+
+
+@torch.compiler.disable
+def untouched(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """In place of a block."""
+    return x

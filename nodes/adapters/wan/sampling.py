@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import comfy.samplers
@@ -30,8 +31,13 @@ from ..run.settings import FlowCacheSettings, refuse_other_caches, settings_of
 from ..run.start_image import image_notes
 from ..shown.live_preview import Display
 from ..shown.progress import Progress
+from .attention import Forward, attached
 from .branches import Branches, names_that_run
-from .denoiser import HostDenoiser, Inpaint, kv_spec
+from .compiled import refuse_one_graph
+from .denoiser import HostDenoiser, kv_spec
+from .guided import Guided, Inpaint
+from .hooks import refuse_keyframes
+from .remembered import Remembered
 from .rope import exact_positions
 
 CALLBACK = "flowcache_callback"
@@ -109,7 +115,8 @@ class Sampling:
         mask = extra_args.get("denoise_mask")
         self.prefix = clean_frames(given, self.options, mask, inpainting.latent_image, self.model, x)
         prefix_frames = 0 if self.prefix is None else self.prefix.shape[2]
-        self.inpaint = None
+        self.inpaint: Inpaint | None = None
+        self.forwards: Sequence[Forward] = ()
         if mask is not None and bool((mask[:, :, prefix_frames:] != 1).any()):
             self.inpaint = Inpaint(mask.expand(x.shape), inpainting.latent_image, inpainting.noise, sigmas)
         self.windows = choice.windows(x.shape[2], prefix_frames)
@@ -120,6 +127,7 @@ class Sampling:
         names = names_that_run(self.guider, x[:, :, : choice.chunk_frames], levels, self.options)
         require_finite_inputs(x, self.guider.conds, names)
         self.branches = Branches(self.guider.conds, names, levels, self.model.model_sampling)
+        refuse_keyframes([self.guider.conds[name] for name in names], self.engines)
         self.progress = Progress(
             total=sum(engine.plan.total_steps for engine in self.engines),
             clean=x.new_zeros(x.shape),
@@ -137,7 +145,10 @@ class Sampling:
         if self.prefix is not None:
             self.progress.clean[:, :, : self.prefix.shape[2]] = self.prefix
         try:
-            with exact_positions(self.model.diffusion_model):
+            with ExitStack() as stack:
+                stack.enter_context(exact_positions(self.model.diffusion_model))
+                if self.choice.attention == "block-causal":
+                    self.forwards = stack.enter_context(attached(self.model.diffusion_model))
                 for number, part in enumerate(self.windows):
                     output[:, :, part.first_frame : part.end_frame] = self.window(number, part)
         finally:
@@ -152,15 +163,19 @@ class Sampling:
         engine, frames = self.engines[number], slice(part.first_frame, part.end_frame)
         clean = self.progress.clean[:, :, frames]
         denoiser = HostDenoiser(
-            guider=self.guider,
-            model_options=self.options,
-            seed=self.seed,
+            guided=Guided(
+                guider=self.guider,
+                model_options=self.options,
+                seed=self.seed,
+                inpaint=self.inpaint and self.inpaint.of(frames),
+                remembered=Remembered(self.options),
+            ),
+            model=self.model,
+            forwards=self.forwards,
             all_branches=self.branches,
             clean=clean,
             first_chunk=part.first_frame // self.choice.chunk_frames,
-            prefix_frames=part.prefix_frames,
             leftover=self.schedule.sigmas[-1] > 0,
-            inpaint=self.inpaint and self.inpaint.of(frames),
         )
         self.progress.begin(part.first_frame, self.recorder)
         # The host's own seed rule; later windows draw far from earlier ones.
@@ -233,6 +248,7 @@ def check(model: Any, latents: Tensor, options: Mapping[str, Any]) -> None:
     channels = transformer.in_dim
     require(shape[1] == channels, "latent_image", shape, f"{channels} channels, as this model takes")
     refuse_other_caches(options)
+    refuse_one_graph(options)
     for key, name in (("context_handler", "context windows"), ("multigpu_clones", "several GPUs")):
         accepted = f"one without: chunks and {name} exclude each other"
         require(key not in options, "model", f"a model with {name}", accepted)
