@@ -1,0 +1,152 @@
+"""How far errors are carried on in the bundled models: what the reach prior of calibration rests on.
+
+    python -m benchmarks.reach
+
+Videos are made with lists of many shapes, in the first chunk alone (videos of one chunk) and in the later ones alone
+(of three), and their errors are laid against those that the inner products of the velocities predict for every slope of
+the reach. The slope with the least scatter, both models together, is what ``calibrate/prior.py`` holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flowcache_core.calibrate.bundled import Mini, MiniMagi
+from flowcache_core.calibrate.record import Record
+from flowcache_core.calibrate.runs import Family, Setup, generated, paired, videos
+from flowcache_core.calibrate.search import Floats, best_schedules, error_of
+from flowcache_core.calibrate.tables import FORECAST
+from flowcache_core.reuse.schedule import StaticSchedule
+
+from .results import save, stored
+
+SEED, FIRST_SEED = 0, 5000
+SLOPES = tuple(k / 4 for k in range(25))
+SHARES = (0.0, 0.1, 0.3, 1.0)
+COUNTS = {"first": (0.2, 0.28, 0.36, 0.44, 0.52, 0.6), "later": (0.1, 0.12, 0.16, 0.2, 0.26, 0.34)}
+CHUNKS = {"first": 1, "later": 3}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A list of computed steps, and the natural logarithm of the mean square error it left in the decoded chunks, which
+    are 0..1: the mean over videos, of each chunk that reused steps."""
+
+    computed: tuple[int, ...]
+    errors: tuple[float, ...]
+
+
+def lists(gram: Floats, sigmas: Sequence[float], shares: Sequence[float], count: int) -> list[tuple[int, ...]]:
+    """Searched with a reach of any slope, then up to four of their steps moved by up to three."""
+    rng, steps, found = np.random.default_rng(SEED), len(gram), []
+    levels = np.array(sigmas[:-1])
+    tables = [best_schedules(gram, sigmas, 1, np.exp(slope * levels), correction=2) for slope in (0, 1.2, 2.4, 3.6, 5)]
+    for _ in range(count):
+        wanted = max(3, round(float(rng.choice(shares)) * steps))
+        computed = set(tables[rng.integers(len(tables))][wanted].computed)
+        for _ in range(rng.integers(5)):
+            old = int(rng.choice(sorted(computed - {0, steps - 1})))
+            new = int(np.clip(old + rng.integers(-3, 4), 1, steps - 2))
+            computed = (computed - {old}) | {new}
+        found.append(tuple(sorted(computed)))
+    return found
+
+
+def measured(family: Family, setup: Setup, part: str, pairs: int, count: int) -> tuple[Floats, list[Tried]]:
+    """Inner products of the ``part`` ("first" or "later"), and what every list left of the videos."""
+    setup = replace(setup, chunks=CHUNKS[part])
+    batch, record = paired(family.prompts, FIRST_SEED, pairs), Record()
+    reference = decoded(family, setup, generated(family, setup, batch, policy=record))
+    gram = record.grams.tables()[part == "later"]
+    every, tried = tuple(range(setup.steps)), []
+    for computed in lists(gram, record.grams.levels, COUNTS[part], count):
+        first, later = (computed, every) if part == "first" else (every, computed)
+        policy = StaticSchedule(computed=later, first=first)
+        latents = generated(family, setup, batch, policy=policy, quantity=FORECAST)
+        square = (decoded(family, setup, latents) - reference) ** 2
+        errors = square.mean(axis=(2, 3, 4)).clip(1e-9)  # [B, frames]
+        kept = [chunk for chunk in range(setup.chunks) if chunk or part == "first"]
+        by_chunk = [np.log(errors[:, frames_of(family, setup, chunk)].mean(1)).mean() for chunk in kept]
+        tried.append(Tried(computed, tuple(map(float, by_chunk))))
+        print(f"{family.name:10} {part:6} {len(computed):3} " + " ".join(f"{e:7.2f}" for e in by_chunk), flush=True)
+    return gram, tried
+
+
+def decoded(family: Family, setup: Setup, latents: Any) -> NDArray[np.float64]:
+    return np.stack([video.numpy() for video in videos(family, latents)]).astype(np.float64) / 255
+
+
+def frames_of(family: Family, setup: Setup, chunk: int) -> slice:
+    """The chunk's frames of the decoded video: one for the first latent frame, four for every other."""
+    found = family.settings(setup).plan.chunks[chunk]
+    return slice(max(0, 4 * found.first_frame - 3), 4 * found.end_frame - 3)
+
+
+def scatter(gram: Floats, sigmas: Sequence[float], tried: Sequence[Tried], slope: float, share: float) -> NDArray[Any]:
+    """Logarithm of measured over predicted error, by list."""
+    weights = np.exp(slope * np.array(sigmas[:-1]))
+    details = {"correction": FORECAST.correction, "forecast_share": share}
+    predicted = [error_of(gram, sigmas, one.computed, FORECAST.order, weights, **details) for one in tried]  # type: ignore[arg-type]
+    return np.array([one.errors[0] for one in tried]) - np.log(np.maximum(predicted, 1e-15))
+
+
+def fitted(parts: Sequence[tuple[Floats, Sequence[float], Sequence[Tried]]]) -> dict[str, float]:
+    """Slope and forecast share with the least scatter over all models together, and the level that goes with them."""
+    best: dict[str, float] = {}
+    for slope in SLOPES:
+        for share in SHARES:
+            found = [scatter(*part, slope, share) for part in parts]
+            spread = math.sqrt(np.mean([one.var() for one in found]))
+            if not best or spread < best["scatter"]:
+                level = float(np.mean([one.mean() for one in found])) / 2
+                best = {"slope": slope, "share": share, "level": level, "scatter": spread}
+    return best | {"scatter_dB": 10 / math.log(10) * best["scatter"]}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure what is not stored yet, fit, print and save."""
+    p = argparse.ArgumentParser("reach", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p.add_argument("--lists", type=int, default=24)
+    p.add_argument("--pairs", type=int, default=4)
+    options = p.parse_args(argv)
+    figures = stored("reach")
+    if (figures.get("lists"), figures.get("pairs")) != (options.lists, options.pairs):
+        figures = {"lists": options.lists, "pairs": options.pairs, "measured": {}}
+    families = {family.name: family for family in (Mini(), MiniMagi())}
+    for name, family in families.items():
+        for part in CHUNKS:
+            if f"{name} {part}" in figures["measured"]:
+                continue
+            gram, tried = measured(family, family.default, part, options.pairs, options.lists)
+            rows = [{"computed": list(one.computed), "log_error": list(one.errors)} for one in tried]
+            figures["measured"][f"{name} {part}"] = {"gram": gram.tolist(), "rows": rows}
+            save("reach", figures)
+    for part in CHUNKS:
+        groups = {name: _read(figures, family, name, part) for name, family in families.items()}
+        figures[part] = fitted(list(groups.values())) | {"alone": {n: fitted([group]) for n, group in groups.items()}}
+        print(part, figures[part])
+    later = [_read(figures, family, name, "later")[2] for name, family in families.items()]
+    carried = [math.exp(one.errors[1] - one.errors[0]) - 1 for tried in later for one in tried]
+    figures["carry"] = float(np.median(carried))
+    print(f"carry {figures['carry']:.2f}\nsaved: {save('reach', figures)}")
+    return 0
+
+
+def _read(figures: dict[str, Any], family: Family, name: str, part: str) -> tuple[Floats, Sequence[float], list[Tried]]:
+    found = figures["measured"][f"{name} {part}"]
+    sigmas = family.settings(replace(family.default, chunks=CHUNKS[part])).schedule.sigmas
+    tried = [Tried(tuple(row["computed"]), tuple(row["log_error"])) for row in found["rows"]]
+    return np.array(found["gram"]), sigmas, tried
+
+
+if __name__ == "__main__":
+    import sys
+
+    raise SystemExit(main(sys.argv[1:]))
