@@ -20,7 +20,7 @@ SIZE = 16384
 
 @dataclass
 class Sketch:
-    """``[B, values]`` to fp32 ``[B, min(values, SIZE)]`` on the same device, without a sync; up to SIZE values exactly.
+    """``[B, values]`` to ``[B, min(values, SIZE)]``, at least fp32, on the same device, without a sync; up to SIZE values exactly.
 
     Neighbouring values fall into different groups, so that what is concentrated in one place is not summed up alone.
     """
@@ -28,7 +28,7 @@ class Sketch:
     signs: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __call__(self, rows: Tensor) -> Tensor:
-        rows, values = rows.float(), rows.shape[1]
+        rows, values = rows.to(torch.promote_types(rows.dtype, torch.float32)), rows.shape[1]
         if values <= SIZE:
             return rows
         key = (values, rows.device)
