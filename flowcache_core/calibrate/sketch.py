@@ -20,9 +20,10 @@ SIZE = 16384
 
 @dataclass
 class Sketch:
-    """``[B, values]`` to ``[B, min(values, SIZE)]``, at least fp32, on the same device, without a sync; up to SIZE values exactly.
+    """``[B, values]`` to ``[B, min(values, SIZE)]``, at least fp32, on the same device, without a sync.
 
-    Neighbouring values fall into different groups, so that what is concentrated in one place is not summed up alone.
+    Up to SIZE values are taken as they are. Neighbouring values fall into different groups, so that what is
+    concentrated in one place is not summed up alone.
     """
 
     signs: dict[tuple[int, torch.device], Tensor] = field(default_factory=dict, init=False, repr=False)
