@@ -44,7 +44,7 @@ class HalfSize(Mini):
 
 def recorded(of: Mini, setup: Setup, batch: Sequence[Pair]) -> Recording:
     """What the runs of these pairs show, one after the other."""
-    facts = Facts(of.name, of.sha256, of.shift(setup), setup.guidance, setup.solver.name, setup.name)
+    facts = Facts.of(of.settings(setup), of.name, of.sha256, of.shift(setup), setup.guidance)
     recording = Recording(facts, setup.chunks)
     for pair in batch:
         generated(of, setup, [pair], policy=Record(grams=recording.grams))

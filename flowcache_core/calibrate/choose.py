@@ -7,9 +7,10 @@ from functools import cached_property
 from typing import Any
 
 from ..errors import require, require_finite
-from ..reuse.schedule import StaticSchedule
+from ..reuse.schedule import StaticSchedule, in_step
 from . import prior
 from .recording import Facts, Recording
+from .search import error_of
 from .tables import FORECAST, Split, Tables, searched
 
 SHARES = (0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8)
@@ -66,7 +67,7 @@ class Chooser:
     def tables(self) -> Tables:
         levels = self.recording.grams.levels
         reaches = [prior.FIRST.weights(levels), prior.LATER.weights(levels)]
-        return searched(self.recording.grams, reaches, FORECAST, forecast_share=prior.FIRST.share)
+        return searched(self.recording.grams, reaches, FORECAST, (prior.FIRST.share, prior.LATER.share))
 
     @property
     def steps(self) -> int:
@@ -76,10 +77,27 @@ class Chooser:
     def length(self) -> int:
         return self.chunks or self.recording.chunks
 
+    @cached_property
+    def later(self) -> dict[int, float]:
+        """Count -> error of what later chunks compute of it.
+
+        Where chunks are in work side by side they compute at the same ticks (:func:`..reuse.schedule.in_step`), which
+        takes another list than the searched one, and of as many steps only now and then: no other counts are offered.
+        """
+        found, levels = {}, self.recording.grams.levels
+        gram, weights = self.recording.grams.tables()[1], prior.LATER.weights(levels)
+        for count, own in self.tables.later.items():
+            shared = in_step(count, self.steps, self.recording.facts.offset)
+            if shared is None:
+                found[count] = own.error
+            elif len(shared) == count:
+                details = {"correction": FORECAST.correction, "forecast_share": prior.LATER.share}
+                found[count] = error_of(gram, levels, shared, FORECAST.order, weights, **details)
+        return found
+
     def error(self, way: Split) -> float:
         """Mean square error of the decoded video (0..1) as recording and prior have it."""
-        first, later = self.tables.first[way.first].error, self.tables.later[way.later].error
-        return prior.video_error(first, later, self.length)
+        return prior.video_error(self.tables.first[way.first].error, self.later[way.later], self.length)
 
     def psnr(self, way: Split) -> float:
         """Expected dB. It orders lists of one model; its level is that of the bundled models."""
@@ -101,8 +119,7 @@ class Chooser:
         counts = sorted(self.tables.first)
         if self.length == 1:
             return [Split(count, count) for count in counts]
-        later = [count for count in counts if count in self.tables.later]
-        return [Split(first, own) for first in counts for own in later if own <= first]
+        return [Split(first, own) for first in counts for own in self.later if own <= first]
 
     def choose(self, target: Target, seconds_per_step: float | None = None) -> Choice:
         """The nearest to ``target``. seconds_per_step: of one computed step of a chunk on this machine."""

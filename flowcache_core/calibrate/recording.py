@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from ..engine import EngineSettings
 from ..errors import SettingError, require, require_count, require_finite
 from ..files import write_json
+from ..plan.base import Plan
 from .gram import Grams, GramSum
 
 SCHEMA = 1
@@ -24,7 +26,7 @@ class Facts:
     """What runs must share for their recordings to be one.
 
     model: name of the model or its file. sha256: of its weights, "" where nobody read them. shift: of the noise levels,
-    None where they follow another rule. plan, solver: their names.
+    None where they follow another rule. plan, solver: their names. offset: ticks between the starts of two chunks.
     """
 
     model: str
@@ -33,6 +35,13 @@ class Facts:
     guidance: float
     solver: str
     plan: str
+    offset: int
+
+    @classmethod
+    def of(cls, settings: EngineSettings, model: str, sha256: str, shift: float | None, guidance: float) -> Facts:
+        """Of runs with these settings."""
+        plan = settings.plan
+        return cls(model, sha256, shift, guidance, settings.solver.name, plan.name, offset_of(plan))
 
 
 @dataclass
@@ -123,15 +132,22 @@ class Recording:
         return cls(facts, chunks, Grams(sigmas, begun, first, later), tuple(sources))
 
 
+def offset_of(plan: Plan) -> int:
+    """Ticks between the starts of two chunks; all steps where one chunk is in work at a time, or there is one."""
+    starts = sorted(plan.first_tick.values())
+    return starts[1] - starts[0] if len(starts) > 1 else plan.steps
+
+
 def _facts(found: Mapping[str, Any], where: str) -> Facts:
     texts = {key: found.get(key) for key in ("model", "sha256", "solver", "plan")}
     for key, value in texts.items():
         require(isinstance(value, str), f"{where}: recording.{key}", value, "a text")
-    shift, guidance = found.get("shift"), found.get("guidance")
+    shift, guidance, offset = found.get("shift"), found.get("guidance"), found.get("offset")
+    require_count(f"{where}: recording.offset", offset, minimum=0)  # type: ignore[arg-type]
     if shift is not None:
         require_finite(f"{where}: recording.shift", shift, minimum=0.0)
     require_finite(f"{where}: recording.guidance", guidance, minimum=0.0)  # type: ignore[arg-type]
-    return Facts(shift=shift, guidance=guidance, **texts)  # type: ignore[arg-type]
+    return Facts(shift=shift, guidance=guidance, offset=offset, **texts)  # type: ignore[arg-type]
 
 
 def _written(table: GramSum) -> dict[str, Any]:

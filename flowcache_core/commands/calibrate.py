@@ -201,15 +201,9 @@ def begin(options: argparse.Namespace) -> Calibration:
     require(setup.name in family.plans, "plan", setup.name, ", ".join(family.plans))
     if options.target is not None:
         require_finite("target", options.target, minimum=2 / setup.steps, maximum=1.0)
-    family.settings(setup)
-    facts = Facts(
-        model=family.name if options.weights is None else options.weights.name,
-        sha256=family.sha256,
-        shift=family.shift(setup),
-        guidance=setup.guidance,
-        solver=setup.solver.name,
-        plan=setup.name,
-    )
+    model = family.name if options.weights is None else options.weights.name
+    settings = family.settings(setup)
+    facts = Facts.of(settings, model, family.sha256, family.shift(setup), setup.guidance)
     call = Calibration(options, family, setup, Recording(facts, setup.chunks), [])
     if call.place.exists():
         found = Recording.load(call.place)

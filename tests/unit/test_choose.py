@@ -14,14 +14,15 @@ from dummy import DummyDenoiser
 from flowcache_core.calibrate import prior
 from flowcache_core.calibrate.choose import Chooser, Target, preset_row
 from flowcache_core.calibrate.record import Record
-from flowcache_core.calibrate.recording import Facts, Recording
+from flowcache_core.calibrate.recording import Facts, Recording, offset_of
 from flowcache_core.calibrate.search import error_of
-from flowcache_core.calibrate.tables import Split
+from flowcache_core.calibrate.tables import FORECAST, Split
 from flowcache_core.commands.calibrate import write
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
-from flowcache_core.plan import blockwise
+from flowcache_core.plan import blockwise, staggered
 from flowcache_core.presets import load_preset
+from flowcache_core.report.record import Recorder
 from flowcache_core.schedule import shifted
 
 STEPS, CHUNKS = 12, 4
@@ -39,7 +40,9 @@ def noise():
 
 @pytest.fixture(scope="module")
 def recording() -> Recording:
-    recording = Recording(Facts("mine", "abc", 3.0, 4.0, "euler", "blockwise"), CHUNKS, sources=("a prompt, seed 0",))
+    recording = Recording(
+        Facts("mine", "abc", 3.0, 4.0, "euler", "blockwise", STEPS), CHUNKS, sources=("a prompt, seed 0",)
+    )
     policy = Record(grams=recording.grams)
     generate(
         DummyDenoiser(bending),
@@ -148,6 +151,24 @@ def test_videos_of_other_lengths(recording, chunks):
 def test_the_longer_the_video_the_less_later_chunks_lose_to_the_first(recording):
     shares = [Chooser(recording, chunks).best(6 * chunks).later for chunks in (2, 4, 16)]
     assert shares == sorted(shares) and shares[0] < shares[-1]
+
+
+def test_side_by_side_the_count_is_what_chunks_compute(recording):
+    """Where the policy lets all chunks compute at the same ticks, the split counts and weighs the steps of those."""
+    beside = Recording(replace(recording.facts, plan="staggered", offset=4), CHUNKS, recording.grams)
+    chooser = Chooser(beside)
+    assert 2 < len(chooser.later) < STEPS - 2
+    plan = staggered(2 * CHUNKS, 2, STEPS, 4)
+    assert offset_of(plan) == 4 and offset_of(blockwise(2 * CHUNKS, 2, STEPS)) == STEPS
+    for share in (0.5, 0.7):
+        choice = chooser.choose(Target(share=share))
+        settings = EngineSettings(plan, shifted(STEPS, 3.0), policy=choice.policy, quantity=FORECAST)
+        recorder = Recorder.of(settings)
+        generate(DummyDenoiser(bending), settings, noise(), observe=recorder)
+        by_chunk = [0] * CHUNKS
+        for step in recorder.record().steps_taken:
+            by_chunk[step.chunk] += step.action == "compute"
+        assert by_chunk == [choice.split.first, *[choice.split.later] * (CHUNKS - 1)]
 
 
 def test_a_row_written_and_loaded_gives_the_same_latents(chooser, tmp_path):

@@ -23,7 +23,7 @@ from flowcache_core.schedule import shifted
 from flowcache_core.solvers.unipc import UniPC
 
 STEPS, CHUNKS = 8, 4
-FACTS = Facts("mine", "abc", 3.0, 4.0, "euler", "blockwise")
+FACTS = Facts("mine", "abc", 3.0, 4.0, "euler", "blockwise", STEPS)
 
 
 @dataclass
@@ -250,7 +250,8 @@ def test_recordings_add_up_whatever_their_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"model": "other"}, {"sha256": "abd"}, {"guidance": 5.0}, {"solver": "unipc"}, {"plan": "window"}]
+    "change",
+    [{"model": "other"}, {"sha256": "abd"}, {"guidance": 5.0}, {"solver": "unipc"}, {"plan": "window"}, {"offset": 2}],
 )
 def test_recordings_of_other_runs_do_not_mix(change):
     one, before = made(), made().grams.later.mean()
@@ -279,6 +280,7 @@ DAMAGE = {
     ),
     "begun less than whole": ({"begun": 1}, "begun"),
     "guidance of text": ({"recording": {"guidance": "4"}}, "guidance"),
+    "no offset": ({"recording": {"offset": None}}, "offset"),
     "no model": ({"recording": {"model": None}}, "model"),
     "sources of numbers": ({"sources": [1]}, "sources"),
     "no chunks": ({"chunks": 0}, "chunks"),
