@@ -24,6 +24,8 @@ from flowcache_core.calibrate.record import Record
 from flowcache_core.calibrate.recording import Facts, Recording
 from flowcache_core.calibrate.runs import Pair, Setup, generated, paired
 from flowcache_core.calibrate.tables import FORECAST
+from flowcache_core.commands.arguments import Parser
+from flowcache_core.errors import require_count
 from flowcache_core.presets import load_preset
 
 from .curve import SHIPPED, at_shares
@@ -63,17 +65,18 @@ def recordings(setup: Setup) -> Iterator[tuple[str, Recording]]:
 
 def main(argv: Sequence[str]) -> int:
     """Print the table and save it."""
-    p = argparse.ArgumentParser("onerun", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p = Parser("onerun", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--setup", choices=list(SETUPS), help="only this one")
     p.add_argument("--pairs", type=int, default=16)
-    p.add_argument("--only", help="only recordings whose names begin so")
+    p.add_argument("--quick", action="store_true", help="only the first recording and the shipped presets")
     options = p.parse_args(argv)
+    require_count("pairs", options.pairs, minimum=1, maximum=100)
     for name in SETUPS if options.setup is None else (options.setup,):
-        measure(name, options.pairs, options.only or "")
+        measure(name, options.pairs, options.quick)
     return 0
 
 
-def measure(name: str, count: int, only: str) -> None:
+def measure(name: str, count: int, quick: bool) -> None:
     """One setup: rows are saved as they are made, a second call goes on where the first stopped."""
     setup, figures = SETUPS[name], stored("onerun")
     known = figures.get(name, {})
@@ -89,15 +92,18 @@ def measure(name: str, count: int, only: str) -> None:
         rows.append({"source": source, "share": share, **asdict(row)})
         save("onerun", {**stored("onerun"), name: {"pairs": count, "rows": rows, "rivals": rivals(name)}})
 
-    for source, recording in recordings(setup):
-        if not source.startswith(only):
-            continue
+    def lists(source: str, recording: Recording) -> None:
         chooser = Chooser(recording, setup.chunks)
         for share in SHARES:
             add(source, share, policy=chooser.choose(Target(share=share)).policy, quantity=FORECAST)
-    for share, preset in zip(SHARES, SHIPPED, strict=True):
-        row = load_preset("mini", preset)
-        add("full calibration (shipped)", share, policy=row.policy, quantity=row.quantity)
+
+    others = recordings(setup)
+    lists(*next(others))
+    for share, name_of in zip(SHARES, SHIPPED, strict=True):
+        preset = load_preset("mini", name_of)
+        add("full calibration (shipped)", share, policy=preset.policy, quantity=preset.quantity)
+    for source, recording in () if quick else others:
+        lists(source, recording)
     print(f"\n{'dB at a share of':34}" + "".join(f"{share:>8.0%}" for share in SHARES))
     for source in dict.fromkeys(row["source"] for row in rows):
         found = [

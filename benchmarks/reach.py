@@ -23,13 +23,14 @@ from flowcache_core.calibrate.record import Record
 from flowcache_core.calibrate.runs import Family, Setup, generated, paired, videos
 from flowcache_core.calibrate.search import Floats, best_schedules, error_of
 from flowcache_core.calibrate.tables import FORECAST
+from flowcache_core.commands.arguments import Parser
+from flowcache_core.errors import require_count
 from flowcache_core.reuse.schedule import StaticSchedule
 
 from .results import save, stored
 
 SEED, FIRST_SEED = 0, 5000
 SLOPES = tuple(k / 4 for k in range(25))
-SHARES = (0.0, 0.1, 0.3, 1.0)
 COUNTS = {"first": (0.2, 0.28, 0.36, 0.44, 0.52, 0.6), "later": (0.1, 0.12, 0.16, 0.2, 0.26, 0.34)}
 CHUNKS = {"first": 1, "later": 3}
 
@@ -97,25 +98,35 @@ def scatter(gram: Floats, sigmas: Sequence[float], tried: Sequence[Tried], slope
     return np.array([one.errors[0] for one in tried]) - np.log(np.maximum(predicted, 1e-15))
 
 
-def fitted(parts: Sequence[tuple[Floats, Sequence[float], Sequence[Tried]]]) -> dict[str, float]:
-    """Slope and forecast share with the least scatter over all models together, and the level that goes with them."""
-    best: dict[str, float] = {}
-    for slope in SLOPES:
-        for share in SHARES:
-            found = [scatter(*part, slope, share) for part in parts]
-            spread = math.sqrt(np.mean([one.var() for one in found]))
-            if not best or spread < best["scatter"]:
-                level = float(np.mean([one.mean() for one in found])) / 2
-                best = {"slope": slope, "share": share, "level": level, "scatter": spread}
-    return best | {"scatter_dB": 10 / math.log(10) * best["scatter"]}
+Part = tuple[Floats, Sequence[float], Sequence[Tried]]
+
+
+def fitted(parts: Sequence[Part]) -> dict[str, float]:
+    """Slope with the least scatter over all models together, its level and its scatter; and the least scatter when the
+    forecast's own error counts as well."""
+
+    def spread(slope: float, share: float) -> float:
+        return math.sqrt(np.mean([scatter(*part, slope, share).var() for part in parts]))
+
+    slope = min(SLOPES, key=lambda one: spread(one, 0.0))
+    level = float(np.mean([scatter(*part, slope, 0.0).mean() for part in parts])) / 2
+    decibels = 10 / math.log(10)
+    beside = min(spread(one, 1.0) for one in SLOPES)
+    return {
+        "slope": slope,
+        "level": level,
+        "scatter_dB": decibels * spread(slope, 0.0),
+        "scatter_with_forecast_error_dB": decibels * beside,
+    }
 
 
 def main(argv: Sequence[str]) -> int:
     """Measure what is not stored yet, fit, print and save."""
-    p = argparse.ArgumentParser("reach", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    p = Parser("reach", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--lists", type=int, default=24)
     p.add_argument("--pairs", type=int, default=4)
     options = p.parse_args(argv)
+    require_count("pairs", options.pairs, minimum=1, maximum=100)
     figures = stored("reach")
     if (figures.get("lists"), figures.get("pairs")) != (options.lists, options.pairs):
         figures = {"lists": options.lists, "pairs": options.pairs, "measured": {}}
@@ -130,7 +141,8 @@ def main(argv: Sequence[str]) -> int:
             save("reach", figures)
     for part in CHUNKS:
         groups = {name: _read(figures, family, name, part) for name, family in families.items()}
-        figures[part] = fitted(list(groups.values())) | {"alone": {n: fitted([group]) for n, group in groups.items()}}
+        alone = {name: fitted([group]) for name, group in groups.items()}
+        figures[part] = fitted(list(groups.values())) | {"alone": alone}
         print(part, figures[part])
     later = [_read(figures, family, name, "later")[2] for name, family in families.items()]
     carried = [math.exp(one.errors[1] - one.errors[0]) - 1 for tried in later for one in tried]

@@ -67,7 +67,7 @@ class Chooser:
     def tables(self) -> Tables:
         levels = self.recording.grams.levels
         reaches = [prior.FIRST.weights(levels), prior.LATER.weights(levels)]
-        return searched(self.recording.grams, reaches, FORECAST, (prior.FIRST.share, prior.LATER.share))
+        return searched(self.recording.grams, reaches, FORECAST, forecast_share=prior.FORECAST_SHARE)
 
     @property
     def steps(self) -> int:
@@ -91,8 +91,15 @@ class Chooser:
             if shared is None:
                 found[count] = own.error
             elif len(shared) == count:
-                details = {"correction": FORECAST.correction, "forecast_share": prior.LATER.share}
-                found[count] = error_of(gram, levels, shared, FORECAST.order, weights, **details)
+                found[count] = error_of(
+                    gram,
+                    levels,
+                    shared,
+                    FORECAST.order,
+                    weights,
+                    correction=FORECAST.correction,
+                    forecast_share=prior.FORECAST_SHARE,
+                )
         return found
 
     def error(self, way: Split) -> float:

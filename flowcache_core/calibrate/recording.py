@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -15,6 +14,7 @@ from ..engine import EngineSettings
 from ..errors import SettingError, require, require_count, require_finite
 from ..files import write_json
 from ..plan.base import Plan
+from ..reading.json_text import read_object
 from .gram import Grams, GramSum
 
 SCHEMA = 1
@@ -105,11 +105,8 @@ class Recording:
     @classmethod
     def load(cls, path: Path) -> Recording:
         """SettingError naming the file when it is none, damaged, or written by a later version."""
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SettingError("recording", str(path), f"a JSON file that calibrate wrote ({error})") from error
-        return cls.parse(content, str(path))
+        where = f"recording {path.name}"
+        return cls.parse(read_object(path, where, "a JSON file that calibrate wrote"), where)
 
     @classmethod
     def parse(cls, content: object, where: str = "recording") -> Recording:

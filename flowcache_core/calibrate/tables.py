@@ -45,11 +45,11 @@ class Tables:
 
 
 def searched(
-    grams: Grams, reaches: Sequence[Floats], forecast: Forecast = FORECAST, shares: Sequence[float] = (1.0, 1.0)
+    grams: Grams, reaches: Sequence[Floats], forecast: Forecast = FORECAST, *, forecast_share: float = 1.0
 ) -> Tables:
     """The schedules that follow from a recording.
 
-    reaches, shares: of errors made in the first and in the later chunks; shares of the forecast's error that count.
+    reaches: of errors made in the first and in the later chunks.
     """
     first, later = (
         best_schedules(
@@ -58,9 +58,9 @@ def searched(
             forecast.order,
             weights,
             correction=forecast.correction,
-            forecast_share=share,
+            forecast_share=forecast_share,
         )
-        for table, weights, share in zip(grams.tables(), reaches, shares, strict=True)
+        for table, weights in zip(grams.tables(), reaches, strict=True)
     )
     return Tables(first, later)
 

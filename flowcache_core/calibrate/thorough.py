@@ -5,7 +5,6 @@ What is measured is kept in a file as it comes, so that a calibration that was s
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import SettingError
 from ..files import write_json
+from ..reading.json_text import read_object
 from ..report.quality import compare
 from ..reuse.base import ReusePolicy
 from ..reuse.never import Never
@@ -79,11 +80,11 @@ class Kept:
 
     def __post_init__(self) -> None:
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
-            if content["about"] == self.about:
-                self.values = dict(content["values"])
-        except (OSError, ValueError, KeyError, TypeError):
-            self.values = {}
+            content = read_object(self.path, "measurements", "a JSON file")
+        except SettingError:
+            return  # none yet, or nothing that can be gone on with
+        if content.get("about") == self.about and isinstance(content.get("values"), dict):
+            self.values = content["values"]
 
     def get(self, name: str, measure: Callable[[], Any]) -> Any:
         """The value of that name, measured and kept if it is not known."""

@@ -31,7 +31,7 @@ from ..presets import SCHEMA, read_presets
 from ..report.events import Event, StepTaken
 from ..report.progress import Progress, time_left
 from ..solvers import SOLVERS
-from .arguments import NAME, Parser
+from .arguments import NAME, Parser, require_device
 
 CALIBRATION_SEED, DECIDING_SEED = 5000, 7000
 BUNDLED: dict[str, type[Family]] = {family.name: family for family in (Mini, MiniMagi)}
@@ -223,7 +223,8 @@ def check(options: argparse.Namespace) -> None:
         require_count("pairs", options.pairs, minimum=2, maximum=len(PROMPTS))
         options.thorough = True
     options.thorough = options.thorough or options.ship
-    require_count("runs", options.runs, minimum=1)
+    require_count("runs", options.runs, minimum=1, maximum=10_000)
+    require_device("device", options.device)
     if options.chunks is not None:
         require_count("chunks", options.chunks, minimum=1, maximum=1000)
     if options.guidance is not None:

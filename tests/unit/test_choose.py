@@ -82,7 +82,7 @@ def test_lists_have_the_least_error_of_the_prior(chooser, recording):
     levels = recording.grams.levels
     weights = prior.LATER.weights(levels)
     gram = recording.grams.later.mean()
-    details = {"correction": 2, "forecast_share": prior.LATER.share}
+    details = {"correction": 2, "forecast_share": prior.FORECAST_SHARE}
     for count in (3, 4):
         tried = [(0, *inner, STEPS - 1) for inner in combinations(range(1, STEPS - 1), count - 2)]
         least = min(error_of(gram, levels, one, 1, weights, **details) for one in tried)

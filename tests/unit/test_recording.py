@@ -263,9 +263,9 @@ def test_recordings_of_other_runs_do_not_mix(change):
 
 
 DAMAGE = {
-    "no object": ("[1]", "a recording"),
+    "no object": ("[1]", "a JSON object"),
     "a preset file": ('{"schema": 1, "presets": {}}', "a recording"),
-    "not JSON": ("{", "JSON file"),
+    "not JSON": ("{", "unreadable"),
     "the future": ({"schema": 2}, r"schema: got 2, accepted: 1; update"),
     "no steps": ({"sigmas": [1.0]}, "sigmas"),
     "rising steps": ({"sigmas": [0.5] * (STEPS + 1)}, "sigmas"),
@@ -308,5 +308,5 @@ def test_nan_in_a_file_is_refused(tmp_path):
     number = made().document()["later"]["mean"][0][0]
     assert str(number) in text
     (tmp_path / "a.json").write_text(text.replace(str(number), "NaN"))
-    with pytest.raises(SettingError, match=r"mean\[0\]"):
+    with pytest.raises(SettingError, match="a.json: got .*NaN, which is not JSON"):
         Recording.load(tmp_path / "a.json")
