@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,27 +60,30 @@ def lists(gram: Floats, sigmas: Sequence[float], shares: Sequence[float], count:
     return found
 
 
-def measured(family: Family, setup: Setup, part: str, pairs: int, count: int) -> tuple[Floats, list[Tried]]:
-    """Inner products of the ``part`` ("first" or "later"), and what every list left of the videos."""
-    setup = replace(setup, chunks=CHUNKS[part])
+def measure(
+    family: Family, part: str, pairs: int, count: int, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]
+) -> None:
+    """Measure what is not ``known`` of the ``part`` ("first" or "later"); ``keep`` gets all of it after every list."""
+    rows: list[dict[str, Any]] = known.get("rows", [])
+    if len(rows) >= count:
+        return
+    setup = replace(family.default, chunks=CHUNKS[part])
     batch, record = paired(family.prompts, FIRST_SEED, pairs), Record()
-    reference = decoded(family, setup, generated(family, setup, batch, policy=record))
-    gram = record.grams.tables()[part == "later"]
-    every, tried = tuple(range(setup.steps)), []
-    for computed in lists(gram, record.grams.levels, COUNTS[part], count):
+    reference = decoded(family, generated(family, setup, batch, policy=record))
+    gram, every = record.grams.tables()[part == "later"], tuple(range(setup.steps))
+    for computed in lists(gram, record.grams.levels, COUNTS[part], count)[len(rows) :]:
         first, later = (computed, every) if part == "first" else (every, computed)
         policy = StaticSchedule(computed=later, first=first)
-        latents = generated(family, setup, batch, policy=policy, quantity=FORECAST)
-        square = (decoded(family, setup, latents) - reference) ** 2
+        square = (decoded(family, generated(family, setup, batch, policy=policy, quantity=FORECAST)) - reference) ** 2
         errors = square.mean(axis=(2, 3, 4)).clip(1e-9)  # [B, frames]
         kept = [chunk for chunk in range(setup.chunks) if chunk or part == "first"]
-        by_chunk = [np.log(errors[:, frames_of(family, setup, chunk)].mean(1)).mean() for chunk in kept]
-        tried.append(Tried(computed, tuple(map(float, by_chunk))))
+        by_chunk = [float(np.log(errors[:, frames_of(family, setup, chunk)].mean(1)).mean()) for chunk in kept]
+        rows = [*rows, {"computed": " ".join(map(str, computed)), "log_error": by_chunk}]
+        keep({"gram": [" ".join(f"{value:.9g}" for value in row) for row in gram], "rows": rows})
         print(f"{family.name:10} {part:6} {len(computed):3} " + " ".join(f"{e:7.2f}" for e in by_chunk), flush=True)
-    return gram, tried
 
 
-def decoded(family: Family, setup: Setup, latents: Any) -> NDArray[np.float64]:
+def decoded(family: Family, latents: Any) -> NDArray[np.float64]:
     return np.stack([video.numpy() for video in videos(family, latents)]).astype(np.float64) / 255
 
 
@@ -133,12 +136,13 @@ def main(argv: Sequence[str]) -> int:
     families = {family.name: family for family in (Mini(), MiniMagi())}
     for name, family in families.items():
         for part in CHUNKS:
-            if f"{name} {part}" in figures["measured"]:
-                continue
-            gram, tried = measured(family, family.default, part, options.pairs, options.lists)
-            rows = [{"computed": list(one.computed), "log_error": list(one.errors)} for one in tried]
-            figures["measured"][f"{name} {part}"] = {"gram": gram.tolist(), "rows": rows}
-            save("reach", figures)
+
+            def keep(found: dict[str, Any], key: str = f"{name} {part}") -> None:
+                figures["measured"][key] = found
+                save("reach", figures)
+
+            known = figures["measured"].get(f"{name} {part}", {})
+            measure(family, part, options.pairs, options.lists, known, keep)
     for part in CHUNKS:
         groups = {name: _read(figures, family, name, part) for name, family in families.items()}
         alone = {name: fitted([group]) for name, group in groups.items()}
@@ -154,8 +158,8 @@ def main(argv: Sequence[str]) -> int:
 def _read(figures: dict[str, Any], family: Family, name: str, part: str) -> tuple[Floats, Sequence[float], list[Tried]]:
     found = figures["measured"][f"{name} {part}"]
     sigmas = family.settings(replace(family.default, chunks=CHUNKS[part])).schedule.sigmas
-    tried = [Tried(tuple(row["computed"]), tuple(row["log_error"])) for row in found["rows"]]
-    return np.array(found["gram"]), sigmas, tried
+    tried = [Tried(tuple(map(int, row["computed"].split())), tuple(row["log_error"])) for row in found["rows"]]
+    return np.array([[float(value) for value in row.split()] for row in found["gram"]]), sigmas, tried
 
 
 if __name__ == "__main__":
