@@ -17,15 +17,16 @@ BENCHMARKS = {
     "length": "K/V bytes and process memory of 20, 100 and 400 chunks",
     "overhead": "speed-up against the FLOPs' promise; cost of engine, policy and events",
     "compression": "quality of every compressor at half the history",
-    "reuse": "quality of chunkwise reuse and TeaCache",
     "curve": "quality against compute for every method (long)",
+    "onerun": "lists from one recorded run against the full calibration and every rival (long)",
+    "reach": "how far errors are carried on in the bundled models: what the reach prior rests on (long)",
     "levers": "what each part of the shipped reuse is worth, the oracle bound, the cost of deciding (long)",
     "magi": "the mini MAGI: reuse, compression, FLOPs of one forward against the formula (long)",
     "host": "our sampler against ComfyUI's own, on a real ComfyUI",
     "ablation": "the paper's tables 2, 5 and 6 on the mini model, with pictures",
     "cuda": "step times and peak memory of the 1.3B shape with random weights; needs a CUDA device",
 }
-DEFAULT = ("redundancy", "length", "overhead", "compression", "reuse", "ablation")
+DEFAULT = ("redundancy", "length", "overhead", "compression", "ablation")
 
 
 def main(argv: Sequence[str]) -> int:

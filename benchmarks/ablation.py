@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 from torch import Tensor
 
+from flowcache_core.calibrate.runs import Pair, Setup, videos
 from flowcache_core.kv.importance_redundancy import ImportanceRedundancy
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.report.quality import compare
@@ -30,7 +31,7 @@ from flowcache_core.reuse.teacache import TeaCache
 
 from . import lpips
 from .contact_sheet import contact_sheet
-from .mini_runs import HELD_OUT, Pair, Setup, run, videos
+from .mini_runs import HELD_OUT, LONG, family, run
 from .results import save, save_picture
 
 PAIRS = HELD_OUT[:4]
@@ -70,7 +71,7 @@ class Table:
         self.setup, self.pairs = setup, pairs
         self.perceptual = lpips.distance()
         self.full = [run(setup, [pair]) for pair in pairs]
-        self.reference = [videos(latents)[0] for _, latents in self.full]
+        self.reference = [videos(family(), latents)[0] for _, latents in self.full]
         self.pictures: dict[str, Tensor] = {}
         self.rows: list[Row] = []
 
@@ -79,7 +80,7 @@ class Table:
 
     def measure(self, name: str, setup: Setup | None = None, **changes: Any) -> None:
         runs = [run(setup or self.setup, [pair], **changes) for pair in self.pairs]
-        self.add(name, [record for record, _ in runs], [videos(latents)[0] for _, latents in runs])
+        self.add(name, [record for record, _ in runs], [videos(family(), latents)[0] for _, latents in runs])
 
     def add(self, name: str, records: Sequence[RunRecord], made: Sequence[Tensor]) -> None:
         qualities = [compare(video, reference) for video, reference in zip(made, self.reference, strict=True)]
@@ -165,9 +166,9 @@ def main(argv: Sequence[str]) -> int:
     """Print the tables, save them and a picture of the first pair's videos."""
     run(Setup(chunks=1, steps=2), PAIRS[:1])  # so that no row pays for what torch does on its first calls
     print(f"table 2: staggered plan, {len(PAIRS)} pairs\n{Row.HEADER}", flush=True)
-    reuse = table_2(Setup("staggered"), PAIRS, FAST_SHARE)
+    reuse = table_2(replace(LONG, name="staggered"), PAIRS, FAST_SHARE)
     print(f"\ntables 5 and 6: blockwise plan, {len(PAIRS)} pairs, no reuse\n{Row.HEADER}", flush=True)
-    compression, lambdas, budgets = table_5_and_6(Setup("blockwise"), PAIRS)
+    compression, lambdas, budgets = table_5_and_6(LONG, PAIRS)
     if reuse.perceptual is None:
         print(f"\nLPIPS left out: {lpips.BACKBONE} is not on this machine, and nothing is downloaded for it")
     named: dict[str, Any] = {"table_2": reuse.rows, "table_5": lambdas, "table_6": budgets}

@@ -9,7 +9,7 @@ Rows are saved as they are made; a second call goes on where the first stopped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from flowcache_core.calibrate.bundled import PROMPTS
+from flowcache_core.calibrate.runs import Pair, Setup, paired
+from flowcache_core.calibrate.tables import FORECAST
 from flowcache_core.commands.arguments import Parser
-from flowcache_core.commands.calibrate import FORECAST, shipped_name
+from flowcache_core.commands.calibrate import shipped_name
 from flowcache_core.denoiser import ChunkInput, ChunkOutput
 from flowcache_core.engine import generate
 from flowcache_core.errors import require_count
@@ -40,7 +43,7 @@ from flowcache_core.reuse.teacache import TeaCache
 from flowcache_core.solvers.euler import Euler
 from flowcache_core.solvers.unipc import UniPC
 
-from .mini_runs import Comparison, Pair, Row, Setup, mini, pairs
+from .mini_runs import Comparison, Method, Row, family, mini, pairs
 from .results import save, save_picture, stored
 
 SETUPS: dict[str, tuple[Setup, dict[str, Any]]] = {
@@ -53,16 +56,6 @@ SETUPS: dict[str, tuple[Setup, dict[str, Any]]] = {
 }
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 SHIPPED = ("fast", "balanced", "slow")
-
-
-@dataclass(frozen=True)
-class Method:
-    """One point of one method: engine settings, or another number of steps."""
-
-    name: str
-    point: str
-    changes: dict[str, Any] = field(default_factory=dict)
-    setup: Setup | None = None
 
 
 def magnitude_curve(setup: Setup, batch: Sequence[Pair]) -> tuple[float, ...]:
@@ -81,7 +74,7 @@ def magnitude_curve(setup: Setup, batch: Sequence[Pair]) -> tuple[float, ...]:
     prompt = torch.cat([model.encode_prompt(text) for text, _ in batch])
     denoiser = Measuring(model.transformer, {0: (prompt, model.encode_prompt("").expand_as(prompt))}, setup.guidance)
     noise = torch.cat([model.noise(1, seed) for _, seed in batch])
-    generate(denoiser, one.settings(model), noise, observe=refusing())
+    generate(denoiser, family().settings(one), noise, observe=refusing())
     return (1.0, *(b / a for a, b in zip(norms, norms[1:], strict=False)))
 
 
@@ -188,7 +181,7 @@ def main(argv: Sequence[str]) -> int:
     wanted = tuple(options.methods.split(",")) if options.methods else ("",)
     comparison = Comparison(setup, pairs(1000, options.pairs), **base)
     print(Row.HEADER)
-    for method in methods(setup, pairs(5000, 4)):
+    for method in methods(setup, paired(PROMPTS, 5000, 4)):
         if (method.name, method.point) in done or not method.name.startswith(wanted):
             continue
         row = comparison.row(f"{method.name} {method.point}", setup=method.setup, **method.changes)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcache_core.calibrate.gram import Watch
-from flowcache_core.calibrate.tables import Split, even, measured_reach, searched
-from flowcache_core.commands.calibrate import FORECAST
+from flowcache_core.calibrate.bundled import PROMPTS
+from flowcache_core.calibrate.record import Record
+from flowcache_core.calibrate.runs import Setup, paired, videos
+from flowcache_core.calibrate.tables import FORECAST, Split, even, measured_reach, searched
 from flowcache_core.denoiser import ChunkInput, ChunkOutput, ModelView
 from flowcache_core.kv.cache import KVCache
 from flowcache_core.models.wan.denoiser import WanDenoiser
@@ -26,9 +27,9 @@ from flowcache_core.reuse.base import Decision, ReusePolicy
 from flowcache_core.reuse.forecast import Forecast
 from flowcache_core.reuse.quantity import Velocity
 from flowcache_core.reuse.schedule import StaticSchedule, StaticScheduleState, spread
-from flowcache_core.schedule import Schedule, shifted
+from flowcache_core.schedule import Schedule
 
-from .mini_runs import HELD_OUT, Comparison, Row, Setup, mini, pairs, run, videos
+from .mini_runs import HELD_OUT, Comparison, Row, family, run
 from .results import save
 
 PRESETS = ("fast", "balanced", "slow")
@@ -83,18 +84,18 @@ def oracle(
     comparison: Comparison, ways: Sequence[Split], forecast: Forecast
 ) -> dict[Split, list[tuple[RunRecord, Tensor]]]:
     """A run of every pair, scheduled by its own velocities, by split."""
-    setup, sigmas = replace(comparison.setup, chunks=2), shifted(comparison.setup.steps, mini().shift).sigmas
+    setup = replace(comparison.setup, chunks=2)
 
     def video(policy: ReusePolicy) -> Tensor:
-        return torch.stack(videos(run(setup, pairs(5000, 4), policy=policy)[1])).float()
+        return torch.stack(videos(family(), run(setup, paired(PROMPTS, 5000, 4), policy=policy)[1])).float()
 
-    watch = Watch()
-    reaches = measured_reach(video, watch, video(watch), sigmas)
+    record = Record()
+    reaches = measured_reach(video, record.grams, video(record))
     runs: dict[Split, list[tuple[RunRecord, Tensor]]] = {way: [] for way in ways}
     for pair in comparison.batch:
-        own = Watch()
+        own = Record()
         run(comparison.setup, [pair], policy=own)
-        tables = searched(own, sigmas, reaches, forecast)
+        tables = searched(own.grams, reaches, forecast)
         for way in ways:
             runs[way].append(run(comparison.setup, [pair], policy=tables.policy(way), quantity=forecast))
     return runs

@@ -13,20 +13,18 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor
-
+from flowcache_core.calibrate.bundled import PROMPTS
+from flowcache_core.calibrate.runs import paired
 from flowcache_core.commands.arguments import Parser
 from flowcache_core.errors import require_count
 from flowcache_core.files import only_writer
 from flowcache_core.kv import COMPRESSORS
 from flowcache_core.kv.settings import KVSettings
-from flowcache_core.report.record import RunRecord
 
 from .curve import draw
 from .magi_flops import counts
 from .magi_reuse import margins, methods
-from .magi_runs import mini, run, setup
-from .mini_runs import Comparison, Pair, Row, Setup, looks_at_content, pairs
+from .mini_runs import Comparison, Row, looks_at_content, magi, magi_setup, pairs, run
 from .results import FOLDER, save
 from .results import stored as stored_figures
 
@@ -49,7 +47,7 @@ def keep(part: str, content: Any) -> None:
 
 
 def weights() -> dict[str, str]:
-    facts = next(iter(mini().provenance.values()))
+    facts = next(iter(magi().model.provenance.values()))
     return {key: facts[key] for key in ("steps", "loss", "date")}
 
 
@@ -58,9 +56,9 @@ def reuse(count: int) -> None:
     known = stored().get("reuse", {})
     rows: list[dict[str, Any]] = known.get("rows", []) if known.get("pairs") == count else []
     done = {(row["method"], row["point"]) for row in rows}
-    comparison = Comparison(setup(REUSE_CHUNKS, REUSE_STEPS), pairs(1000, count), run=run)
+    comparison = Comparison(magi_setup(REUSE_CHUNKS, REUSE_STEPS), pairs(1000, count), of=magi())
     print(f"\nreuse, {REUSE_CHUNKS} chunks, {count} pairs\n{Row.HEADER}")
-    found = methods(comparison.setup, pairs(5000, 4))
+    found = methods(comparison.setup, paired(PROMPTS, 5000, 4))
     for method in sorted(found, key=lambda one: looks_at_content(one.changes)):  # the quick ones first
         if (method.name, method.point) in done:
             continue
@@ -77,26 +75,21 @@ def reuse(count: int) -> None:
 
 def compression(count: int) -> None:
     """Quality and peak K/V of every compressor: the window's four chunks and one or two of history."""
-    records: list[RunRecord] = []
-
-    def watched(setup: Setup, batch: Sequence[Pair], **changes: object) -> tuple[RunRecord, Tensor]:
-        record, latents = run(setup, batch, **changes)
-        records.append(record)
-        return record, latents
-
-    comparison = Comparison(setup(COMPRESSION_CHUNKS, COMPRESSION_STEPS), pairs(1000, count), run=watched)
-    everything = records[-1].kv_bytes // count
+    comparison = Comparison(magi_setup(COMPRESSION_CHUNKS, COMPRESSION_STEPS), pairs(1000, count), of=magi())
+    everything = comparison.full.kv_bytes // count
     print(
         f"\ncompression, {COMPRESSION_CHUNKS} chunks, {count} pairs; all K/V: {everything / 1e6:.2f} MB\n{Row.HEADER}"
     )
     rows = []
     for total in BUDGETS_TOTAL:
-        budget = total - mini().window_chunks
+        budget = total - magi().model.window_chunks
         for name, kind in COMPRESSORS.items():
             if budget < kind().min_budget:
                 continue  # sink and window need a chunk each
-            row = comparison.row(f"{name}, B_total {total}", kv=KVSettings(budget=budget, compressor=kind()))
-            cost = {"kv_bytes": records[-1].kv_bytes // count, "compressions": len(records[-1].compressions)}
+            kv, title = KVSettings(budget=budget, compressor=kind()), f"{name}, B_total {total}"
+            record, latents = run(comparison.setup, comparison.batch, of=magi(), kv=kv)
+            row = comparison.score(title, [(record, latents)])
+            cost = {"kv_bytes": record.kv_bytes // count, "compressions": len(record.compressions)}
             print(f"{row}  {cost['kv_bytes'] / 1e6:.2f} MB, {cost['compressions']} times", flush=True)
             rows.append({"compressor": name, "budget_total": total, **asdict(row), **cost})
     chosen = {"pairs": count, "chunks": COMPRESSION_CHUNKS, "steps": COMPRESSION_STEPS, "kv_bytes_all": everything}

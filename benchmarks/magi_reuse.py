@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,47 +12,35 @@ import torch
 from torch import Tensor
 
 from flowcache_core.calibrate import tables
+from flowcache_core.calibrate.runs import Pair, Setup, videos
+from flowcache_core.calibrate.tables import FORECAST
 from flowcache_core.presets import load_preset
 from flowcache_core.reuse.base import ReusePolicy
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import PatchDistance, TimeDistance
-from flowcache_core.reuse.forecast import Forecast
 from flowcache_core.reuse.interval import Interval
 from flowcache_core.reuse.quantity import Increment, Residual, Velocity
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.reuse.teacache import TeaCache
-from flowcache_core.schedule import magi
 
-from .magi_runs import run
-from .mini_runs import Pair, Setup, videos
+from .mini_runs import Method, magi, run
 
 OURS, PUBLISHED = "ours (calibrated)", "chunkwise (Eq. 8), patch, increment"
 WARMUP = 5  # of 64 steps, as published
 SHARES = (0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-FORECAST = Forecast(1, correction=2)
 PROBES, RATIO = 8, 2.0
 # By distance: thresholds that spread over the shares, found by trying; the published ones are 0.01 and 0.015.
 PATCH = (0.01, 0.015, 0.03, 0.06, 0.12)
 TIME = (0.05, 0.07, 0.1, 0.2, 0.4)
 
 
-@dataclass(frozen=True)
-class Method:
-    """One point of one method: engine settings, or another number of steps."""
-
-    name: str
-    point: str
-    changes: dict[str, Any] = field(default_factory=dict)
-    setup: Setup | None = None
-
-
 def calibrated(setup: Setup, pairs: Sequence[Pair]) -> dict[float, StaticSchedule]:
     """Share -> schedules with the least forecast error on short videos of ``pairs``, for a video of ``setup``."""
 
     def video(policy: ReusePolicy) -> Tensor:
-        return torch.stack(videos(run(replace(setup, chunks=3), pairs, policy=policy)[1])).float()
+        return torch.stack(videos(magi(), run(replace(setup, chunks=3), pairs, of=magi(), policy=policy)[1])).float()
 
-    found = tables.calibrated(video, magi(setup.steps).sigmas, FORECAST, PROBES)
+    found = tables.calibrated(video, FORECAST, PROBES)
     policies = {}
     for share in SHARES:
         way = tables.split(round(share * setup.chunks * setup.steps), setup.chunks, setup.steps, RATIO)

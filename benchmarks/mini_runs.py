@@ -1,30 +1,27 @@
-"""Runs of the bundled mini model that benchmarks share: prompt-seed pairs, settings, videos, quality."""
+"""Runs of the bundled models that benchmarks share: held-out prompt-seed pairs, records, quality."""
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from flowcache_core.cost import WanShape
-from flowcache_core.engine import EngineSettings, generate
-from flowcache_core.mini import MiniModel, load_mini
+from flowcache_core.calibrate.bundled import Mini, MiniMagi
+from flowcache_core.calibrate.runs import Family, Pair, Setup, Spread, generated, paired, videos
+from flowcache_core.cost import MagiShape, ModelShape, WanShape
+from flowcache_core.denoiser import Denoiser
+from flowcache_core.mini import MiniModel
+from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.models.wan.denoiser import WanDenoiser
-from flowcache_core.plan import PLANS
 from flowcache_core.report.quality import Quality, compare
 from flowcache_core.report.record import Recorder, RunRecord
-from flowcache_core.report.refusing import refusing
-from flowcache_core.report.video import pixels
 from flowcache_core.reuse.base import ReusePolicy
-from flowcache_core.schedule import shifted
-from flowcache_core.solvers.base import Solver
-from flowcache_core.solvers.euler import Euler
 
-Pair = tuple[str, int]
+# What no calibration has seen; flowcache_core/calibrate/bundled.py has the prompts of those.
 PROMPTS = (
     "a red circle moving right",
     "a green square moving left",
@@ -35,73 +32,80 @@ PROMPTS = (
     "a red square moving up",
     "a green circle moving down",
 )
-CHUNKS, STEPS, GUIDANCE = 8, 50, 3.0
+LONG = Setup(chunks=8)
 
 
 def pairs(first_seed: int, count: int = 16) -> tuple[Pair, ...]:
     """``count`` prompt-seed pairs; every prompt comes with seeds of its own."""
-    return tuple((PROMPTS[i % len(PROMPTS)], first_seed + i) for i in range(count))
+    return paired(PROMPTS, first_seed, count)
 
 
 HELD_OUT = pairs(1000)
 
 
 @dataclass(frozen=True)
-class Setup:
-    """Plan and solver of a comparison: what the methods have in common."""
+class Method:
+    """One point of one method: engine settings, or another number of steps."""
 
-    name: str = "blockwise"
-    chunks: int = CHUNKS
-    steps: int = STEPS
-    guidance: float = GUIDANCE
-    solver: Solver = Euler()
-
-    def settings(self, mini: MiniModel, **changes: object) -> EngineSettings:
-        frames, chunk = self.chunks * mini.chunk_frames, mini.chunk_frames
-        plan = PLANS[self.name].abreast(chunk, self.steps).plan(frames, self.steps)
-        base = EngineSettings(plan, shifted(self.steps, mini.shift), solver=self.solver, clean_pass=True)
-        return replace(base, **changes)  # type: ignore[arg-type]
+    name: str
+    point: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    setup: Setup | None = None
 
 
 @cache
+def family() -> Mini:
+    return Mini()
+
+
+@cache
+def magi() -> MiniMagi:
+    return MiniMagi()
+
+
 def mini() -> MiniModel:
-    model = load_mini()
-    for module in model.vae.modules():
-        if isinstance(module, nn.Conv3d):
-            module.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # faster on a CPU
-    return model
+    return family().model
 
 
-def shape(model: MiniModel) -> WanShape:
-    c = model.transformer.config
-    tokens = model.encode_prompt("").shape[1]
-    return WanShape(c.dim, c.ffn_dim, c.num_layers, tokens, c.text_dim, c.in_dim * 4)
+def shape(of: Family) -> ModelShape:
+    """What FLOPs are counted with."""
+    if isinstance(of, MiniMagi):
+        config = of.model.transformer.config
+        return magi_shape(config, config.text_len)
+    c = mini().transformer.config
+    return WanShape(c.dim, c.ffn_dim, c.num_layers, mini().encode_prompt("").shape[1], c.text_dim, c.in_dim * 4)
+
+
+def magi_shape(config: MagiConfig, text_tokens: int) -> MagiShape:
+    kv_dim = config.kv_heads * config.head_dim
+    return MagiShape(config.dim, config.ffn_dim, config.num_layers, kv_dim, text_tokens)
+
+
+def magi_setup(chunks: int, steps: int) -> Setup:
+    return Setup("window", chunks=chunks, steps=steps, guidance=1.0)
 
 
 def run(
-    setup: Setup, batch: Sequence[Pair], *, kind: type[WanDenoiser] = WanDenoiser, **changes: object
+    setup: Setup,
+    batch: Sequence[Pair],
+    *,
+    of: Family | None = None,
+    kind: type[WanDenoiser] = WanDenoiser,
+    **changes: Any,
 ) -> tuple[RunRecord, Tensor]:
-    """One engine run over a batch of pairs. Returns its record and the latents ``[len(batch), 16, F, 8, 8]``."""
-    model = mini()
-    settings = setup.settings(model, **changes)
-    prompt = torch.cat([model.encode_prompt(text) for text, _ in batch])
-    nothing = model.encode_prompt("").expand_as(prompt)
-    denoiser = kind(model.transformer, {0: (prompt, nothing)}, setup.guidance)
-    noise = torch.cat([model.noise(setup.chunks, seed) for _, seed in batch])
-    recorder = Recorder.of(settings, shape(model).event)
-    latents = generate(denoiser, settings, noise, observe=refusing(recorder))
+    """One engine run over a batch of pairs, of the mini model if nothing else is asked for.
+
+    kind: a denoiser of other behaviour over the mini model. Returns the record and the latents
+    ``[len(batch), 16, F, 8, 8]``.
+    """
+    of = of or family()
+    recorder = Recorder.of(of.settings(setup, **changes), shape(of).event)
+    denoiser: Denoiser | None = None
+    if kind is not WanDenoiser:
+        usual = family().denoiser([prompt for prompt, _ in batch], setup)
+        denoiser = kind(usual.transformer, usual.prompts, usual.guidance)
+    latents = generated(of, setup, batch, denoiser=denoiser, observe=recorder, **changes)
     return recorder.record(), latents
-
-
-Run = Callable[..., tuple[RunRecord, Tensor]]
-
-
-@torch.no_grad()
-def videos(latents: Tensor) -> list[Tensor]:
-    """Decoded videos, each ``[T, 64, 64, 3]`` uint8; four at a time, which costs little more than one."""
-    decode: Callable[[Tensor], Tensor] = mini().vae.decode
-    clips = torch.cat([decode(part) for part in latents.split(4)]).movedim(1, 4)
-    return list(pixels(clips))
 
 
 @dataclass(frozen=True)
@@ -118,15 +122,15 @@ class Row:
 
     @classmethod
     def of(cls, name: str, records: Sequence[RunRecord], full: RunRecord, qualities: Sequence[Quality]) -> Row:
-        decibels = sorted(quality.psnr for quality in qualities)
+        psnr = Spread.of(quality.psnr for quality in qualities)
         return cls(
             name=name,
-            computed=statistics.fmean(record.computed_steps for record in records) / full.total_steps,
-            flops=statistics.fmean(record.flops or 0.0 for record in records) / (full.flops or 1.0),
-            psnr=statistics.median(decibels),
-            psnr_p10=statistics.quantiles(decibels, n=10, method="inclusive")[0] if len(decibels) > 1 else decibels[0],
-            ssim=statistics.median(quality.ssim for quality in qualities),
-            flicker=statistics.median(quality.flicker for quality in qualities),
+            computed=Spread.of(record.computed_steps for record in records).mean / full.total_steps,
+            flops=Spread.of(record.flops or 0.0 for record in records).mean / (full.flops or 1.0),
+            psnr=psnr.median,
+            psnr_p10=psnr.p10,
+            ssim=Spread.of(quality.ssim for quality in qualities).median,
+            flicker=Spread.of(quality.flicker for quality in qualities).median,
         )
 
     HEADER = f"{'method':44} {'computed':>8} {'FLOPs':>6} {'PSNR':>6} {'p10':>6} {'SSIM':>6} {'flicker':>7}"
@@ -143,21 +147,22 @@ def looks_at_content(changes: dict[str, object]) -> bool:
 
 
 class Comparison:
-    """Methods against the uncached run of the same setup and pairs. run: what makes one, as :func:`run` does."""
+    """Methods against the uncached run of the same setup and pairs."""
 
-    def __init__(self, setup: Setup, batch: Sequence[Pair], *, run: Run = run, **base: object) -> None:
-        self.setup, self.batch, self.run, self.base = setup, batch, run, base
-        self.full, latents = run(setup, batch, **base)
-        self.reference = videos(latents)
+    def __init__(self, setup: Setup, batch: Sequence[Pair], *, of: Family | None = None, **base: Any) -> None:
+        self.setup, self.batch, self.family, self.base = setup, batch, of or family(), base
+        self.full, latents = run(setup, batch, of=self.family, **base)
+        self.reference = videos(self.family, latents)
 
-    def row(self, name: str, setup: Setup | None = None, **changes: object) -> Row:
+    def row(self, name: str, setup: Setup | None = None, **changes: Any) -> Row:
         """Figures of one method; ``setup`` when it needs another one (fewer steps)."""
         setup, changes = setup or self.setup, {**self.base, **changes}
         groups = [[pair] for pair in self.batch] if looks_at_content(changes) else [list(self.batch)]
-        return self.score(name, [self.run(setup, group, **changes) for group in groups])
+        return self.score(name, [run(setup, group, of=self.family, **changes) for group in groups])
 
     def score(self, name: str, runs: Sequence[tuple[RunRecord, Tensor]]) -> Row:
         """Figures of runs that cover the pairs in their order."""
-        records, outcomes = [record for record, _ in runs], videos(torch.cat([latents for _, latents in runs]))
+        records = [record for record, _ in runs]
+        outcomes = videos(self.family, torch.cat([latents for _, latents in runs]))
         scored = [compare(video, reference) for video, reference in zip(outcomes, self.reference, strict=True)]
         return Row.of(name, records, self.full, scored)

@@ -2,58 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..denoiser import ChunkInput, ModelView
-from ..reuse.base import Decision, PolicyState, ReusePolicy
-from ..schedule import Schedule
-
-
-@dataclass(frozen=True)
-class Watch(ReusePolicy):
-    """Computes every step and keeps ``<v_i, v_j> / values`` of the guided velocities of every chunk and batch row.
-
-    first, later: filled as chunks finish, ``[steps, steps]`` each, float64; the chunk that begins a video apart from
-    the others, as it bends more.
-    """
-
-    name: ClassVar[str] = "watch"
-
-    warmup_steps: int = 1
-    first: list[Tensor] = field(default_factory=list, compare=False)
-    later: list[Tensor] = field(default_factory=list, compare=False)
-
-    def note(self, steps: int) -> str | None:
-        return None
-
-    def begin(self, schedule: Schedule, denoiser: ModelView) -> WatchState:
-        return WatchState(schedule, self, denoiser)
+from ..errors import SettingError
+from .search import Floats
 
 
 @dataclass
-class WatchState(PolicyState):
-    policy: Watch
-    denoiser: ModelView
-    seen: dict[int, list[Tensor]] = field(default_factory=dict, init=False)
+class GramSum:
+    """Sum of ``<v_i, v_j> / values`` over ``count`` chunks, ``[steps, steps]`` float64; None before the first."""
 
-    def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:
-        return [Decision("compute", "no reuse") for _ in items]
+    total: Tensor | None = None
+    count: int = 0
 
-    def observe(self, item: ChunkInput, velocity: Tensor) -> None:
-        rows = self.seen.setdefault(item.chunk.index, [])
-        rows.append(self.denoiser.guide(velocity, item).flatten(1).double())
-        if len(rows) == self.schedule.steps:
-            stacked = torch.stack(rows, 1)  # [B, steps, values]
-            kept = self.policy.later if item.chunk.index else self.policy.first
-            kept.extend(torch.einsum("bid,bjd->bij", stacked, stacked) / stacked.shape[2])
-            del self.seen[item.chunk.index]
+    def add(self, total: Tensor, count: int) -> None:
+        self.total = total if self.total is None else self.total + total
+        self.count += count
+
+    def mean(self) -> Floats:
+        """SettingError before the first chunk."""
+        if self.total is None:
+            raise SettingError("recording", "no whole chunk of this kind", "a run that finished one")
+        found: Floats = (self.total / self.count).numpy()
+        return found
 
 
-def mean_gram(grams: Sequence[Tensor]) -> Tensor:
-    """Mean over chunks and videos, ``[steps, steps]``."""
-    return torch.stack(list(grams)).mean(0)
+@dataclass
+class Grams:
+    """What a recording adds up, the chunks that begin a video apart from the later ones, as they bend more.
+
+    sigmas: noise levels of the runs, None before the first. begun: chunks that took their first step, one per video of
+    a batch; those that are not in ``first`` or ``later`` were interrupted or not finite.
+    """
+
+    sigmas: tuple[float, ...] | None = None
+    begun: int = 0
+    first: GramSum = field(default_factory=GramSum)
+    later: GramSum = field(default_factory=GramSum)
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """The noise levels. SettingError when nothing was recorded."""
+        if self.sigmas is None or not self.whole:
+            raise SettingError("recording", "no whole chunk", "a run that finished at least one")
+        return self.sigmas
+
+    @property
+    def whole(self) -> int:
+        return self.first.count + self.later.count
+
+    def tables(self) -> tuple[Floats, Floats]:
+        """Mean inner products of first and of later chunks; where one kind is missing, those of the other."""
+        first, later = self.first, self.later
+        return (first if first.count else later).mean(), (later if later.count else first).mean()
+
+    def add(self, grams: Tensor, *, first: bool) -> None:
+        """The tables ``[B, steps, steps]`` of one finished chunk; rows that are not finite are left out."""
+        finite = grams[torch.isfinite(grams).flatten(1).all(1)]
+        if len(finite):
+            (self.first if first else self.later).add(finite.sum(0), len(finite))

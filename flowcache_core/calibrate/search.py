@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,6 +103,29 @@ def best_schedules(
             continue
         found[count] = Found(_trace(state, count, came), float(best[state][count]))
     return found
+
+
+def error_of(
+    gram: Floats,
+    sigmas: Sequence[float],
+    computed: Sequence[int],
+    order: int,
+    weights: Floats | None = None,
+    *,
+    correction: int = 0,
+    forecast_share: float = 1.0,
+) -> float:
+    """What :func:`best_schedules` would say of this schedule: the sum over its gaps."""
+    total = 0.0
+    for i, (start, end) in enumerate(pairwise(computed)):
+        reused = range(start + 1, end)
+        if forecast_share:
+            nodes = tuple(computed[max(0, i - order) : i + 1])
+            total += forecast_share * gap_error(gram, sigmas, reused, nodes, weights)
+        if correction:
+            nodes = tuple(computed[max(0, i + 1 - correction) : i + 2])
+            total += gap_error(gram, sigmas, reused, nodes, weights)
+    return total
 
 
 def _trace(state: Nodes, count: int, came: dict[Nodes, list[Nodes | None]]) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Schedules from what is measured on a few videos: one for the chunk that begins a video, one for all later ones."""
+"""Schedules from what is known of a model: one for the chunk that begins a video, one for all later ones."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from torch import Tensor
 from ..reuse.base import ReusePolicy
 from ..reuse.forecast import Forecast
 from ..reuse.schedule import StaticSchedule, spread
-from .gram import Watch, mean_gram
+from .gram import Grams
+from .record import Record
 from .search import Floats, Found, best_schedules
 from .sensitivity import reach
 
+FORECAST = Forecast(1, correction=2)  # what every calibrated preset reuses
 Video = Callable[[ReusePolicy], Tensor]
 """The decoded videos of a run with this policy and repeated velocities, ``[B, ...]``."""
 RATIOS = (1.0, 2.0, 3.0, 4.0)
@@ -25,6 +27,9 @@ class Split:
 
     first: int
     later: int
+
+    def total(self, chunks: int) -> int:
+        return self.first + (chunks - 1) * self.later
 
 
 @dataclass(frozen=True)
@@ -39,33 +44,46 @@ class Tables:
         return StaticSchedule(computed=later, first=first, together=True)
 
 
-def measured_reach(video: Video, watch: Watch, base: Tensor, sigmas: Sequence[float], probes: int = 8) -> list[Floats]:
+def searched(
+    grams: Grams, reaches: Sequence[Floats], forecast: Forecast = FORECAST, *, forecast_share: float = 1.0
+) -> Tables:
+    """The schedules that follow from a recording.
+
+    reaches: of errors made in the first and in the later chunks.
+    """
+    first, later = (
+        best_schedules(
+            table,
+            grams.levels,
+            forecast.order,
+            weights,
+            correction=forecast.correction,
+            forecast_share=forecast_share,
+        )
+        for table, weights in zip(grams.tables(), reaches, strict=True)
+    )
+    return Tables(first, later)
+
+
+def measured_reach(video: Video, grams: Grams, base: Tensor, probes: int = 8) -> list[Floats]:
     """How far an error at each step reaches, when made in the first chunk and when made in all later ones.
 
-    watch, base: of the run with every step computed.
+    grams, base: of the run with every step computed.
     """
+    sigmas = grams.levels
     every = tuple(range(len(sigmas) - 1))
-    first, later = mean_gram(watch.first).numpy(), mean_gram(watch.later).numpy()
+    first, later = grams.tables()
     return [
         reach(first, sigmas, lambda own: video(StaticSchedule(computed=every, first=own)), base, probes),
         reach(later, sigmas, lambda own: video(StaticSchedule(computed=own, first=every)), base, probes),
     ]
 
 
-def searched(watch: Watch, sigmas: Sequence[float], reaches: Sequence[Floats], forecast: Forecast) -> Tables:
-    """The schedules that follow from what ``watch`` saw."""
-    first, later = (
-        best_schedules(mean_gram(grams).numpy(), sigmas, forecast.order, weights, correction=forecast.correction)
-        for grams, weights in zip((watch.first, watch.later), reaches, strict=True)
-    )
-    return Tables(first, later)
-
-
-def calibrated(video: Video, sigmas: Sequence[float], forecast: Forecast, probes: int = 8) -> Tables:
+def calibrated(video: Video, forecast: Forecast = FORECAST, probes: int = 8) -> Tables:
     """Measure and search: one run with every step computed and two per probe."""
-    watch = Watch()
-    base = video(watch)
-    return searched(watch, sigmas, measured_reach(video, watch, base, sigmas, probes), forecast)
+    record = Record()
+    base = video(record)
+    return searched(record.grams, measured_reach(video, record.grams, base, probes), forecast)
 
 
 def even(split: Split, steps: int) -> StaticSchedule:
@@ -79,6 +97,8 @@ def split(total: int, chunks: int, steps: int, ratio: float) -> Split:
 
     Never more than ``steps`` and, where ``total`` allows, at least two in every chunk.
     """
+    if chunks == 1:
+        return Split(total, total)
     later = max(2, round(total / (chunks - 1 + ratio)))
     later = max(later, -(-(total - steps) // (chunks - 1)))  # what the first chunk has no room for
     return Split(max(2, total - (chunks - 1) * later), later)

@@ -1,255 +1,414 @@
-"""``python dev.py calibrate``: measure a model once, write a preset with the evidence it rests on.
+"""``python dev.py calibrate``: record a model once, write a preset with the evidence it rests on.
 
-What is measured on the calibration pairs proposes schedules and sorts out the worst; videos of other seeds decide
-between the rest and give the quality the preset promises.
+By default a run or two with every step computed are recorded, and the lists follow from that and from how far errors
+are carried on in the bundled models; nothing else is run. With --thorough probe runs measure how far they are carried
+on in this model, and videos of other seeds decide between proposals and give the quality that the preset promises.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import importlib.util
 import json
-import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ..calibrate.tables import Tables, calibrated, even, splits
-from ..engine import EngineSettings, generate
+from ..calibrate.bundled import PROMPTS, Mini, MiniMagi
+from ..calibrate.choose import Choice, Chooser, Target, policy_row, preset_row, required
+from ..calibrate.record import Record
+from ..calibrate.recording import Facts, Recording
+from ..calibrate.runs import Family, Pair, Setup, generated, paired
+from ..calibrate.tables import FORECAST, Split
+from ..calibrate.thorough import SHARES, Bench, Kept, Point, Thorough, totals
+from ..calibrate.weights import RELEASED, Files
 from ..errors import SettingError, require, require_count, require_finite
 from ..files import only_writer, require_file, write_json
-from ..mini import TRANSFORMER_FILE, MiniModel, load_mini
-from ..models.wan.denoiser import WanDenoiser
-from ..plan.blockwise import blockwise
 from ..presets import SCHEMA, read_presets
-from ..report.quality import compare
-from ..report.refusing import refusing
-from ..report.video import pixels
-from ..reuse.base import ReusePolicy
-from ..reuse.forecast import Forecast
-from ..reuse.never import Never
-from ..reuse.quantity import Quantity, Velocity
-from ..reuse.schedule import StaticSchedule
-from ..schedule import shifted
+from ..report.events import Event, StepTaken
+from ..report.progress import Progress, time_left
 from ..solvers import SOLVERS
-from .arguments import NAME, Parser
+from .arguments import NAME, Parser, require_device
 
-PROMPTS = tuple(f"a {colour} {shape} moving {way}" for colour, shape, way in (
-    ("blue", "circle", "left"), ("white", "square", "down"), ("red", "triangle", "right"), ("purple", "circle", "up"),
-    ("yellow", "square", "right"), ("green", "triangle", "down"), ("white", "circle", "left"), ("blue", "square", "up"),
-))  # fmt: skip
 CALIBRATION_SEED, DECIDING_SEED = 5000, 7000
-SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
-FORECAST = Forecast(1, correction=2)
-CHUNKS = 4
-FINALISTS = 3
+BUNDLED: dict[str, type[Family]] = {family.name: family for family in (Mini, MiniMagi)}
+SHIPPED = {"slow": 0.5, "balanced": 0.3, "fast": 0.2}
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("calibrate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    p.add_argument("--model", required=True, help="mini")
-    p.add_argument("--steps", type=int, default=50, help="denoising steps per chunk (default: 50)")
-    p.add_argument("--guidance", type=float, default=3.0, help="classifier-free guidance (default: 3)")
-    p.add_argument("--solver", default="euler", help="euler or unipc (default: euler)")
+    p.add_argument("--model", required=True, help=", ".join((*BUNDLED, *RELEASED)))
+    p.add_argument("--weights", type=Path, help="the transformer's file or folder; the bundled models have theirs")
+    p.add_argument("--prompts", type=Path, help=".safetensors with encoded prompts: prompt, negative, mask")
+    p.add_argument("--vae", type=Path, help="the autoencoder's file, for --thorough")
+    p.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
+    p.add_argument("--height", type=int, help="pixels (default: the released size)")
+    p.add_argument("--width", type=int)
+    p.add_argument("--plan", help="order of the chunks (default: the model's own)")
+    p.add_argument("--chunks", type=int, help="length of the videos")
+    p.add_argument("--steps", type=int, help="denoising steps per chunk (default: 50; 64 for MAGI-1)")
+    p.add_argument("--guidance", type=float, help="classifier-free guidance")
+    p.add_argument("--solver", help=", ".join(SOLVERS))
+    p.add_argument("--runs", type=int, default=1, help="videos to record, those in --recording included (default: 1)")
+    p.add_argument("--recording", type=Path, help="where it is kept and goes on (default: out/MODEL.recording.json)")
     target = p.add_mutually_exclusive_group(required=True)
     target.add_argument("--target", type=float, help="share of the steps to compute, such as 0.5")
-    target.add_argument("--target-psnr", type=float, help="dB against the uncached run, median of the deciding videos")
+    target.add_argument("--target-speed-up", type=float, help="times as fast, of the time in the model, such as 2.5")
+    target.add_argument("--target-psnr", type=float, help="dB against the uncached run (without --thorough: expected)")
     target.add_argument("--target-seconds", type=float, help="seconds per chunk on this machine")
-    target.add_argument("--ship", action="store_true", help="write the model's own presets: slow, balanced, fast")
-    p.add_argument("--pairs", type=int, default=6, help="prompt-seed pairs to calibrate on; twice as many decide")
+    target.add_argument("--ship", action="store_true", help="write slow, balanced and fast; implies --thorough")
+    p.add_argument(
+        "--thorough", action="store_true", help="probe runs and deciding videos too: hours instead of minutes"
+    )
+    p.add_argument(
+        "--pairs", type=int, help="pairs to calibrate on, twice as many decide (default: 6); implies --thorough"
+    )
+    p.add_argument("--dry-run", action="store_true", help="say how many forwards and minutes it takes, and stop")
     p.add_argument("--name", default="calibrated", help="name of the preset (default: calibrated)")
     p.add_argument("--out", type=Path, default=Path("out/calibrated.json"), help="file to write (default: %(default)s)")
     return p
 
 
-@dataclass(frozen=True)
-class Point:
-    """One schedule on the quality curve. psnr: median over the deciding pairs; psnr_mean decides between proposals."""
+@dataclass
+class Calibration:
+    """One call of the command: the model, how it is run, and what is known of it so far."""
 
-    policy: StaticSchedule
-    psnr: float
-    psnr_mean: float
-    psnr_p10: float
-    seconds_per_chunk: float
+    options: argparse.Namespace
+    family: Family
+    setup: Setup
+    recording: Recording
+    seconds: list[float]
 
     @property
-    def total(self) -> int:
-        """Computed steps of a video of ``CHUNKS`` chunks."""
-        return len(self.policy.first) + (CHUNKS - 1) * len(self.policy.computed)
+    def place(self) -> Path:
+        given: Path | None = self.options.recording
+        return given or self.options.out.parent / f"{self.family.name}.recording.json"
 
-    def row(self, steps: int) -> dict[str, Any]:
+    @property
+    def pairs(self) -> int:
+        return self.options.pairs or 6
+
+    @property
+    def extra_passes(self) -> int:
+        return int(self.family.settings(self.setup).clean_pass)
+
+    @property
+    def done(self) -> int:
+        """Videos recorded as a whole."""
+        return sum(not source.endswith(INTERRUPTED) for source in self.recording.sources)
+
+    def record(self) -> None:
+        """Record what is missing of the runs asked for; kept after every one, and as far as it goes when stopped."""
+        begun, known = time.monotonic(), self.done
+        while (done := self.done) < self.options.runs:
+            left = time_left(done - known, self.options.runs - known, time.monotonic() - begun)
+            pair = self.pair(len(self.recording.sources))
+            source = f"{pair[0]}, seed {pair[1]}"
+            if done > known:
+                print(f"recording {done + 1} of {self.options.runs}, {left} left", flush=True)
+            try:
+                self.run(pair, Record(grams=self.recording.grams))
+            except BaseException:
+                self.recording.sources += (f"{source}{INTERRUPTED}",)
+                if self.recording.grams.whole:
+                    self.recording.save(self.place)
+                raise
+            self.recording.sources += (source,)
+            self.recording.save(self.place)
+
+    def pair(self, number: int) -> Pair:
+        return paired(self.family.prompts, CALIBRATION_SEED, number + 1)[number]
+
+    def run(self, pair: Pair, record: Record) -> None:
+        progress = Progress("recording", sys.stderr)
+
+        def observe(event: Event) -> None:
+            progress(event)
+            if isinstance(event, StepTaken):
+                self.seconds.append(event.seconds)
+
+        generated(self.family, self.setup, [pair], policy=record, observe=observe)
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """Of one computed step of a chunk on this machine; two steps are taken for it where nothing was run."""
+        if not self.seconds:
+            short = replace(self.setup, chunks=1)
+            self.run_short(short)
+        return sum(self.seconds) / len(self.seconds) if self.seconds else None
+
+    def run_short(self, setup: Setup) -> None:
+        """The first steps of one chunk, for their time."""
+
+        class Enough(Exception):
+            pass
+
+        def observe(event: Event) -> None:
+            if isinstance(event, StepTaken):
+                self.seconds.append(event.seconds)
+                if event.step == 2:
+                    raise Enough
+
+        try:
+            generated(self.family, setup, [self.pair(0)], observe=observe)
+        except Enough:
+            del self.seconds[0]  # which pays for what torch does on its first call
+
+    def thorough(self) -> Thorough:
+        pairs, family = self.pairs, self.family
+        kept = Kept(
+            self.options.out.with_suffix(".measured.json"),
+            self.about(),
+            told=lambda name: print(f"  {name.split(' [')[0]}", flush=True),
+        )
+        sorting = Bench(family, self.setup, paired(family.prompts, CALIBRATION_SEED, pairs), kept)
+        deciding = Bench(family, self.setup, paired(family.prompts, DECIDING_SEED, 2 * pairs), kept)
+        return Thorough(Recording(self.recording.facts, self.setup.chunks), sorting, deciding)
+
+    def about(self) -> dict[str, Any]:
+        """What must be the same for measurements of an earlier call to count."""
+        setup = self.setup
         return {
-            "share": self.total / (CHUNKS * steps),
-            "first_share": len(self.policy.first) / steps,
-            "later_share": len(self.policy.computed) / steps,
-            "computed": list(self.policy.computed),
-            "first": list(self.policy.first),
-            "psnr": round(self.psnr, 2),
-            "psnr_p10": round(self.psnr_p10, 2),
+            **vars(self.recording.facts),
+            "chunks": setup.chunks,
+            "steps": setup.steps,
+            "pairs": self.pairs,
+            "size": [getattr(self.family, "height", None), getattr(self.family, "width", None)],
         }
 
-    def settings(self) -> dict[str, Any]:
-        """The policy as a preset's row states it."""
-        first, computed = list(self.policy.first), list(self.policy.computed)
-        return {"name": "schedule", "warmup_steps": 1, "first": first, "computed": computed, "together": True}
+
+INTERRUPTED = " (interrupted)"
 
 
-@dataclass
-class Bench:
-    """Runs of the mini model over a fixed batch of pairs."""
-
-    mini: MiniModel
-    steps: int
-    guidance: float
-    solver: str
-    first_seed: int
-    count: int
-
-    def run(self, policy: ReusePolicy, quantity: Quantity | None = None) -> Tensor:
-        chunk = self.mini.chunk_frames
-        settings = EngineSettings(
-            plan=blockwise(CHUNKS * chunk, chunk, self.steps),
-            schedule=shifted(self.steps, self.mini.shift),
-            solver=SOLVERS[self.solver](),
-            policy=policy,
-            quantity=quantity or Velocity(),
-            clean_pass=True,
-        )
-        prompts = [PROMPTS[(self.first_seed + i) % len(PROMPTS)] for i in range(self.count)]
-        cond = torch.cat([self.mini.encode_prompt(prompt) for prompt in prompts])
-        uncond = self.mini.encode_prompt("").expand_as(cond)
-        noise = torch.cat([self.mini.noise(CHUNKS, self.first_seed + i) for i in range(self.count)])
-        denoiser = WanDenoiser(self.mini.transformer, {0: (cond, uncond)}, self.guidance)
-        return generate(denoiser, settings, noise, observe=refusing())
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Videos ``[B, 3, T, H, W]`` in -1..1; a few at a time."""
-        decode: Callable[[Tensor], Tensor] = self.mini.vae.decode
-        return torch.cat([decode(part) for part in latents.split(4)])
-
-    def videos(self, latents: Tensor) -> list[Tensor]:
-        clips = self.decode(latents).movedim(1, 4)
-        return list(pixels(clips))
-
-    @cached_property
-    def reference(self) -> list[Tensor]:
-        """The uncached videos."""
-        return self.videos(self.run(Never()))
-
-    def measure(self, policy: StaticSchedule) -> Point:
-        begun = time.perf_counter()
-        latents = self.run(policy, FORECAST)
-        seconds = (time.perf_counter() - begun) / (CHUNKS * self.count)
-        made = zip(self.videos(latents), self.reference, strict=True)
-        psnr = sorted(compare(video, reference).psnr for video, reference in made)
-        low = statistics.quantiles(psnr, n=10, method="inclusive")[0]
-        return Point(policy, statistics.median(psnr), statistics.fmean(psnr), low, seconds)
-
-
-@dataclass
-class Selection:
-    """Chooses between proposals for one number of computed steps, on two sets of videos."""
-
-    tables: Tables
-    sorting: Bench
-    deciding: Bench
-
-    def best(self, total: int) -> Point:
-        """Of all ways to compute ``total`` steps, the one whose videos are nearest to the uncached ones."""
-        steps = self.sorting.steps
-        ways = splits(total, CHUNKS, steps)
-        proposed = dict.fromkeys([*map(self.tables.policy, ways), *(even(way, steps) for way in ways)])
-        sorted_out = sorted(map(self.sorting.measure, proposed), key=lambda point: -point.psnr_mean)
-        finals = (self.deciding.measure(point.policy) for point in sorted_out[:FINALISTS])
-        return max(finals, key=lambda point: point.psnr_mean)
-
-
-def totals(steps: int, shares: Sequence[float]) -> list[int]:
-    """Computed steps in all at these shares, at least two a chunk."""
-    return sorted({min(CHUNKS * steps, max(2 * CHUNKS, round(share * CHUNKS * steps))) for share in shares})
-
-
-def choose(options: argparse.Namespace, curve: Sequence[Point], measure: Callable[[int], Point]) -> tuple[Point, str]:
-    """The point that meets the target, and one sentence; when none does, the nearest and what it reaches."""
-    if options.target is not None:
-        point = measure(totals(options.steps, [options.target])[0])
-        return point, f"{steps_of(point, options.steps)}: {point.psnr:.1f} dB"
-    if options.target_psnr is not None:
-        fit = [point for point in curve if point.psnr >= options.target_psnr]
-        if fit:
-            point = min(fit, key=lambda p: p.total)
-            return point, f"{point.psnr:.1f} dB with {steps_of(point, options.steps)}"
-        point = max(curve, key=lambda p: p.psnr)
-        return point, f"{options.target_psnr:g} dB cannot be met; the nearest is {point.psnr:.1f} dB"
-    fit = [point for point in curve if point.seconds_per_chunk <= options.target_seconds]
-    if fit:
-        point = max(fit, key=lambda p: p.psnr)
-        return point, f"{point.seconds_per_chunk:.2f} s per chunk: {point.psnr:.1f} dB"
-    point = min(curve, key=lambda p: p.seconds_per_chunk)
-    return (
-        point,
-        f"{options.target_seconds:g} s cannot be met; the nearest is {point.seconds_per_chunk:.2f} s per chunk",
-    )
-
-
-def steps_of(point: Point, steps: int) -> str:
-    first, later = len(point.policy.first), len(point.policy.computed)
-    return f"{first} of {steps} steps computed in the first chunk and {later} in every other"
-
-
-def entry(
-    options: argparse.Namespace, mini: MiniModel, point: Point, curve: Sequence[Point], text: str
-) -> dict[str, Any]:
-    """A preset's row with its requirements and evidence."""
-    return {
-        "text": text,
-        "policy": point.settings(),
-        "quantity": {"name": "forecast", "order": FORECAST.order, "correction": FORECAST.correction},
-        "computed_steps": len(point.policy.computed),
-        "requires": {"steps": options.steps, "shift": mini.shift},
-        "evidence": {
-            "model_sha256": hashlib.sha256(TRANSFORMER_FILE.read_bytes()).hexdigest(),
-            "solver": options.solver,
-            "guidance": options.guidance,
-            "chunks": CHUNKS,
-            "prompts": list(PROMPTS),
-            "calibration_seeds": [CALIBRATION_SEED, CALIBRATION_SEED + options.pairs - 1],
-            "deciding_seeds": [DECIDING_SEED, DECIDING_SEED + 2 * options.pairs - 1],
-            "curve": [one.row(options.steps) for one in curve],
-        },
+def begin(options: argparse.Namespace) -> Calibration:
+    """The call's model, setup and recording. SettingError for what cannot work."""
+    known = (*BUNDLED, *RELEASED)
+    require(options.model in known, "model", options.model, ", ".join(known))
+    check(options)
+    family = family_of(options)
+    default = family.default
+    given = {
+        "name": options.plan,
+        "chunks": options.chunks,
+        "steps": options.steps,
+        "guidance": options.guidance,
+        "solver": options.solver and SOLVERS[options.solver](),
     }
+    setup = replace(default, **{key: value for key, value in given.items() if value is not None})
+    require(setup.name in family.plans, "plan", setup.name, ", ".join(family.plans))
+    if options.target is not None:
+        require_finite("target", options.target, minimum=2 / setup.steps, maximum=1.0)
+    model = family.name if options.weights is None else options.weights.name
+    settings = family.settings(setup)
+    facts = Facts.of(settings, model, family.sha256, family.shift(setup), setup.guidance)
+    call = Calibration(options, family, setup, Recording(facts, setup.chunks), [])
+    if call.place.exists():
+        found = Recording.load(call.place)
+        steps = found.steps
+        require(
+            steps == setup.steps, f"recording {call.place}", f"{steps} steps", f"{setup.steps} steps, or another file"
+        )
+        call.recording.merge(found)
+    return call
 
 
 def check(options: argparse.Namespace) -> None:
-    require(options.model == "mini", "model", options.model, "mini (other models need their weights at hand)")
-    require_count("steps", options.steps, minimum=6, maximum=200)
-    require_count("pairs", options.pairs, minimum=2, maximum=len(PROMPTS))
-    plain = 0 < len(options.name) <= NAME and options.name.isprintable() and not set(options.name) & set("/\\")
-    require(plain, "name", options.name, f"a name of at most {NAME} characters without slashes")
-    require_finite("guidance", options.guidance, minimum=0.0)
-    require(options.solver in ("euler", "unipc"), "solver", options.solver, "euler, unipc")
-    if options.target is not None:
-        require_finite("target", options.target, minimum=2 / options.steps, maximum=1.0)
+    """What can be refused before weights are read."""
+    if options.steps is not None:
+        require_count("steps", options.steps, minimum=6, maximum=200)
+    if options.pairs is not None:
+        require_count("pairs", options.pairs, minimum=2, maximum=len(PROMPTS))
+        options.thorough = True
+    options.thorough = options.thorough or options.ship
+    require_count("runs", options.runs, minimum=1, maximum=10_000)
+    require_device("device", options.device)
+    if options.chunks is not None:
+        require_count("chunks", options.chunks, minimum=1, maximum=1000)
+    if options.guidance is not None:
+        require_finite("guidance", options.guidance, minimum=0.0)
+    require(options.solver in (None, *SOLVERS), "solver", options.solver, ", ".join(SOLVERS))
     for name in ("target_psnr", "target_seconds"):
         if getattr(options, name) is not None:
             require_finite(name, getattr(options, name), minimum=0.0)
-    require(
-        importlib.util.find_spec("torchmetrics") is not None, "calibrate", "no torchmetrics", "pip install torchmetrics"
-    )
+    if options.target_speed_up is not None:
+        require_finite("target_speed_up", options.target_speed_up, minimum=1.0)
+    if options.thorough:
+        metrics = importlib.util.find_spec("torchmetrics") is not None
+        require(metrics, "calibrate", "no torchmetrics", "pip install torchmetrics")
+    plain = 0 < len(options.name) <= NAME and options.name.isprintable() and not set(options.name) & set("/\\")
+    require(plain, "name", options.name, f"a name of at most {NAME} characters without slashes")
     require_file(options.out)
+    if options.recording is not None:
+        require_file(options.recording, "recording")
     if options.out.exists():
         read_presets(options.out)  # its rows stay beside the new one
 
 
-SHIPPED = {"slow": 0.5, "balanced": 0.3, "fast": 0.2}
+def family_of(options: argparse.Namespace) -> Family:
+    if options.model in BUNDLED:
+        for name in ("weights", "prompts", "vae", "height", "width"):
+            given = getattr(options, name)
+            require(given is None, name, given, f"nothing: {options.model} is bundled with all it needs")
+        return BUNDLED[options.model]()
+    for name in ("weights", "prompts"):
+        require(getattr(options, name) is not None, name, None, f"a file: {options.model} comes without")
+    if options.thorough:
+        require(options.vae is not None, "vae", None, "the autoencoder's file: --thorough compares decoded videos")
+    files = Files(options.weights, options.prompts, options.vae, options.height, options.width, options.device)
+    return RELEASED[options.model](files)
+
+
+def quick(call: Calibration) -> int:
+    """Record, search, write."""
+    options = call.options
+    if options.dry_run:
+        return dry_run(call, (options.runs - call.done) * call.setup.chunks * (call.setup.steps + call.extra_passes))
+    call.record()
+    chooser = Chooser(call.recording, call.options.chunks, call.extra_passes)
+    target = Target(options.target, options.target_speed_up, options.target_seconds, options.target_psnr)
+    seconds = call.seconds_per_step if options.target_seconds is not None else None
+    choice = chooser.choose(target, seconds)
+    text = f"Recorded: {steps_of(choice.split, chooser.steps)}; about {choice.expected:.0f} dB expected."
+    row = preset_row(
+        chooser, choice, text, seeds=[CALIBRATION_SEED, CALIBRATION_SEED + len(call.recording.sources) - 1]
+    )
+    path = keep(options.out, {options.name: row})
+    for remark in call.recording.remarks():
+        print(f"note: {remark}")
+    print(f"\n{outcome(target, choice, chooser, seconds)}\nrecording: {call.place}\nwritten: {path}")
+    return 0
+
+
+def outcome(target: Target, choice: Choice, chooser: Chooser, seconds: float | None) -> str:
+    passes = len(choice.policy.computed) + chooser.extra_passes
+    speed = (chooser.steps + chooser.extra_passes) / (choice.share * chooser.steps + chooser.extra_passes)
+    found = f"{steps_of(choice.split, chooser.steps)}: {choice.share:.0%} of all, {speed:.1f} times as fast, "
+    found += f"about {choice.expected:.0f} dB expected"
+    if seconds is not None:
+        found += f", {passes * seconds:.2f} s per later chunk"
+    if choice.met:
+        return found
+    ((name, value),) = ((name, value) for name, value in vars(target).items() if value is not None)
+    return f"{name.replace('_', '-')} {value:g} cannot be met; the nearest is {found}"
+
+
+def dry_run(call: Calibration, forwards: int) -> int:
+    seconds = call.seconds_per_step or 0.0
+    branches = call.family.denoiser([call.pair(0)[0]], call.setup).branches
+    passes = f"{forwards} chunk steps, {forwards * branches} forwards of a chunk"
+    print(f"{passes}; about {forwards * seconds / 60:.1f} minutes at {seconds:.3f} s a step, measured on a first chunk")
+    return 0
+
+
+def full(call: Calibration) -> int:
+    """Probe, search, decide, write."""
+    options, thorough, steps = call.options, call.thorough(), call.setup.steps
+    asked = [options.target] if options.target is not None else list(SHIPPED.values()) if options.ship else []
+    wanted = totals(call.setup, [*SHARES, *asked])
+    if options.dry_run:
+        return dry_run(call, thorough.forwards(wanted, 1))
+    print(
+        f"measuring {len(thorough.sorting.batch)} videos of {call.setup.chunks} chunks, {steps} steps ...", flush=True
+    )
+    begun, curve = time.monotonic(), list[Point]()
+    for done, total in enumerate(wanted):
+        curve.append(thorough.best(total))
+        left = time_left(done + 1, len(wanted), time.monotonic() - begun)
+        share, psnr = total / (call.setup.chunks * steps), curve[-1].psnr
+        print(f"  {share:5.0%}  {psnr:6.2f} dB, {steps_of(curve[-1].split, steps)}; about {left} left", flush=True)
+    regular = [point for point in curve if point.total in totals(call.setup, SHARES)]
+    if options.ship:
+        rows = {}
+        for name, share in SHIPPED.items():
+            point = next(one for one in curve if one.total == totals(call.setup, [share])[0])
+            text = f"Calibrated: {steps_of(point.split, steps)}; the others are forecast."
+            rows[shipped_name(name, steps)] = entry(call, point, regular, text)
+        print(f"\nwritten: {keep(options.out, rows)}")
+        return 0
+    point, found = choose(options, curve, call.setup)
+    path = keep(options.out, {options.name: entry(call, point, regular, f"Calibrated: {found}.")})
+    print(f"\n{found}\nwritten: {path}")
+    return 0
+
+
+def choose(options: argparse.Namespace, curve: Sequence[Point], setup: Setup) -> tuple[Point, str]:
+    """The point that meets the target, and one sentence; when none does, the nearest and what it reaches."""
+    if options.target is not None:
+        point = next(one for one in curve if one.total == totals(setup, [options.target])[0])
+        return point, f"{steps_of(point.split, setup.steps)}: {point.psnr:.1f} dB"
+    if options.target_psnr is not None:
+        return nearest(
+            curve,
+            fits=lambda p: p.psnr >= options.target_psnr,
+            best=lambda p: -p.total,
+            nearest=lambda p: p.psnr,
+            wanted=f"{options.target_psnr:g} dB",
+            said=lambda p: f"{p.psnr:.1f} dB with {steps_of(p.split, setup.steps)}",
+        )
+    if options.target_speed_up is not None:
+        full = setup.chunks * setup.steps
+        return nearest(
+            curve,
+            fits=lambda p: full / p.total >= options.target_speed_up,
+            best=lambda p: p.psnr,
+            nearest=lambda p: -p.total,
+            wanted=f"{options.target_speed_up:g} times as fast",
+            said=lambda p: f"{full / p.total:.1f} times as fast: {p.psnr:.1f} dB",
+        )
+    return nearest(
+        curve,
+        fits=lambda p: p.seconds_per_chunk <= options.target_seconds,
+        best=lambda p: p.psnr,
+        nearest=lambda p: -p.seconds_per_chunk,
+        wanted=f"{options.target_seconds:g} s",
+        said=lambda p: f"{p.seconds_per_chunk:.2f} s per chunk: {p.psnr:.1f} dB",
+    )
+
+
+def nearest(
+    curve: Sequence[Point],
+    *,
+    fits: Callable[[Point], bool],
+    best: Callable[[Point], float],
+    nearest: Callable[[Point], float],
+    wanted: str,
+    said: Callable[[Point], str],
+) -> tuple[Point, str]:
+    fit = [point for point in curve if fits(point)]
+    if fit:
+        point = max(fit, key=best)
+        return point, said(point)
+    point = max(curve, key=nearest)
+    return point, f"{wanted} cannot be met; the nearest is {said(point)}"
+
+
+def steps_of(split: Split, steps: int) -> str:
+    return f"{split.first} of {steps} steps computed in the first chunk and {split.later} in every other"
+
+
+def entry(call: Calibration, point: Point, curve: Sequence[Point], text: str) -> dict[str, Any]:
+    """A preset's row with its requirements and what was measured."""
+    facts, pairs = call.recording.facts, call.pairs
+    return {
+        "text": text,
+        "policy": policy_row(point.policy),
+        "quantity": {"name": FORECAST.name, "order": FORECAST.order, "correction": FORECAST.correction},
+        "computed_steps": len(point.policy.computed),
+        **required(facts, call.setup.steps),
+        "evidence": {
+            "model_sha256": facts.sha256,
+            "solver": facts.solver,
+            "guidance": facts.guidance,
+            "chunks": call.setup.chunks,
+            "prompts": list(call.family.prompts),
+            "calibration_seeds": [CALIBRATION_SEED, CALIBRATION_SEED + pairs - 1],
+            "deciding_seeds": [DECIDING_SEED, DECIDING_SEED + 2 * pairs - 1],
+            "curve": [one.row(call.setup.steps) for one in curve],
+        },
+    }
 
 
 def shipped_name(name: str, steps: int) -> str:
@@ -259,38 +418,8 @@ def shipped_name(name: str, steps: int) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Calibrate and write the preset. Raises SettingError for what the user can put right."""
-    options = parser().parse_args(argv)
-    check(options)
-    mini = load_mini()
-    common = (mini, options.steps, options.guidance, options.solver)
-    print(f"measuring {options.pairs} videos of {CHUNKS} chunks, {options.steps} steps ...", flush=True)
-    sorting = Bench(*common, CALIBRATION_SEED, options.pairs)
-    sigmas = shifted(options.steps, mini.shift).sigmas
-    tables = calibrated(lambda policy: sorting.decode(sorting.run(policy)), sigmas, FORECAST)
-    selection = Selection(tables, sorting, Bench(*common, DECIDING_SEED, 2 * options.pairs))
-    curve: list[Point] = []
-    for total in totals(options.steps, SHARES):
-        curve.append(selection.best(total))
-        share, psnr = total / (CHUNKS * options.steps), curve[-1].psnr
-        print(f"  {share:5.0%}  {psnr:6.2f} dB, {steps_of(curve[-1], options.steps)}", flush=True)
-
-    def measure(total: int) -> Point:
-        known = next((point for point in curve if point.total == total), None)
-        return known or selection.best(total)
-
-    if options.ship:
-        rows = {}
-        for name, share in SHIPPED.items():
-            point = measure(totals(options.steps, [share])[0])
-            text = f"Calibrated: {steps_of(point, options.steps)}; the others are forecast."
-            rows[shipped_name(name, options.steps)] = entry(options, mini, point, curve, text)
-        print(f"\nwritten: {keep(options.out, rows)}")
-        return 0
-    point, outcome = choose(options, curve, measure)
-    text = f"Calibrated: {outcome}."
-    path = keep(options.out, {options.name: entry(options, mini, point, curve, text)})
-    print(f"\n{outcome}\nwritten: {path}")
-    return 0
+    call = begin(parser().parse_args(argv))
+    return full(call) if call.options.thorough else quick(call)
 
 
 def keep(path: Path, rows: dict[str, Any]) -> Path:

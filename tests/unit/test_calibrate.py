@@ -13,8 +13,8 @@ import pytest
 import torch
 from dummy import DummyDenoiser
 
-from flowcache_core.calibrate.gram import Watch, mean_gram
-from flowcache_core.calibrate.search import best_schedules, gap_error
+from flowcache_core.calibrate.record import Record
+from flowcache_core.calibrate.search import best_schedules, error_of, gap_error
 from flowcache_core.calibrate.tables import Split, calibrated, even, measured_reach, searched, splits
 from flowcache_core.commands import calibrate as command
 from flowcache_core.engine import EngineSettings, generate
@@ -56,6 +56,7 @@ def test_search_finds_what_brute_force_finds(order, correction, seed):
         least = min(total_error(gram, (0, *middle, STEPS - 1), order, correction) for middle in inner)
         assert best.error == pytest.approx(least, abs=1e-12)
         assert total_error(gram, best.computed, order, correction) == pytest.approx(best.error, abs=1e-12)
+        assert error_of(gram, SIGMAS, best.computed, order, correction=correction) == pytest.approx(best.error)
         assert len(best.computed) == count
 
 
@@ -78,13 +79,13 @@ def test_predicted_error_is_the_error_of_a_real_run(order, correction):
 
     plan, schedule = blockwise(2, 2, STEPS), shifted(STEPS, 3.0)
     noise = torch.zeros(1, 1, 2, 2, 2, dtype=torch.float64)
-    watch = Watch()
-    base = generate(DummyDenoiser(rule), EngineSettings(plan, schedule, policy=watch), noise)
+    record = Record()
+    base = generate(DummyDenoiser(rule), EngineSettings(plan, schedule, policy=record), noise)
     assert torch.equal(base, generate(DummyDenoiser(rule), EngineSettings(plan, schedule, policy=Never()), noise))
     # these velocities do not answer to the latents, so nothing of a corrected forecast's error is left
     share = 0.0 if correction else 1.0
-    assert not watch.later  # one chunk
-    gram = mean_gram(watch.first).numpy()
+    assert not record.grams.later.count  # one chunk
+    gram = record.grams.first.mean()
     found = best_schedules(gram, schedule.sigmas, order, correction=correction, forecast_share=share)
     quantity = Forecast(order=order, correction=correction) if order else Velocity()
     single_gap = 0
@@ -113,21 +114,22 @@ def test_first_and_later_chunks_are_measured_apart():
     def video(policy):
         return generate(DummyDenoiser(velocities_by_chunk), EngineSettings(plan, schedule, policy=policy), noise)
 
-    watch = Watch()
-    base = video(watch)
-    assert (len(watch.first), len(watch.later)) == (2, 4)  # two videos of three chunks
-    first, later = measured_reach(video, watch, base, schedule.sigmas, probes=3)
+    record = Record()
+    base = video(record)
+    grams = record.grams
+    assert (grams.first.count, grams.later.count) == (2, 4)  # two videos of three chunks
+    first, later = measured_reach(video, grams, base, probes=3)
     # nothing feeds back here: an error stays as large as it was made, in the share of the video that has it
     assert first == pytest.approx(np.full(STEPS, (1 / 3) ** 0.5), rel=1e-6)
     assert later == pytest.approx(np.full(STEPS, (2 / 3) ** 0.5), rel=1e-6)
-    tables = searched(watch, schedule.sigmas, (first, later), Forecast(1, correction=2))
+    tables = searched(grams, (first, later), Forecast(1, correction=2))
     assert tables.later[2].error == pytest.approx(
-        best_schedules(mean_gram(watch.later).numpy(), schedule.sigmas, 1, later, correction=2)[2].error
+        best_schedules(grams.later.mean(), schedule.sigmas, 1, later, correction=2)[2].error
     )
     assert tables.first[5].error > 1e3 * tables.later[5].error  # straight lines are forecast without error
     policy = tables.policy(Split(5, 3))
     assert (policy.first, policy.computed) == (tables.first[5].computed, tables.later[3].computed)
-    assert calibrated(video, schedule.sigmas, Forecast(1, correction=2), probes=3) == tables
+    assert calibrated(video, Forecast(1, correction=2), probes=3) == tables
 
 
 @pytest.mark.parametrize("steps", [20, 50])
@@ -147,7 +149,7 @@ def test_every_split_computes_what_was_asked_for(steps, chunks, share):
 @pytest.mark.parametrize("place", ["file/mine.json", "a\0b.json", "x" * 300 + ".json"])
 def test_places_that_cannot_be_written_are_refused_before_the_work(monkeypatch, tmp_path, place):
     (tmp_path / "file").write_text("mine")
-    monkeypatch.setattr(command, "load_mini", lambda: pytest.fail("the work has begun"))
+    monkeypatch.setattr("flowcache_core.mini.load_mini", lambda: pytest.fail("the work has begun"))
     with pytest.raises(SettingError, match="out: got .* can be written"):
         command.main(["--model", "mini", "--target", "0.5", "--out", str(tmp_path / place)])
 
@@ -181,7 +183,7 @@ def test_rows_that_cannot_be_written_after_all_are_printed(monkeypatch, tmp_path
 def test_an_out_that_cannot_be_written_is_refused_before_the_work(monkeypatch, tmp_path, taken):
     out = tmp_path / "mine.json"
     out.mkdir() if taken == "a folder" else out.write_text("[1, 2]")
-    monkeypatch.setattr(command, "load_mini", lambda: pytest.fail("the work has begun"))
+    monkeypatch.setattr("flowcache_core.mini.load_mini", lambda: pytest.fail("the work has begun"))
     with pytest.raises(SettingError, match="out: got" if taken == "a folder" else "preset file: got"):
         command.main(["--model", "mini", "--target", "0.5", "--out", str(out)])
     assert out.is_dir() or out.read_text() == "[1, 2]"
@@ -190,6 +192,6 @@ def test_an_out_that_cannot_be_written_is_refused_before_the_work(monkeypatch, t
 def test_an_out_with_presets_of_other_names_is_no_obstacle(monkeypatch, tmp_path):
     out = tmp_path / "mine.json"
     out.write_text('{"schema": 1, "presets": {}}')
-    monkeypatch.setattr(command, "load_mini", lambda: (_ for _ in ()).throw(InterruptedError))
+    monkeypatch.setattr("flowcache_core.mini.load_mini", lambda: (_ for _ in ()).throw(InterruptedError))
     with pytest.raises(InterruptedError):
         command.main(["--model", "mini", "--target", "0.5", "--out", str(out)])

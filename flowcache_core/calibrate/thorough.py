@@ -1,0 +1,187 @@
+"""The full calibration: probe runs measure the reach, videos of other seeds decide between proposals.
+
+What is measured is kept in a file as it comes, so that a calibration that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import SettingError
+from ..files import write_json
+from ..reading.json_text import read_object
+from ..report.quality import compare
+from ..reuse.base import ReusePolicy
+from ..reuse.never import Never
+from ..reuse.schedule import StaticSchedule
+from .record import Record
+from .recording import Recording
+from .runs import Family, Pair, Setup, Spread, generated, videos
+from .search import Floats
+from .sensitivity import probe_steps
+from .tables import FORECAST, Split, Tables, even, measured_reach, searched, splits
+
+PROBES, FINALISTS = 8, 3
+SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One schedule on the quality curve. psnr: median over the deciding pairs; psnr_mean decides between proposals."""
+
+    policy: StaticSchedule
+    chunks: int
+    psnr: float
+    psnr_mean: float
+    psnr_p10: float
+    seconds_per_chunk: float
+
+    @property
+    def split(self) -> Split:
+        return Split(len(self.policy.first), len(self.policy.computed))
+
+    @property
+    def total(self) -> int:
+        """Computed steps of a video of ``chunks`` chunks."""
+        return self.split.total(self.chunks)
+
+    def row(self, steps: int) -> dict[str, Any]:
+        return {
+            "share": self.total / (self.chunks * steps),
+            "first_share": len(self.policy.first) / steps,
+            "later_share": len(self.policy.computed) / steps,
+            "computed": list(self.policy.computed),
+            "first": list(self.policy.first),
+            "psnr": round(self.psnr, 2),
+            "psnr_p10": round(self.psnr_p10, 2),
+        }
+
+
+@dataclass
+class Kept:
+    """What has been measured so far, by name, in a file; of another calibration's file nothing is taken.
+
+    about: what the calibration is made with. told: gets a line whenever something new was measured.
+    """
+
+    path: Path
+    about: dict[str, Any]
+    told: Callable[[str], None] = lambda line: None
+    values: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        try:
+            content = read_object(self.path, "measurements", "a JSON file")
+        except SettingError:
+            return  # none yet, or nothing that can be gone on with
+        if content.get("about") == self.about and isinstance(content.get("values"), dict):
+            self.values = content["values"]
+
+    def get(self, name: str, measure: Callable[[], Any]) -> Any:
+        """The value of that name, measured and kept if it is not known."""
+        if name not in self.values:
+            self.values[name] = measure()
+            write_json(self.path, {"about": self.about, "values": self.values})
+            self.told(name)
+        return self.values[name]
+
+
+@dataclass
+class Bench:
+    """Runs of a family over a fixed batch of pairs."""
+
+    family: Family
+    setup: Setup
+    batch: Sequence[Pair]
+    kept: Kept
+
+    @cached_property
+    def reference(self) -> list[Tensor]:
+        """The uncached videos."""
+        return videos(self.family, generated(self.family, self.setup, self.batch, policy=Never()))
+
+    @torch.no_grad()
+    def video(self, policy: ReusePolicy) -> Tensor:
+        """Decoded videos in -1..1, not rounded to pixels: what a probe changes is small."""
+        latents = generated(self.family, self.setup, self.batch, policy=policy)
+        return torch.cat([self.family.decode(part) for part in latents.split(4)])
+
+    def measure(self, policy: StaticSchedule) -> Point:
+        name = f"psnr {self.batch[0][1]} {list(policy.first)} {list(policy.computed)}"
+        psnr, seconds = self.kept.get(name, lambda: self.quality(policy))
+        spread = Spread.of(psnr)
+        return Point(policy, self.setup.chunks, spread.median, spread.mean, spread.p10, seconds)
+
+    def quality(self, policy: StaticSchedule) -> tuple[list[float], float]:
+        """PSNR of every pair, and seconds of a chunk."""
+        begun = time.perf_counter()
+        latents = generated(self.family, self.setup, self.batch, policy=policy, quantity=FORECAST)
+        seconds = (time.perf_counter() - begun) / (self.setup.chunks * len(self.batch))
+        made = zip(videos(self.family, latents), self.reference, strict=True)
+        return [compare(video, reference).psnr for video, reference in made], seconds
+
+
+@dataclass
+class Thorough:
+    """Chooses between proposals for one number of computed steps, on two sets of videos."""
+
+    recording: Recording
+    sorting: Bench
+    deciding: Bench
+
+    @cached_property
+    def tables(self) -> Tables:
+        """Searched with the reach that probe runs measure."""
+        return searched(self.recording.grams, self.reaches)
+
+    @cached_property
+    def reaches(self) -> list[Floats]:
+        found = self.sorting.kept.get("recording", self.record)
+        self.recording.merge(Recording.parse(found))
+        probed = self.sorting.kept.get("reach", self.probe)
+        return [np.asarray(one) for one in probed]
+
+    def record(self) -> dict[str, Any]:
+        own = Recording(self.recording.facts, self.recording.chunks)
+        generated(self.sorting.family, self.sorting.setup, self.sorting.batch, policy=Record(grams=own.grams))
+        own.sources = tuple(f"{prompt}, seed {seed}" for prompt, seed in self.sorting.batch)
+        return own.document()
+
+    def probe(self) -> list[list[float]]:
+        base = self.sorting.video(Never())
+        return [one.tolist() for one in measured_reach(self.sorting.video, self.recording.grams, base, PROBES)]
+
+    def best(self, total: int) -> Point:
+        """Of all ways to compute ``total`` steps, the one whose videos are nearest to the uncached ones."""
+        setup = self.sorting.setup
+        ways = splits(total, setup.chunks, setup.steps)
+        proposed = dict.fromkeys([*map(self.tables.policy, ways), *(even(way, setup.steps) for way in ways)])
+        sorted_out = sorted(map(self.sorting.measure, proposed), key=lambda point: -point.psnr_mean)
+        finals = (self.deciding.measure(point.policy) for point in sorted_out[:FINALISTS])
+        return max(finals, key=lambda point: point.psnr_mean)
+
+    def forwards(self, totals: Sequence[int], per_step: int) -> int:
+        """About how many forwards of one chunk and video all this takes, at most. per_step: guidance branches."""
+        setup, videos = self.sorting.setup, len(self.sorting.batch)
+        full = setup.chunks * setup.steps
+        probes = len(probe_steps(setup.steps, PROBES))
+        steps = videos * full * (2 + 2 * probes) + len(self.deciding.batch) * full
+        for total in totals:
+            proposals = 2 * len(splits(total, setup.chunks, setup.steps))
+            steps += total * (proposals * videos + min(FINALISTS, proposals) * len(self.deciding.batch))
+        return steps * per_step
+
+
+def totals(setup: Setup, shares: Sequence[float]) -> list[int]:
+    """Computed steps in all at these shares, at least two a chunk."""
+    full = setup.chunks * setup.steps
+    return sorted({min(full, max(2 * setup.chunks, round(share * full))) for share in shares})
