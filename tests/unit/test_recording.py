@@ -38,8 +38,8 @@ class Guided(DummyDenoiser):
         self.velocities[item.chunk.index, item.step] = uncond + 4 * (cond - uncond)
         return self.velocities[item.chunk.index, item.step]
 
-    def compute(self, item, branches, cache, *, keep_residual=False):
-        output = super().compute(item, branches, cache, keep_residual=keep_residual)
+    def compute(self, item, cache, *, keep_residual=False):
+        output = super().compute(item, cache, keep_residual=keep_residual)
         return replace(output, velocity=output.velocity * torch.tensor([1.0, 0.7]).view(2, 1, 1, 1, 1, 1))
 
     def window(self, latents, timesteps, branches):
