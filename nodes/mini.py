@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..flowcache_core.errors import SettingError, require
 from ..flowcache_core.mini.text import VOCABULARY, encode_prompt
-from .adapters.links import Node
+from .adapters.links import linked
 from .adapters.mini import MODELS, load_mini_vae
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_slot
@@ -14,7 +14,7 @@ from .adapters.run.outer import with_slot
 NAME, PROMPT_NAME = "FlowCache Mini Model", "FlowCache Mini Prompt"
 
 
-class MiniModel(Node):
+class MiniModel(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -45,13 +45,14 @@ class MiniModel(Node):
         )
 
     @classmethod
+    @linked
     def execute(cls, model: str = "wan") -> io.NodeOutput:
         with naming(NAME):
             require(model in MODELS, "model", model, ", ".join(MODELS))
             return io.NodeOutput(with_slot(MODELS[model]()), load_mini_vae())
 
 
-class MiniPrompt(Node):
+class MiniPrompt(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -71,6 +72,7 @@ class MiniPrompt(Node):
         )
 
     @classmethod
+    @linked
     def execute(cls, text: str) -> io.NodeOutput:
         with naming(PROMPT_NAME):
             try:

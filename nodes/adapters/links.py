@@ -13,26 +13,19 @@ from ...flowcache_core.errors import require
 from .naming import naming
 
 
-class Node(io.ComfyNode):
-    """Base of our nodes, but for the report, which fails no run: ``execute`` gets what its schema's links carry.
+def linked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
+    """Under ``@classmethod``: a node's ``execute`` that gets what its schema's links carry.
 
-    SettingError naming the input that gets anything else.
+    SettingError naming the input that gets anything else. The report has none of it: it fails no run.
     """
+    schemas: list[io.Schema] = []  # asked for once: the host runs locked copies of a node, which cannot keep one
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "execute" in cls.__dict__:
-            cls.execute = classmethod(  # type: ignore[attr-defined]
-                _checked(cls.__dict__["execute"].__func__)
-            )
-
-
-def _checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
     @functools.wraps(execute)
     def checked(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
-        schema = cls.GET_SCHEMA()
-        with naming(schema.display_name or schema.node_id):
-            for one in schema.inputs:
+        if not schemas:
+            schemas.append(cls.define_schema())
+        with naming(schemas[0].display_name or schemas[0].node_id):
+            for one in schemas[0].inputs:
                 kind = one.get_io_type()
                 if kind in CARRIES and inputs.get(one.id) is not None:
                     accepted = f"a link from an output {kind} of another node"

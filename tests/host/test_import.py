@@ -42,6 +42,6 @@ def test_the_pack_is_imported_in_half_a_second_and_brings_nothing_along() -> Non
         answer = subprocess.run(command, capture_output=True, text=True, cwd=HOST, check=True, env=environment)
     result = json.loads(answer.stdout.splitlines()[-1])
     assert result["nodes"] == 13
-    assert result["others"] in (["comfy_extras"], [])
+    assert set(result["others"]) <= {"comfy_api", "comfy_extras"}
     assert result["seconds"] < MOST_SECONDS, result
     print(f"the pack adds {result['seconds']:.2f} s of CPU time to the start of ComfyUI")

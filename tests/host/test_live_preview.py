@@ -183,6 +183,7 @@ def test_one_sampler_object_shows_each_run_on_its_own_node(model, vae, told):
 
 def test_another_vae_is_refused(model):
     other = SimpleNamespace(get_sd=lambda: {"decoder.conv_in.weight": torch.zeros(1)}, vae_dtype=torch.float32)
+    other.encode = other.decode = None
     with pytest.raises(SettingError, match=r"AR Video Sampler .*preview_vae: .*accepted: a Wan 2.1 video autoencoder"):
         sample(model, sampler_node(STAGGERED, other))
 

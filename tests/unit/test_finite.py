@@ -480,8 +480,8 @@ def test_commands_end_with_one_sentence(nan_at_step_1, arguments, tmp_path: Path
 
 def test_benchmarks_end_with_one_sentence_and_save_nothing(nan_at_step_1, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setattr("benchmarks.results.FOLDER", tmp_path)
-    monkeypatch.setattr("benchmarks.reuse.HELD_OUT", (("a red circle moving right", 0),))
-    assert bench.main(["reuse"]) == 1
+    monkeypatch.setattr("benchmarks.compression.HELD_OUT", (("a red circle moving right", 0),))
+    assert bench.main(["compression"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("bench: values are not finite from chunk 0, step 1 on") and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
@@ -490,6 +490,6 @@ def test_benchmarks_end_with_one_sentence_and_save_nothing(nan_at_step_1, tmp_pa
 def test_a_bench_that_cannot_save_is_refused_first(tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "results").write_text("")
     monkeypatch.setattr("benchmarks.results.FOLDER", tmp_path / "results")
-    assert bench.main(["reuse"]) == 2
+    assert bench.main(["compression"]) == 2
     out = capsys.readouterr()
     assert out.out == "" and out.err.startswith("bench: results: got ") and out.err.count("\n") == 1

@@ -12,6 +12,7 @@ import torch
 from dummy import DummyDenoiser
 from torch import Tensor
 
+from flowcache_core.bundled import load_bundled
 from flowcache_core.commands import cost, demo, schedule
 from flowcache_core.denoiser import ChunkInput, Denoiser, ModelView
 from flowcache_core.engine import EngineSettings, generate
@@ -166,7 +167,7 @@ def test_policy_compressor_and_plan_in_the_demo() -> None:
     options = demo.parser().parse_args(
         ["--policy", "odd-steps", "--compressor", "oldest", "--plan", "pairs", "--chunks", "4", "--kv-budget", "1"]
     )
-    made = demo.configure(options, demo.load_mini())
+    made = demo.configure(options, load_bundled("mini"))
     assert made.flowcache.policy == OddSteps() and made.flowcache.kv.compressor == Oldest()
     assert made.flowcache.plan.name == "pairs" and made.flowcache.plan.max_active == 2
 
