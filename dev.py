@@ -7,6 +7,7 @@ later calls find the stamp of that installation and start at once.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import os
@@ -287,7 +288,10 @@ def is_host(folder: Path) -> bool:
 
 
 def host_python(host: Path, windows: bool = os.name == "nt") -> Path:
-    """The host's own interpreter (its .venv or venv, or that of the portable build), else the running one."""
+    """The host's own interpreter (its .venv or venv, or that of the portable build), else the running one.
+
+    The running one is right where ComfyUI was installed for it, as by comfy-cli; ``host_suite_blocker`` looks.
+    """
     places = [python_in(host / name, windows) for name in (".venv", "venv")]
     places.append(host.parent / "python_embeded" / "python.exe")  # spelt so by the portable build
     return next((place for place in places if place.exists()), Path(sys.executable))
@@ -318,10 +322,33 @@ def suite_command(python: Path, suite: Path, junit: Path, arguments: Sequence[st
     ]  # fmt: skip
 
 
+IMPORT_HOST = "import sys; sys.path.insert(0, '.'); from comfy.cli_args import args; args.cpu = True; import comfy.sd"
+
+
+@functools.cache
+def import_failure(host: Path, python: Path) -> str | None:
+    """Why ``python`` cannot import ComfyUI, in the last line that it says; None when it can."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    answer = subprocess.run([str(python), "-c", IMPORT_HOST], cwd=host, capture_output=True, text=True, env=environment)
+    if answer.returncode == 0:
+        return None
+    return next(reversed(answer.stderr.splitlines()), f"exit code {answer.returncode}")
+
+
 def host_suite_blocker(suite: str, host: Path | None, python: Path | None) -> str | None:
     """Why a suite on the real host cannot run here, and how to make it run; None if it can."""
     if host is None or python is None:
         return f"no ComfyUI found: {HOW_TO_GET_COMFYUI}"
+    failure = import_failure(host, python)
+    if failure is not None:
+        if python == Path(sys.executable):
+            own = host / ".venv"
+            return (
+                f"{host} has no Python of its own, and {python} cannot import it ({failure}): start dev.py with the "
+                f"Python that runs ComfyUI, or make one: {python} -m venv {own} && "
+                f"{python_in(own)} -m pip install -r {host / 'requirements.txt'} pytest"
+            )
+        return f"ComfyUI's Python cannot import it ({failure}): {python} -m pip install -r {host / 'requirements.txt'}"
     for module in ("pytest", "playwright") if suite == "browser" else ("pytest",):
         if not succeeds([python, "-c", f"import {module}"]):
             return f"ComfyUI's Python has no {module}: {python} -m pip install {module}"

@@ -26,7 +26,8 @@ def refusal(entry: io.Combo.Input | io.DynamicCombo.Input, value: Any) -> str | 
         return None
     if isinstance(value, str) and value in choices:
         return None
-    got = "nothing" if value is MISSING else "a link, or nothing" if value is None else repr(value)
+    # Without quotes, which the frontend's list of errors shows as their escapes.
+    got = "nothing" if value is MISSING or value == "" else "a link, or nothing" if value is None else value
     return f"got {got}, accepted: {', '.join(choices) or 'nothing: there is no file to choose'}"
 
 

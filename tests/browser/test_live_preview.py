@@ -1,4 +1,4 @@
-"""Finished chunks play on the sampler's node in the real frontend before the run has ended, in both renderers."""
+"""Finished chunks play on the node that samples in the real frontend before the run has ended, in both renderers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONNECT = """seed => {
 # A video element that plays the sampler's newest file, and whether the graph's own result is there yet.
 WATCH = """() => {
     const outputs = kind => app.nodeOutputs?.[app.graph.nodes.find(n => n.type === kind).id]?.images;
-    const shown = outputs('FlowCacheARSampler')?.[0]?.filename;
+    const shown = outputs('SamplerCustomAdvanced')?.[0]?.filename;
     const plays = [...document.querySelectorAll('video')].some(
         v => v.videoWidth >= 64 && [v.src, ...[...v.querySelectorAll('source')].map(s => s.src)].some(
             address => address.includes('flowcache_')));
@@ -34,7 +34,7 @@ def test_the_first_chunks_play_while_later_ones_run(page: Any) -> None:
     assert seen["shown"].startswith("flowcache_") and seen["shown"].endswith(".mp4")
     assert not seen["done"]
     text = page.evaluate(
-        "() => (app.graph.nodes.find(n => n.type === 'FlowCacheARSampler').widgets ?? [])"
+        "() => (app.graph.nodes.find(n => n.type === 'SamplerCustomAdvanced').widgets ?? [])"
         ".map(w => `${w.value ?? ''} ${w.element?.textContent ?? ''}`).join(' ')"
     )
     assert "chunk steps" in text and "left" in text, text

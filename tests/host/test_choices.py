@@ -179,7 +179,7 @@ def test_a_list_that_reveals_fields_takes_no_link(server: ComfyServer, choice: C
 def test_the_field_itself_is_marked(server: ComfyServer, choice: Choice) -> None:
     (error,) = errors(server, prompt_of(server, choice, "gone"))
     assert error["extra_info"]["input_name"] == choice.field
-    assert error["details"].startswith(f"{choice.field} - got 'gone', accepted: ")
+    assert error["details"].startswith(f"{choice.field} - got gone, accepted: ")
 
 
 @pytest.mark.parametrize("choice", [replace(choice, parents=()) for choice in DYNAMIC], ids=str)

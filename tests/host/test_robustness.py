@@ -276,6 +276,41 @@ def test_settings_that_cannot_help_say_so(model, caplog):
     assert "4 steps with 4 warm-up steps" in text and "nothing to compress" in text
 
 
+@pytest.mark.parametrize("sampler", [ours, hosts], ids=["ours", "host's"])
+@pytest.mark.parametrize(
+    "image", [{"concat_latent_image": torch.zeros(1, 16, 6, 4, 8)}, {"reference_latents": [torch.zeros(1, 16, 1, 4, 8)]}],
+    ids=lambda image: next(iter(image)),
+)  # fmt: skip
+def test_a_start_image_for_which_the_model_has_no_input_is_told(model, caplog, sampler, image):
+    """As WanImageToVideo and its kin leave it in the conditioning of a text-to-video model."""
+    plain = sample(compress(model, 1), sampler())[0]
+    patched = compress(model, 1)
+    with caplog.at_level(logging.WARNING):
+        out = sample(patched, sampler(), positive=[[prompt()[0][0], image]])[0]
+    (told,) = {line for line in caplog.messages if "start image" in line}
+    assert next(iter(image)) in told and "has no effect" in told and "prefix" in told
+    assert torch.equal(out, plain)
+    if sampler is ours:
+        assert told.removeprefix("FlowCache: ") in last_record(patched).notes
+
+
+def test_a_start_image_that_is_used_is_not_complained_about(model, caplog):
+    with caplog.at_level(logging.WARNING):
+        sample(compress(model, 1), ours(prefix={"samples": torch.ones(1, 16, 1, 4, 8)}))
+    assert "start image" not in caplog.text
+
+
+@pytest.mark.parametrize("sampler", [ours, hosts], ids=["ours", "host's"])
+def test_a_preset_of_another_model_says_whose_it_is(model, sampler):
+    patched = node("ChunkwiseReuse", model=model, preset={"preset": "skyreels-v2-1.3b-540p: slow"})
+    words = ["FlowCache Chunkwise Reuse, preset skyreels-v2-1.3b-540p: slow (made for skyreels-v2-1.3b-540p)",
+             "4 steps at shift 5", "50 steps at shift 8 of the model skyreels-v2-1.3b-540p", "custom"]  # fmt: skip
+    refused(words, sample, patched, sampler())
+    with pytest.raises(SettingError) as caught:
+        sample(patched, sampler())
+    assert "rescale" not in str(caught.value)
+
+
 def test_another_sampler_says_that_nothing_happens(model, caplog):
     euler = comfy.samplers.sampler_object("euler")
     with caplog.at_level(logging.WARNING):

@@ -269,6 +269,9 @@ def test_errors_are_one_line_without_traceback() -> None:
 # --- tests on a real host ----------------------------------------------------------------------------------------
 
 
+HOST_SUITE_BLOCKER = dev.host_suite_blocker
+
+
 def make_host(folder: Path) -> Path:
     (folder / "comfy").mkdir(parents=True)
     (folder / "main.py").touch()
@@ -306,6 +309,7 @@ def test_host_python_is_the_hosts_own(place: str, tmp_path: Path) -> None:
 def test_blockers_say_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "comfy install" in str(dev.host_suite_blocker("host", None, None))
     python = Path("/host/python")
+    monkeypatch.setattr(dev, "import_failure", lambda host, python: None)
     monkeypatch.setattr(dev, "succeeds", lambda command: "playwright" not in command[-1])
     monkeypatch.setattr(dev, "find_chromium", lambda python: None)
     assert dev.host_suite_blocker("host", tmp_path, python) is None
@@ -314,6 +318,51 @@ def test_blockers_say_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(dev, "succeeds", lambda command: True)
     blocker = dev.host_suite_blocker("browser", tmp_path, python)
     assert blocker == f"no Chromium: {python} -m playwright install chromium"
+
+
+def blocker_of(folder: Path, module: str) -> str:
+    """Of a host whose main library imports ``module`` and that has no Python of its own, so that this one is tried."""
+    host = make_host(folder / "ComfyUI")
+    (host / "comfy" / "cli_args.py").write_text("class args: pass")
+    (host / "comfy" / "sd.py").write_text(f"import {module}")
+    return str(dev.host_suite_blocker("host", host, dev.host_python(host)))
+
+
+def test_a_host_without_a_python_that_can_import_it_is_no_failure(tmp_path: Path) -> None:
+    """A folder that was only unpacked: the line says what to install and how."""
+    blocker = blocker_of(tmp_path, "torch_of_nobody")
+    host = tmp_path / "ComfyUI"
+    assert "ModuleNotFoundError: No module named 'torch_of_nobody'" in blocker
+    assert f"{host} has no Python of its own" in blocker and "\n" not in blocker
+    assert f"{sys.executable} -m venv {host / '.venv'}" in blocker
+    assert f"-m pip install -r {host / 'requirements.txt'} pytest" in blocker
+
+
+def test_a_host_that_this_python_can_import_is_tested_with_it(tmp_path: Path) -> None:
+    assert blocker_of(tmp_path, "json") == "None"
+
+
+def test_a_host_whose_own_python_lacks_something_says_how_to_install_it(tmp_path: Path) -> None:
+    host = make_host(tmp_path / "ComfyUI")
+    python = dev.python_in(host / ".venv")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", host / ".venv"], check=True)
+    (host / "comfy" / "cli_args.py").write_text("import torch")
+    blocker = dev.host_suite_blocker("host", host, dev.host_python(host))
+    failure = "ModuleNotFoundError: No module named 'torch'"
+    requirements = host / "requirements.txt"
+    assert blocker == f"ComfyUI's Python cannot import it ({failure}): {python} -m pip install -r {requirements}"
+
+
+def test_a_suite_that_cannot_run_is_skipped_with_that_line(
+    checkout: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (checkout / "tests/unit/test_u.py").write_text("def test_a(): pass\n")
+    (checkout / "tests/host/test_h.py").write_text("def test_a(): assert False\n")
+    monkeypatch.setattr(dev, "host_suite_blocker", HOST_SUITE_BLOCKER)
+    assert dev.run_tests(Path(sys.executable), []) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert any(line.startswith("tests/host skipped: ") and "has no Python of its own" in line for line in lines)
+    assert lines[-1] == "1 passed, 0 failed, 0 skipped"
 
 
 @pytest.fixture

@@ -1,0 +1,97 @@
+"""What a user sees of an error in the real frontend: the sentence at once, and the node that holds the field marked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from test_frontend import MINI, open_template
+
+LOOK = os.environ.get("FLOWCACHE_LOOK")  # a folder for pictures of what these tests look at
+
+SET = """([type, name, value]) => {
+    const node = app.graph.nodes.find(n => n.type === type);
+    const widget = node.widgets.find(w => w.name === name);
+    widget.value = value;
+    return widget.value;
+}"""
+
+
+def look(page: Any, name: str) -> None:
+    if LOOK:
+        page.screenshot(path=str(Path(LOOK) / f"{name}-{page.renderer.replace(' ', '')}.png"))
+
+
+def change(page: Any, kind: str, field: str, value: Any) -> None:
+    page.evaluate(SET, [kind, field, value])
+    page.wait_for_timeout(300)
+
+
+def run(page: Any) -> Any:
+    """Press Run and wait for the box that says what went wrong."""
+    page.get_by_test_id("queue-button").first.click()
+    box = page.get_by_test_id("error-overlay")
+    box.wait_for(state="visible")
+    page.wait_for_timeout(700)
+    return box
+
+
+def marked(page: Any) -> list[str]:
+    """Types of the nodes that are drawn with the colour of an error."""
+    return page.evaluate(
+        """() => {
+            const store = app.extensionManager;
+            const ids = [store.lastExecutionError?.node_id, ...Object.keys(store.lastNodeErrors ?? {})].map(String);
+            return app.graph.nodes.filter(n => n.has_errors || ids.includes(String(n.id))).map(n => n.type);
+        }"""
+    )
+
+
+def test_a_field_that_fails_when_its_node_runs(page: Any) -> None:
+    open_template(page, MINI)
+    change(page, "FlowCacheKVCompressor", "method.pool_kernel", 4)
+    text = run(page).inner_text()
+    look(page, "field")
+    assert "ValueError: KV Cache Compressor, pool_kernel: got 4, accepted: an odd whole number" in text
+    assert marked(page) == ["FlowCacheKVCompressor"]
+
+
+def test_settings_that_do_not_fit_together_name_the_node(page: Any) -> None:
+    """They meet in the sampler, which is all that the host can mark; what can be read of the sentence says where."""
+    open_template(page, MINI)
+    change(page, "BasicScheduler", "steps", 4)
+    box = run(page)
+    look(page, "preset")
+    assert "FlowCache Chunkwise Reuse, preset mini: balanced (made for mini): got '4 steps'" in box.inner_text()
+    visible = box.get_by_test_id("error-overlay-messages").locator("span").last
+    lines = visible.evaluate("e => e.clientHeight / parseFloat(getComputedStyle(e).lineHeight)")
+    letters = 38 * round(lines)  # of a line in that box, at least
+    assert lines <= 3.2 and letters > len(
+        "ValueError: FlowCache Chunkwise Reuse, preset mini: balanced (made for mini)"
+    )
+
+
+def test_a_choice_that_is_gone(page: Any) -> None:
+    """Refused before the run: the node and its field are marked, and the list of errors says what there is."""
+    open_template(page, MINI)
+    change(page, "FlowCacheChunkwiseReuse", "preset", "mini: gone")
+    run(page)
+    assert marked(page) == ["FlowCacheChunkwiseReuse"]
+    page.get_by_test_id("error-overlay-see-errors").click()
+    details = page.locator("p", has_text="accepted: custom")
+    details.wait_for()
+    look(page, "gone")
+    text = details.inner_text()
+    assert "preset - got mini: gone, accepted: custom, " in text and "mini: balanced" in text and "&" not in text
+
+
+def test_where_the_help_page_is(page: Any) -> None:
+    """As the notes in the templates say: the i above a selected node."""
+    open_template(page, MINI)
+    note = page.evaluate("() => app.graph.nodes.find(n => n.type === 'MarkdownNote').widgets[0].value")
+    assert "Select a node and click the **i** in the bar above it" in note
+    page.evaluate("() => app.canvas.selectNode(app.graph.nodes.find(n => n.type === 'FlowCacheReport'))")
+    page.get_by_test_id("info-button").click()
+    page.get_by_role("heading", name="When it cannot").wait_for()
+    look(page, "help")
