@@ -278,9 +278,10 @@ def test_settings_that_cannot_help_say_so(model, caplog):
 
 @pytest.mark.parametrize("sampler", [ours, hosts], ids=["ours", "host's"])
 @pytest.mark.parametrize(
-    "image", [{"concat_latent_image": torch.zeros(1, 16, 6, 4, 8)}, {"reference_latents": [torch.zeros(1, 16, 1, 4, 8)]}],
+    "image",
+    [{"concat_latent_image": torch.zeros(1, 16, 6, 4, 8)}, {"reference_latents": [torch.zeros(1, 16, 1, 4, 8)]}],
     ids=lambda image: next(iter(image)),
-)  # fmt: skip
+)
 def test_a_start_image_for_which_the_model_has_no_input_is_told(model, caplog, sampler, image):
     """As WanImageToVideo and its kin leave it in the conditioning of a text-to-video model."""
     plain = sample(compress(model, 1), sampler())[0]
