@@ -21,16 +21,16 @@ class Node(io.ComfyNode):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if "execute" in cls.__dict__:
-            cls.execute = classmethod(  # type: ignore[attr-defined]
-                _checked(cls.__dict__["execute"].__func__)
-            )
+        own = cls.__dict__.get("execute")
+        # The host runs a node on locked copies of its class, which come here with what has been wrapped already.
+        if own is not None and not hasattr(own.__func__, "__wrapped__"):
+            cls.execute = classmethod(_checked(own.__func__))  # type: ignore[attr-defined]
 
 
 def _checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
     @functools.wraps(execute)
     def checked(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
-        schema = cls.GET_SCHEMA()
+        schema = cls.define_schema()
         with naming(schema.display_name or schema.node_id):
             for one in schema.inputs:
                 kind = one.get_io_type()

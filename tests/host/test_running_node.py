@@ -184,8 +184,8 @@ class TestErrors:
         error = post(server, graph(21, n2={"preset": "mini: slow"})).error
         assert error is not None and (error["exception_type"], error["node_id"]) == ("ValueError", RUN)
         first = error["exception_message"].splitlines()[0]
-        assert first.startswith("FlowCache Chunkwise Reuse, preset mini: slow (made for mini): got '4 steps")
-        assert "50 steps at shift 3 of the model mini" in first and "rescale" not in first
+        assert first.startswith("FlowCache Chunkwise Reuse, preset mini: slow: got '4 steps")
+        assert "a run of the model mini with 50 steps at shift 3" in first and "rescale" not in first
 
     @pytest.mark.parametrize(
         ("node", "inputs", "words"),

@@ -83,9 +83,7 @@ def test_sizes_that_are_no_multiple_of_16_run_as_the_host_runs_them(model, size)
 def test_presets_are_for_50_steps(model, preset):
     """As picked in the template, and refused by name at another number of steps."""
     name = f"skyreels-v2-1.3b-540p: {preset}"
-    with pytest.raises(
-        SettingError, match=rf"Chunkwise Reuse, preset {name} \(made for skyreels-v2-1.3b-540p\): got '20 steps"
-    ):
+    with pytest.raises(SettingError, match=f"FlowCache Chunkwise Reuse, preset {name}: got '20 steps"):
         sample(reuse_preset(model, name), ours(STAGGERED), sigmas=sigmas_of(model, 20))
 
 

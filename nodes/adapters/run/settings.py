@@ -47,8 +47,8 @@ def fit(source: Preset, name: str, schedule: Schedule) -> None:
     except SettingError as error:
         needs = (source.requires or {}).items()
         runs = " at ".join(f"{value:g} steps" if key == "steps" else f"{key} {value:g}" for key, value in needs)
-        accepted = f"{runs} of the model {source.model}; or a preset of the model that runs, or custom"
-        raise SettingError(f"preset {name} (made for {source.model})", error.value, accepted) from error
+        accepted = f"a run of the model {source.model} with {runs}; or a preset of the model that runs, or custom"
+        raise SettingError(f"preset {name}", error.value, accepted) from error
 
 
 @dataclass(frozen=True)
