@@ -73,8 +73,12 @@ def test_settings_that_do_not_fit_together_name_the_node(page: Any) -> None:
             const node = element.firstChild, range = document.createRange();
             const end = element.getBoundingClientRect().bottom;
             let length = node.length;
-            do range.setStart(node, 0), range.setEnd(node, length--); while (range.getBoundingClientRect().bottom > end + 1);
-            return node.data.slice(0, length + 1);
+            for (;; length--) {
+                range.setStart(node, 0);
+                range.setEnd(node, length);
+                if (range.getBoundingClientRect().bottom <= end + 1) break;
+            }
+            return node.data.slice(0, length);
         }"""
         )
     )
