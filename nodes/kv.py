@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from ..flowcache_core.errors import require
 from ..flowcache_core.kv import COMPRESSORS
 from ..flowcache_core.kv.settings import KVSettings
-from .adapters.links import linked
+from .adapters.links import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_kv
 from .adapters.shown.kv_size import describe_budget
@@ -31,7 +31,7 @@ DTYPES = {
 DEVICES = {SAME: None, "cpu": "cpu"}
 
 
-class KVCompressor(io.ComfyNode):
+class KVCompressor(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -86,7 +86,6 @@ class KVCompressor(io.ComfyNode):
         return check(cls, method=method)
 
     @classmethod
-    @linked
     def execute(
         cls, model: Any, budget: float, method: Mapping[str, Any], dtype: str, device: str, **_: Any
     ) -> io.NodeOutput:

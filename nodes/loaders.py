@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from .adapters.files.checkpoints import FAMILIES, WEIGHT_DTYPES, load_ar_model
 from .adapters.files.listed import listed_file
 from .adapters.files.weight_files import whole_models
-from .adapters.links import linked
+from .adapters.links import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_slot
 from .choices import MISSING, check
@@ -21,7 +21,7 @@ FOLDER = "diffusion_models"
 FPS = {"24": 24, "16": 16}
 
 
-class LoadARModel(io.ComfyNode):
+class LoadARModel(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         fps = io.Combo.Input(
@@ -70,7 +70,6 @@ class LoadARModel(io.ComfyNode):
         return check(cls, model_name=model_name, family=family)
 
     @classmethod
-    @linked
     def execute(cls, model_name: str, weight_dtype: str, family: Mapping[str, Any], **_: Any) -> io.NodeOutput:
         with naming(NAME):
             path = listed_file(FOLDER, model_name, "model_name")

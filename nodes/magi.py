@@ -20,7 +20,7 @@ from ..flowcache_core.video.magi import DISTILLED_STEPS
 from .adapters.files.checkpoints import WEIGHT_DTYPES
 from .adapters.files.listed import listed_file
 from .adapters.files.weight_files import whole_models
-from .adapters.links import linked
+from .adapters.links import Node
 from .adapters.magi.model import MagiVariant, load_magi_model, looks_distilled
 from .adapters.magi.text import conditioning, encode, read_table, tables
 from .adapters.magi.vae import load_host_vae
@@ -35,7 +35,7 @@ CHUNK_FRAMES, PIXELS = 6, 8
 ALIASES = ["magi", "sand ai", "flowcache", "ar video"]
 
 
-class LoadMagiModel(io.ComfyNode):
+class LoadMagiModel(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         nearly_clean = io.Boolean.Input(
@@ -126,7 +126,6 @@ class LoadMagiModel(io.ComfyNode):
         return check(cls, model_name=model_name, variant=variant)
 
     @classmethod
-    @linked
     def execute(cls, model_name: str, weight_dtype: str, variant: Mapping[str, Any], **_: Any) -> io.NodeOutput:
         with naming(MODEL_NAME):
             path = listed_file(MODELS, model_name, "model_name")
@@ -161,7 +160,7 @@ def kv_ranges(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-class LoadMagiVAE(io.ComfyNode):
+class LoadMagiVAE(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -185,7 +184,6 @@ class LoadMagiVAE(io.ComfyNode):
         return check(cls, vae_name=vae_name)
 
     @classmethod
-    @linked
     def execute(cls, vae_name: str) -> io.NodeOutput:
         with naming(VAE_NAME):
             path = listed_file(VAES, vae_name, "vae_name")
@@ -195,7 +193,7 @@ class LoadMagiVAE(io.ComfyNode):
                 raise SettingError("vae_name", f"{error.field}: {error.value}", error.accepted) from error
 
 
-class MagiPrompt(io.ComfyNode):
+class MagiPrompt(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         def switch(name: str, default: bool, tooltip: str) -> io.Input:
@@ -244,7 +242,6 @@ class MagiPrompt(io.ComfyNode):
         return check(cls, special_tokens=special_tokens)
 
     @classmethod
-    @linked
     def execute(
         cls,
         clip: Any,
@@ -270,7 +267,7 @@ class MagiPrompt(io.ComfyNode):
             return io.NodeOutput(conditioning(lambda: encode(clip, text), table, switches))
 
 
-class MagiSchedule(io.ComfyNode):
+class MagiSchedule(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -297,7 +294,6 @@ class MagiSchedule(io.ComfyNode):
         )
 
     @classmethod
-    @linked
     def execute(cls, steps: str, shortcut_mode: str) -> io.NodeOutput:
         with naming(SCHEDULE_NAME):
             known = [str(count) for count in DISTILLED_STEPS]
@@ -305,7 +301,7 @@ class MagiSchedule(io.ComfyNode):
             return io.NodeOutput(torch.tensor(magi(int(steps), shortcut_mode).sigmas))
 
 
-class EmptyMagiLatent(io.ComfyNode):
+class EmptyMagiLatent(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         side = {"default": 720, "min": 32, "max": 4096, "step": 16}
@@ -327,7 +323,6 @@ class EmptyMagiLatent(io.ComfyNode):
         )
 
     @classmethod
-    @linked
     def execute(cls, width: int, height: int, chunks: int, batch_size: int) -> io.NodeOutput:
         with naming(LATENT_NAME):
             for name, pixels in (("width", width), ("height", height)):

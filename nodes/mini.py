@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..flowcache_core.errors import SettingError, require
 from ..flowcache_core.mini.text import VOCABULARY, encode_prompt
-from .adapters.links import linked
+from .adapters.links import Node
 from .adapters.mini import MODELS, load_mini_vae
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_slot
@@ -14,7 +14,7 @@ from .adapters.run.outer import with_slot
 NAME, PROMPT_NAME = "FlowCache Mini Model", "FlowCache Mini Prompt"
 
 
-class MiniModel(io.ComfyNode):
+class MiniModel(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -45,14 +45,13 @@ class MiniModel(io.ComfyNode):
         )
 
     @classmethod
-    @linked
     def execute(cls, model: str = "wan") -> io.NodeOutput:
         with naming(NAME):
             require(model in MODELS, "model", model, ", ".join(MODELS))
             return io.NodeOutput(with_slot(MODELS[model]()), load_mini_vae())
 
 
-class MiniPrompt(io.ComfyNode):
+class MiniPrompt(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -72,7 +71,6 @@ class MiniPrompt(io.ComfyNode):
         )
 
     @classmethod
-    @linked
     def execute(cls, text: str) -> io.NodeOutput:
         with naming(PROMPT_NAME):
             try:

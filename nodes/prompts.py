@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..flowcache_core.errors import SettingError
-from .adapters.links import linked
+from .adapters.links import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.prompt_schedule import schedule
 
@@ -37,7 +37,7 @@ def rows() -> list[io.Input]:
     return fields
 
 
-class PromptSchedule(io.ComfyNode):
+class PromptSchedule(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -65,7 +65,6 @@ class PromptSchedule(io.ComfyNode):
         )
 
     @classmethod
-    @linked
     def execute(cls, prompt_1: Any, recache: bool, **rest: Any) -> io.NodeOutput:
         with naming(NAME):
             later: list[tuple[int, int, Any]] = []

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..flowcache_core import presets
 from ..flowcache_core.errors import SettingError, require
 from ..flowcache_core.reuse import POLICIES, QUANTITIES
-from .adapters.links import linked
+from .adapters.links import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_reuse
 from .adapters.run.settings import ReuseSettings
@@ -76,7 +76,7 @@ def custom_inputs() -> list[io.Input]:
     return [made for _, made in sorted([*own, *declared], key=lambda pair: pair[0])]
 
 
-class ChunkwiseReuse(io.ComfyNode):
+class ChunkwiseReuse(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         rows = [io.DynamicCombo.Option(name, []) for name in preset_rows()]
@@ -109,7 +109,6 @@ class ChunkwiseReuse(io.ComfyNode):
         return check(cls, preset=preset)
 
     @classmethod
-    @linked
     def execute(cls, model: Any, preset: Mapping[str, Any], **_: Any) -> io.NodeOutput:
         with naming(NAME):
             return io.NodeOutput(with_reuse(model, settings(preset)))

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..flowcache_core.plan import PLANS, PlanSettings
 from ..flowcache_core.solvers import SOLVERS
-from .adapters.links import linked
+from .adapters.links import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.plan_choice import PlanChoice
 from .adapters.run.sampler import ChunkSampler
@@ -102,7 +102,7 @@ def fields(kind: type[PlanSettings]) -> list[io.Input]:
     ]
 
 
-class ARSampler(io.ComfyNode):
+class ARSampler(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -177,7 +177,6 @@ class ARSampler(io.ComfyNode):
         return check(cls, plan=plan)
 
     @classmethod
-    @linked
     def execute(
         cls,
         plan: Mapping[str, Any],

@@ -13,19 +13,26 @@ from ...flowcache_core.errors import require
 from .naming import naming
 
 
-def linked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
-    """Under ``@classmethod``: a node's ``execute`` that gets what its schema's links carry.
+class Node(io.ComfyNode):
+    """Base of our nodes, but for the report, which fails no run: ``execute`` gets what its schema's links carry.
 
-    SettingError naming the input that gets anything else. The report has none of it: it fails no run.
+    SettingError naming the input that gets anything else.
     """
-    schemas: list[io.Schema] = []  # asked for once: the host runs locked copies of a node, which cannot keep one
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("execute")
+        # The host runs a node on locked copies of its class, which come here with what has been wrapped already.
+        if own is not None and not hasattr(own.__func__, "__wrapped__"):
+            cls.execute = classmethod(_checked(own.__func__))  # type: ignore[attr-defined]
+
+
+def _checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutput]:
     @functools.wraps(execute)
     def checked(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
-        if not schemas:
-            schemas.append(cls.define_schema())
-        with naming(schemas[0].display_name or schemas[0].node_id):
-            for one in schemas[0].inputs:
+        schema = cls.define_schema()
+        with naming(schema.display_name or schema.node_id):
+            for one in schema.inputs:
                 kind = one.get_io_type()
                 if kind in CARRIES and inputs.get(one.id) is not None:
                     accepted = f"a link from an output {kind} of another node"

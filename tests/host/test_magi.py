@@ -224,7 +224,7 @@ class TestLaws:
             if step == 3:
                 comfy.model_management.interrupt_current_processing()
 
-        sampler = module("nodes.adapters.run.request")
+        sampler = module("nodes.adapters.magi.sampling")
         made = sampler.Progress
 
         def progress(*args, **fields):
@@ -435,7 +435,7 @@ class TestRefused:
 
     def test_a_preset_made_for_other_steps(self, model):
         patched = node("ChunkwiseReuse", model=model, preset={"preset": "magi-1-4.5b: slow"})
-        self.refused(["FlowCache Chunkwise Reuse, preset magi-1-4.5b: slow", "8 steps", "64 steps"], patched)
+        self.refused(["FlowCache Chunkwise Reuse, preset magi-1-4.5b: slow: got", "8 steps", "64 steps"], patched)
 
     def test_resolution(self, model):
         start = {"samples": torch.zeros(1, 16, 10, 4, 5)}
@@ -552,13 +552,7 @@ class TestVAE:
 
     def test_preview_with_another_models_vae(self, model):
         with pytest.raises(SettingError, match='preview_vae: got "another model\'s VAE", accepted: Load MAGI-1 VAE'):
-            sample(
-                model,
-                ours(PLAN, preview_vae=SimpleNamespace(encode=None, decode=None)),
-                positive=prompt(),
-                start=empty(),
-                sigmas=sigmas(),
-            )
+            sample(model, ours(PLAN, preview_vae=object()), positive=prompt(), start=empty(), sigmas=sigmas())
 
     def test_without_its_config(self, folders):
         save_file(tiny_magi.vae().state_dict(), folders / "vae" / "alone.safetensors")
