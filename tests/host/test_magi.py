@@ -224,7 +224,7 @@ class TestLaws:
             if step == 3:
                 comfy.model_management.interrupt_current_processing()
 
-        sampler = module("nodes.adapters.magi.sampling")
+        sampler = module("nodes.adapters.run.request")
         made = sampler.Progress
 
         def progress(*args, **fields):
@@ -552,7 +552,8 @@ class TestVAE:
 
     def test_preview_with_another_models_vae(self, model):
         with pytest.raises(SettingError, match='preview_vae: got "another model\'s VAE", accepted: Load MAGI-1 VAE'):
-            sample(model, ours(PLAN, preview_vae=object()), positive=prompt(), start=empty(), sigmas=sigmas())
+            other = SimpleNamespace(encode=None, decode=None)
+            sample(model, ours(PLAN, preview_vae=other), positive=prompt(), start=empty(), sigmas=sigmas())
 
     def test_without_its_config(self, folders):
         save_file(tiny_magi.vae().state_dict(), folders / "vae" / "alone.safetensors")
