@@ -509,3 +509,40 @@ def test_the_policy_is_told_of_every_chunk_that_is_done_and_keeps_nothing_of_it(
     monkeypatch.setattr(type(policy), "begin", watched)
     generate(DummyDenoiser(), EngineSettings(plan, shifted(8, 3.0), policy=policy), noise(plan), observe=look)
     assert told == [chunk.index for chunk in plan.chunks] and held() == set()
+
+
+@pytest.mark.parametrize("guidance", [2.0, 7.5])
+def test_guidance_goes_from_the_second_prompt_towards_the_first(transformer, guidance):
+    """By hand, and on the model: where both prompts are the second one, nothing of the first is left to go towards."""
+    denoiser = wan(transformer, guidance)
+    cond, uncond = torch.tensor([[[3.0]]]), torch.tensor([[[1.0]]])
+    assert denoiser.guide(torch.stack([cond, uncond]), None).item() == pytest.approx(1.0 + guidance * 2.0)
+    plan = blockwise(3, 3, 1)
+    text, null = denoiser.prompts[0]
+
+    def alone(prompt):
+        return run(WanDenoiser(transformer, {0: [prompt]}), plan)[0]
+
+    expected = alone(null) + guidance * (alone(text) - alone(null))  # one Euler step is linear in the velocity
+    assert torch.allclose(run(denoiser, plan)[0], expected, atol=1e-4)
+    assert not torch.allclose(alone(text), alone(null), atol=1e-3)
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_a_chunk_stands_at_its_own_frames_of_the_video(transformer, chunk):
+    """Behind clean chunks in the cache a chunk gets the velocity that one forward over the whole video gives it."""
+    plan, denoiser = blockwise(9, 3, 4), wan(transformer, 1.0)
+    latents, timestep = noise(plan), 640.0
+    cache = KVCache(denoiser.kv_spec(latents), KVSettings(), plan)
+    for one in plan.chunks[: chunk + 1]:
+        cache.begin(one)
+        time = timestep if one.index == chunk else 0.0
+        item = ChunkInput(one, 0, time / 1000, time, latents[:, :, one.first_frame : one.end_frame])
+        found = denoiser.compute(item, cache).velocity[0]
+        if one.index < chunk:
+            cache.commit(one)
+    end = plan.chunks[chunk].end_frame
+    times = torch.tensor([[0.0] * (end - 3) + [timestep] * 3])
+    text = denoiser.prompts[0][0]
+    whole = transformer(latents[:, :, :end], times, text, chunk_frames=(3,) * (chunk + 1))
+    assert torch.allclose(found, whole[:, :, end - 3 :], atol=1e-4)

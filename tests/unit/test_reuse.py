@@ -140,6 +140,19 @@ def test_teacache_computes_a_new_chunk_alone():
     assert actions(policy, [[1.0, None], [1.1, None], [1.2, 1.0], [1.3, 1.1]]) == [["c"], ["r"], ["r", "c"], ["r", "r"]]
 
 
+def test_what_a_forced_chunk_moves_is_no_part_of_the_common_distance():
+    """Chunk 1 warms up and changes tenfold; chunk 0 changes by a hundredth, and that alone counts."""
+    policy = TeaCache(warmup_steps=2, threshold=0.5, distance=LatentDistance())
+    state = policy.begin(SCHEDULE, DummyDenoiser())
+    for step in (0, 1):
+        state.decide([item(0, step, 1.0)])
+    state.decide([item(0, 2, 1.01), item(1, 0, 1.0)])
+    ours, forced = state.decide([item(0, 3, 1.0201), item(1, 1, 10.0)])
+    assert ours.reuses and ours.distance == pytest.approx(0.01, abs=1e-6)
+    assert ours.accumulated == pytest.approx(0.02, abs=1e-6)
+    assert (forced.reason, forced.distance) == ("warm-up", None)
+
+
 def test_the_previous_step_is_the_reference_even_when_it_was_reused():
     state = Chunkwise(warmup_steps=1, threshold=1.0).begin(SCHEDULE, DummyDenoiser())
     state.decide([item(0, 0, 1.0)])
@@ -444,6 +457,16 @@ def test_chunks_side_by_side_are_computed_at_the_same_ticks():
     settings = EngineSettings(plan_of("blockwise"), shifted(12, 3.0), policy=policy)
     generate(alone, settings, torch.zeros(1, 1, 6, 2, 2))
     assert [step for c, step in alone.calls if c == 1] == list(computed)
+
+
+def test_the_offset_is_that_of_neighbours_however_many_are_in_work():
+    """Three chunks at once, four ticks apart: the oldest and the newest are eight apart, which is not meant."""
+    denoiser, plan = DummyDenoiser(), staggered(10, 2, 12, 4)
+    policy = StaticSchedule(computed=(0, 3, 7, 11), together=True)
+    generate(denoiser, EngineSettings(plan, shifted(12, 3.0), policy=policy), torch.zeros(1, 1, 10, 2, 2))
+    taken = {chunk: [step for c, step in denoiser.calls if c == chunk] for chunk in range(5)}
+    assert in_step(4, 12, 4) == (0, 4, 8, 11) != in_step(4, 12, 8)
+    assert taken[1] == taken[2] == taken[3] == [0, 4, 8, 11]
 
 
 @pytest.mark.parametrize(
