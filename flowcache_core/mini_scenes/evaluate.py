@@ -38,9 +38,19 @@ RECALL_NAMES = {
 Rates = dict[str, tuple[float, int]]
 
 
-def scenes_asked(count: int, seed: int) -> list[Scene]:
-    """The scenes whose prompts are sampled; none is in the training data."""
-    return data.random_scenes(count, 2**40 + seed)
+EVENTS: dict[str, Callable[[Scene], bool]] = {
+    "turns": lambda scene: any(actor.turns for actor in scene.actors),
+    "enters": lambda scene: any(actor.enters for actor in scene.actors),
+    "back": lambda scene: scene.back is not None,
+    "changes": lambda scene: scene.changes is not None,
+}
+
+
+def scenes_asked(count: int, seed: int, event: str | None = None) -> list[Scene]:
+    """The scenes whose prompts are sampled; none is in the training data. event: only scenes with one of this kind."""
+    if event is None:
+        return data.random_scenes(count, 2**40 + seed)
+    return [scene for scene in data.random_scenes(16 * count, 2**40 + seed) if EVENTS[event](scene)][:count]
 
 
 def recall_scenes(count: int, seed: int) -> list[Scene]:
@@ -115,13 +125,14 @@ def main(argv: list[str], load: Callable[[], MiniModel] = load_mini_scenes) -> i
     parser.add_argument("--scenes", action="store_true", help="this model instead of the mini model")
     add_arguments(parser, steps=50, guidance=GUIDANCE)
     parser.add_argument("--recall", action="store_true", help=f"the recall test too, {RECALL_CHUNKS} chunks")
+    parser.add_argument("--event", choices=EVENTS, help="only scenes with such an event, to have enough of them")
     parser.add_argument("--quick", action="store_true", help="leave out the autoencoder's rates")
     add_run_arguments(parser)
     options = parser.parse_args(argv)
     check(options)
     mini = load()
     changes = run_changes(options, mini.shift)
-    scenes = scenes_asked(options.samples, options.seed)
+    scenes = scenes_asked(options.samples, options.seed, options.event)
     run: dict[str, Any] = {"chunks": options.chunks, "steps": options.steps, "guidance": options.guidance}
     at_once = 1 if one_by_one(changes.get("policy")) else AT_ONCE
     videos = sample(mini, [scene.prompt for scene in scenes], seed=options.seed, at_once=at_once, **run, **changes)

@@ -11,6 +11,7 @@ from flowcache_core.mini import encode_prompt as mini_prompt
 from flowcache_core.mini.data import COLOURS, SHAPES
 from flowcache_core.mini_scenes import data, text
 from flowcache_core.mini_scenes.data import Actor, Scene
+from flowcache_core.mini_scenes.evaluate import EVENTS as KINDS
 from flowcache_core.mini_scenes.evaluate import RECALL_CHUNKS, recall_rates, recall_scenes, scenes_asked
 from flowcache_core.mini_scenes.judge import NAMES, answers, pan_velocity, rates
 from flowcache_core.mini_scenes.measure import measure
@@ -82,6 +83,14 @@ def test_a_part_of_a_video_is_that_part_of_the_whole() -> None:
     whole = data.render(scenes, 30)
     assert whole.shape == (2, 3, 30, 128, 128) and whole.min() >= -1 and whole.max() <= 1
     assert torch.equal(data.render(scenes, 12, start=18), whole[:, :, 18:])
+
+
+@pytest.mark.parametrize("event", KINDS)
+def test_scenes_of_one_event_can_be_asked_for(event: str) -> None:
+    scenes = scenes_asked(12, 0, event)
+    assert len(scenes) == 12 and all(KINDS[event](s) for s in scenes)
+    found = rates(answers(s, measure(data.render([s], FRAMES)[0])) for s in scenes[:2])
+    assert found[event][1] == 2
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
