@@ -456,7 +456,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     command, rest = words[0], words[1:]
     if command not in COMMANDS:
-        raise DevError(f"command: got {command!r}, accepted: {', '.join(COMMANDS)}")
+        raise DevError(f"command: got {command[:80]!r}, accepted: {', '.join(COMMANDS)}")
     if len(words) < len(arguments):
         python = current_python(command)
     else:

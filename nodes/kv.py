@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 from ..flowcache_core.errors import require
 from ..flowcache_core.kv import COMPRESSORS
 from ..flowcache_core.kv.settings import KVSettings
-from .adapters.links import Node
+from .adapters.declared import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_kv
 from .adapters.shown.kv_size import describe_budget

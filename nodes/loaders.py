@@ -8,10 +8,10 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from .adapters.declared import Node
 from .adapters.files.checkpoints import FAMILIES, WEIGHT_DTYPES, load_ar_model
 from .adapters.files.listed import listed_file
 from .adapters.files.weight_files import whole_models
-from .adapters.links import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_slot
 from .choices import MISSING, check

@@ -11,16 +11,16 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ..flowcache_core.errors import SettingError, require
+from ..flowcache_core.errors import SettingError, require, require_count
 from ..flowcache_core.models.magi.config import LATENT_CHANNELS
 from ..flowcache_core.models.magi.guidance import GuidanceScales
 from ..flowcache_core.models.magi.text import TokenSwitches
 from ..flowcache_core.schedule import SHORTCUTS, magi
 from ..flowcache_core.video.magi import DISTILLED_STEPS
+from .adapters.declared import Node
 from .adapters.files.checkpoints import WEIGHT_DTYPES
 from .adapters.files.listed import listed_file
 from .adapters.files.weight_files import whole_models
-from .adapters.links import Node
 from .adapters.magi.model import MagiVariant, load_magi_model, looks_distilled
 from .adapters.magi.text import conditioning, encode, read_table, tables
 from .adapters.magi.vae import load_host_vae
@@ -325,6 +325,8 @@ class EmptyMagiLatent(Node):
     @classmethod
     def execute(cls, width: int, height: int, chunks: int, batch_size: int) -> io.NodeOutput:
         with naming(LATENT_NAME):
+            for name, count in (("chunks", chunks), ("batch_size", batch_size)):
+                require_count(name, count, minimum=1)
             for name, pixels in (("width", width), ("height", height)):
                 require(pixels % 16 == 0, name, pixels, f"a multiple of 16, such as {max(1, round(pixels / 16)) * 16}")
         shape = (batch_size, LATENT_CHANNELS, chunks * CHUNK_FRAMES, height // PIXELS, width // PIXELS)

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..flowcache_core.errors import SettingError, require
 from ..flowcache_core.mini.text import VOCABULARY, encode_prompt
-from .adapters.links import Node
+from .adapters.declared import Node
 from .adapters.mini import MODELS, load_mini_vae
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_slot

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..flowcache_core.errors import SettingError
-from .adapters.links import Node
+from .adapters.declared import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.prompt_schedule import schedule
 

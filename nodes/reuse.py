@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..flowcache_core import presets
 from ..flowcache_core.errors import SettingError, require
 from ..flowcache_core.reuse import POLICIES, QUANTITIES
-from .adapters.links import Node
+from .adapters.declared import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_reuse
 from .adapters.run.settings import ReuseSettings

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..flowcache_core.plan import PLANS, PlanSettings
 from ..flowcache_core.solvers import SOLVERS
-from .adapters.links import Node
+from .adapters.declared import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.plan_choice import PlanChoice
 from .adapters.run.sampler import ChunkSampler

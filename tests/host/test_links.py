@@ -44,8 +44,6 @@ def test_what_is_no_link_is_named(name):
     right = {"prompt_1": prompt(), "prompt_2": prompt(8)} if "Prompt_" in name or "Schedule" in name else {}
     for field in links:
         for value in WRONG:
-            if value == [] and "prompt" in field:
-                continue  # a conditioning of nothing, which the host makes itself
             with pytest.raises(SettingError) as caught:
                 NODES[name].execute(**{**others, **right, field: value})
             text = str(caught.value)
@@ -53,7 +51,7 @@ def test_what_is_no_link_is_named(name):
 
 
 def test_every_link_of_every_node_is_checked():
-    carries = module("nodes.adapters.links").CARRIES
+    carries = module("nodes.adapters.declared").CARRIES
     for name, kind in NODES.items():
         if name == "FlowCacheReport":
             continue

@@ -208,3 +208,26 @@ def test_metadata_of_another_form(folder):
             wrong.append(outcome(lambda: load("m.safetensors"), f"{key} {text[:40]}", refused))
     assert not [line for line in wrong if line], "\n".join(line for line in wrong if line)
     assert len(refused) >= 15
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("fps_embedding.weight", torch.tensor(1.0)),
+        ("fps_embedding.weight", torch.zeros(0, 24)),
+        ("fps_embedding.weight", torch.zeros(1, 24)),
+        ("fps_projection.0.weight", torch.zeros(24)),
+        ("fps_projection.2.bias", torch.zeros(7)),
+        ("fps_projection.0.bias", torch.zeros(24, dtype=torch.int64)),
+        ("patch_embedding.weight", torch.tensor(1.0)),
+        ("head.head.weight", torch.zeros(0)),
+        ("blocks.0.modulation", torch.zeros(0, 6, 24)),
+    ],
+)
+def test_tensors_of_another_shape_are_named(folder, key, value):
+    rate = {"fps_embedding.weight": (2, 24), "fps_projection.0.weight": (24, 24), "fps_projection.0.bias": (24,),
+            "fps_projection.2.weight": (144, 24), "fps_projection.2.bias": (144,)}  # fmt: skip
+    weights = {**state_dict(), **{name: torch.zeros(shape) for name, shape in rate.items()}, key: value}
+    safetensors.torch.save_file(weights, folder / "m.safetensors", metadata=metadata(causal=False))
+    with pytest.raises(SettingError, match=f"{key}|input channels"):
+        load("m.safetensors")

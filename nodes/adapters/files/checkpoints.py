@@ -49,10 +49,10 @@ def load_ar_model(path: str, weight_dtype: str, family: str, fps: int) -> Any:
         if skyreels and (misfit := family_misfit(weights)):
             raise SettingError(FIELD, Found(f"{name}: {misfit.found}"), misfit.accepted)
         sizes = folder_sizes(path, weights)
-        offset = FrameRate.taken_from(weights, fps) if has_fps else None
         weights, metadata = host_form(weights, metadata)
         metadata = tagged(metadata, causal=not skyreels, sizes=sizes)
         check(weights, metadata, name)
+        offset = FrameRate.taken_from(weights, fps) if has_fps else None
     except SettingError as error:
         raise error if error.field.startswith(FIELD) else error.within(FIELD) from error
     model = build(weights, metadata, WEIGHT_DTYPES[weight_dtype], name)
