@@ -122,11 +122,13 @@ class Traffic(TorchDispatchMode):
         """The innermost place in the core, or outside of it where the core is not at work."""
         frame, outside = sys._getframe(1), "?"
         while frame is not None:
-            path = frame.f_code.co_filename
-            if path.startswith(CORE) and not path.startswith(self.ignored):
-                return f"{Path(path).relative_to(CORE).as_posix()} {frame.f_code.co_name}"
-            if outside == "?" and "torch" not in Path(path).parts and not path.startswith((*self.ignored, "<")):
-                outside = f"{Path(path).name} {frame.f_code.co_name}"
+            path, function = frame.f_code.co_filename, frame.f_code.co_name
+            if function.startswith("<"):  # a comprehension: part of the function around it, in later Pythons anyway
+                pass
+            elif path.startswith(CORE) and not path.startswith(self.ignored):
+                return f"{Path(path).relative_to(CORE).as_posix()} {function}"
+            elif outside == "?" and "torch" not in Path(path).parts and not path.startswith((*self.ignored, "<")):
+                outside = f"{Path(path).name} {function}"
             frame = frame.f_back  # type: ignore[assignment]
         return outside
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from flowcache_core.denoiser import Denoiser
 from flowcache_core.dry_run.traffic import Copy, Count, Sync
 from flowcache_core.engine import EngineSettings, generate
-from flowcache_core.models.magi import MagiTransformer
-from flowcache_core.models.magi_config import MagiConfig
-from flowcache_core.models.magi_denoiser import MagiDenoiser
-from flowcache_core.models.magi_guidance import GuidanceScales
-from flowcache_core.models.wan import WanConfig, WanTransformer
-from flowcache_core.models.wan_denoiser import WanDenoiser
+from flowcache_core.models.magi.transformer import MagiTransformer
+from flowcache_core.models.magi.config import MagiConfig
+from flowcache_core.models.magi.denoiser import MagiDenoiser
+from flowcache_core.models.magi.guidance import GuidanceScales
+from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.plan import PLANS
-from flowcache_core.report.events import Event, StepTaken
+from flowcache_core.report.events import CacheCompressed, Event, StepTaken
 from flowcache_core.schedule import magi, magi_distill_times, shifted
 
 WAN = WanConfig(dim=48, ffn_dim=64, num_layers=2, num_heads=3, text_dim=20, freq_dim=32, fps_embedding=True)
@@ -105,9 +105,9 @@ class Watched:
     def reused(self) -> int:
         return sum(step.action == "reuse" for step in self.steps)
 
-    def all_copies(self) -> Iterator[Copy]:
-        for copies in self.copies.values():
-            yield from copies
+    @property
+    def compressions(self) -> int:
+        return sum(isinstance(event, CacheCompressed) for event in self.events)
 
 
 def watched(denoiser: Denoiser, engine: EngineSettings, device: str, count: Count | None = None) -> Watched:
