@@ -7,12 +7,18 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from justified import INTO
+from justified import INTO, check_copies, check_syncs
 
+from flowcache_core import schedule
+from flowcache_core.engine import EngineSettings
+from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.magi.vae import MagiVAE, MagiVAEConfig, Tiling
 from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
+from flowcache_core.plan import PLANS
 from flowcache_core.presets import load_preset
+from flowcache_core.reuse.schedule import StaticSchedule
+from flowcache_core.solvers.unipc import UniPC
 from flowcache_core.video import magi, skyreels
 
 DEVICE = "pretend"
@@ -54,41 +60,55 @@ def test_the_magi_stream_asks_nothing_of_the_device(count):
     assert torch.equal(vae.encode(expected.to(DEVICE), tiling).cpu(), magi_vae().encode(expected, tiling))
 
 
-def skyreels_video(device: str, preset: str) -> Any:
+FIXED = StaticSchedule(warmup_steps=1, computed=(0, 3))
+ADDED = "video/skyreels.py add"  # finished frames are handed out on the CPU
+
+
+def skyreels_video(device: str, **changes: Any) -> Any:
     """Two windows, the second one begun with the end of the first, decoded and encoded again."""
-    settings = skyreels.SkyReelsSettings.of_preset(
-        "skyreels-v2-1.3b-540p", preset, frames=13, base_frames=9, overlap_frames=5, chunk_frames=1, ar_step=25,
-        height=32, width=32, kv=KVSettings(budget=1.0) if load_preset("skyreels-v2-1.3b-540p", preset).attention ==
-        "block-causal" else KVSettings(),
-    )  # fmt: skip
+    values = {
+        "frames": 13, "base_frames": 9, "overlap_frames": 5, "chunk_frames": 1, "ar_step": 2, "steps": 6, "height": 16,
+        "width": 16, "policy": FIXED, "kv": KVSettings(budget=1.0, compressor=Recent()),
+    }  # fmt: skip
+    settings = skyreels.SkyReelsSettings(**(values | changes))
     prompts = [tiny.drawn(1, 5, 20, seed=seed).to(device) for seed in (1, 2)]
     return skyreels.generate_video(tiny.on(tiny.wan_model(), device), tiny.on(wan_vae(), device), prompts, settings)
 
 
-def magi_video(device: str, preset: str) -> Any:
+def magi_video(device: str) -> Any:
     """Goes on from an image."""
-    settings = magi.MagiSettings.of_preset(
-        "magi-1-4.5b", preset, frames=24, chunk_frames=2, height=32, width=32, kv=KVSettings(budget=1.0)
+    settings = magi.MagiSettings(
+        frames=16, height=16, width=16, steps=8, chunk_frames=2, window_chunks=2, policy=FIXED, kv=KVSettings(budget=1.0)
     )
     captions = (tiny.drawn(1, 60, 20), torch.ones(1, 60))
-    image = tiny.drawn(1, 3, 1, 32, 32).clamp(-1, 1)
+    image = tiny.drawn(1, 3, 1, 16, 16).clamp(-1, 1)
     model, vae = tiny.on(tiny.magi_model(), device), tiny.on(magi_vae(), device)
-    tiling = Tiling(pixels=16, frames=8)
-    return magi.generate_video(model, vae, captions, settings, prefix=image, tiling=tiling)
+    return magi.generate_video(model, vae, captions, settings, prefix=image, tiling=Tiling(pixels=16, frames=8))
 
 
-@pytest.mark.parametrize("preset", ["fast", "reference-fast", "vanilla"])
-def test_a_skyreels_video_is_that_of_the_cpu(count, preset):
-    expected = skyreels_video("cpu", preset)
-    made = skyreels_video(DEVICE, preset)
+WHOLE_WINDOW = {"attention": "bidirectional", "kv": KVSettings()}
+
+
+@pytest.mark.parametrize("changes", [{}, WHOLE_WINDOW], ids=["block-causal", "bidirectional"])
+def test_a_skyreels_video_is_that_of_the_cpu(count, changes):
+    expected, made = skyreels_video("cpu", **changes), skyreels_video(DEVICE, **changes)
     assert torch.equal(made.pixels, expected.pixels) and made.pixels.isfinite().all()
-    assert {site for way, site in places(count) if way == BACK} <= {"video/skyreels.py add", "reuse/distance.py begin"}
+    assert {site for way, site in places(count) if way == BACK} == {ADDED}
 
 
-@pytest.mark.parametrize("preset", ["fast", "reference-fast"])
-def test_a_magi_video_is_that_of_the_cpu(count, preset):
-    expected = magi_video("cpu", preset)
-    made = magi_video(DEVICE, preset)
+def test_a_magi_video_is_that_of_the_cpu(count):
+    expected, made = magi_video("cpu"), magi_video(DEVICE)
     assert torch.equal(made.pixels, expected.pixels) and made.pixels.isfinite().all()
-    assert {site for way, site in places(count) if way == BACK} <= {"video/skyreels.py add", "reuse/distance.py measure"}
+    assert {site for way, site in places(count) if way == BACK} == {ADDED}
     assert (INTO, "video/magi.py generate_video") in places(count)  # start noise and the image, once each
+
+
+@pytest.mark.parametrize("name", ["fast", "reference-fast"])
+def test_a_shipped_preset_runs_and_its_list_costs_no_sync(count, name):
+    preset = load_preset("skyreels-v2-1.3b-540p", name)
+    plan = PLANS["staggered"](2, 1, 50, 5)
+    engine = EngineSettings(plan, schedule.skyreels(50, 8.0), UniPC(), preset.policy, preset.quantity)
+    there = tiny.watched(tiny.wan(DEVICE), engine, DEVICE, count)
+    assert there.reused and torch.equal(there.latents, tiny.watched(tiny.wan("cpu"), engine, "cpu").latents)
+    check_copies(there.copies)
+    check_syncs(there.syncs, looks=False, kept_on_host=False)
