@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -66,6 +67,20 @@ class Count:
     syncs: list[Sync] = field(default_factory=list)
     copies: list[Copy] = field(default_factory=list)
 
+    def mark(self) -> tuple[int, int, int]:
+        """Where it stands, for :meth:`since`."""
+        return self.kernels, len(self.syncs), len(self.copies)
+
+    def since(self, mark: tuple[int, int, int]) -> Count:
+        kernels, syncs, copies = mark
+        return Count(self.kernels - kernels, self.syncs[syncs:], self.copies[copies:])
+
+    def __iadd__(self, other: Count) -> Count:
+        self.kernels += other.kernels
+        self.syncs += other.syncs
+        self.copies += other.copies
+        return self
+
 
 class Traffic(TorchDispatchMode):
     """Use as a context manager; ``count`` grows as operations run. ``host``: the device type that is the host's.
@@ -77,14 +92,25 @@ class Traffic(TorchDispatchMode):
         super().__init__()
         self.count, self.host = Count(), host
         self.ignored = (OWN, *ignored)
+        self.hears = True
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        self.note(func, args, kwargs, out)
+        if self.hears:
+            self.note(func, args, kwargs, out)
         return out
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """What runs inside is not counted."""
+        self.hears = False
+        try:
+            yield
+        finally:
+            self.hears = True
 
     def note(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> None:
         name = func._schema.name

@@ -29,11 +29,12 @@ JUSTIFIED: Mapping[tuple[str, str], Reason] = {
     (INTO, "models/magi/denoiser.py caption"): Reason("prompt", "captions lie where the text encoder left them"),
     (INTO, "models/magi/transformer.py caption_rows"): Reason("prompt", "which of a caption's rows are seen"),
     (BACK, "reuse/distance.py begin"): Reason("run", "the table of a distance that depends on the timestep alone"),
+    (BACK, "engine/finite.py read"): Reason("run", "whether every step left finite values: flags, read at the end"),
     # decisions that look at the video: law 5
     (BACK, "reuse/distance.py measure"): Reason("tick", "the distances of all chunks of a tick, at once"),
-    (BACK, "reuse/easycache.py predicted"): Reason("tick", "the predicted changes of all chunks of a tick, at once"),
+    (BACK, "reuse/easycache.py measure"): Reason("tick", "the predicted changes of all chunks of a tick, at once"),
     # drawn on the host, so that a seed means the same on every device
-    (INTO, "engine/run.py draw"): Reason("asked", "noise of a solver that re-noises, and of a prefix"),
+    (INTO, "noise.py draw"): Reason("asked", "noise of a solver that re-noises, and of a prefix"),
     (INTO, "kv/random.py score"): Reason("asked", "compressor random, the control"),
     (INTO, "kv/compressor.py _group_rank"): Reason("asked", "where chunks begin, for whole chunks in a compression"),
     # K/V kept on the host
@@ -43,11 +44,13 @@ JUSTIFIED: Mapping[tuple[str, str], Reason] = {
     (BACK, "kv/cache.py _compress"): Reason("asked", "what it keeps"),
     # computed steps kept on the host
     (BACK, "reuse/quantity.py to"): Reason("asked", "a computed step"),
-    (INTO, "engine/run.py step"): Reason("asked", "the velocity made of it"),
-    (INTO, "engine/run.py close_gap"): Reason("asked", "the velocities that a correction goes through"),
+    (INTO, "engine/chunk.py reused_velocity"): Reason("asked", "the velocity made of it"),
+    (INTO, "engine/chunk.py close_gap"): Reason("asked", "the velocities that a correction goes through"),
     (INTO, "reuse/quantity.py velocity"): Reason("asked", "the residual of it"),
     (INTO, "reuse/forecast.py velocity"): Reason("asked", "velocity and latents of it"),
 }
+# Waited for before the first tick and after the last one.
+AT_THE_ENDS = {"errors.py require_finite_values", "reuse/distance.py begin", "engine/finite.py read"}
 DECISIONS = frozenset(site for (_, site), reason in JUSTIFIED.items() if reason.often == "tick")
 
 
@@ -69,8 +72,8 @@ def check_syncs(by_tick: Mapping[int, Sequence[Sync]], *, looks: bool, kept_on_h
         decisions = [sync for sync in syncs if sync.site in DECISIONS]
         assert len(decisions) <= int(looks), f"tick {tick}: {decisions}"
         others = [sync for sync in syncs if sync.site not in DECISIONS]
-        if tick < 0:
-            assert {sync.site for sync in others} <= {"reuse/distance.py begin"}, others
+        if tick < 0 or tick == max(by_tick):
+            assert {sync.site for sync in others} <= AT_THE_ENDS, others
         else:
             assert kept_on_host or not others, f"tick {tick}: {others}"
     assert not looks or any(sync.site in DECISIONS for syncs in by_tick.values() for sync in syncs)

@@ -47,8 +47,8 @@ class Case:
 
     @property
     def compresses(self) -> bool:
-        kv = self.settings.get("kv")
-        return kv is not None and kv.note((tiny.magi_settings if self.magi else tiny.settings)(**self.settings).plan) is None
+        kv, make = self.settings.get("kv"), tiny.magi_settings if self.magi else tiny.settings
+        return kv is not None and kv.note(make(**self.settings).plan) is None
 
     @property
     def kept_on_host(self) -> bool:
@@ -118,10 +118,11 @@ def cases() -> list[Case]:
             {"plan": "blockwise", "recache": frozenset({2}), "policy": FIXED, "kv": KVSettings(budget=2.0)},
             {"switches": (0, 2)},
         ),
-        Case("bidirectional", {"attention": "bidirectional", "prefix_frames": 2, "prefix_noise": 0.02, "policy": FIXED}),
+        Case("bidirectional", {"attention": "bidirectional", "policy": FIXED}),
+        Case("given", {"attention": "bidirectional", "prefix_frames": 2, "prefix_noise": 0.02}, reuses=False),
         Case("one-branch", {"policy": FIXED}, {"branches": 1}),
         Case("prompt-switch", {"policy": FIXED}, {"switches": (0, 3)}),
-        Case("self-forcing", {"plan": "blockwise", "solver": ReNoise(), "clean_pass": True, "kv": BUDGET}, reuses=False),
+        Case("forcing", {"plan": "blockwise", "solver": ReNoise(), "clean_pass": True, "kv": BUDGET}, reuses=False),
     ]
     for name, model in (("distilled", {}), ("base", {"base": True}), ("ranges", {"base": True, "ranges": (4, 2)})):
         for policy_name, policy in (("schedule", FIXED), ("patch", LOOKING[1][1])):

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from flowcache_core.denoiser import Denoiser
 from flowcache_core.dry_run.traffic import Copy, Count, Sync
 from flowcache_core.engine import EngineSettings, generate
-from flowcache_core.models.magi.transformer import MagiTransformer
 from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.models.magi.denoiser import MagiDenoiser
 from flowcache_core.models.magi.guidance import GuidanceScales
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.magi.transformer import MagiTransformer
 from flowcache_core.models.wan.denoiser import WanDenoiser
-from flowcache_core.plan import PLANS
+from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.plan import blockwise, staggered, window
 from flowcache_core.report.events import CacheCompressed, Event, StepTaken
 from flowcache_core.schedule import magi, magi_distill_times, shifted
 
@@ -29,7 +29,8 @@ MAGI = MagiConfig(48, 40, 2, 6, 2, 8, 12, text_dim=20, text_len=60, freq_dim=16,
 CHUNK_FRAMES, CHUNKS, STEPS = 2, 4, 6
 # For MAGI-1's distilled weights, which know only some numbers of steps.
 MAGI_STEPS = 8
-PLAN_FIELDS = {"blockwise": {}, "staggered": {"ar_step": 2}, "window": {"window_chunks": 2}}
+PLANS = {"blockwise": blockwise, "staggered": staggered, "window": window}
+PLAN_FIELDS: dict[str, dict[str, int]] = {"blockwise": {}, "staggered": {"ar_step": 2}, "window": {"window_chunks": 2}}
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -83,14 +84,14 @@ def settings(plan: str = "staggered", prefix_frames: int = 0, **changes: Any) ->
 
 
 def magi_settings(prefix_frames: int = 0, **changes: Any) -> EngineSettings:
-    plan = PLANS["window"](CHUNK_FRAMES * CHUNKS, CHUNK_FRAMES, MAGI_STEPS, 2, prefix_frames, hold_prefix=True)
+    plan = window(CHUNK_FRAMES * CHUNKS, CHUNK_FRAMES, MAGI_STEPS, 2, prefix_frames)
     values = {"plan": plan, "schedule": magi(MAGI_STEPS), "clean_pass": True, "clean_timestep": 0.9999}
     return EngineSettings(**(values | changes))
 
 
 @dataclass(repr=False)
 class Watched:
-    """A run's latents on the CPU, its events, and what it asked of the device by tick (before the first: -1)."""
+    """A run's latents on the CPU, its events, and what it asked of the device by tick (-1: before the first)."""
 
     latents: Tensor
     events: list[Event] = field(default_factory=list)
@@ -129,5 +130,9 @@ def watched(denoiser: Denoiser, engine: EngineSettings, device: str, count: Coun
             count.syncs.clear()
             count.copies.clear()
 
-    result.latents = generate(denoiser, engine, noise, prefix=prefix, observe=observe).to("cpu")
+    latents = generate(denoiser, engine, noise, prefix=prefix, observe=observe)
+    if count is not None:
+        result.syncs[len(engine.plan.ticks)] = list(count.syncs)
+        result.copies[len(engine.plan.ticks)] = list(count.copies)
+    result.latents = latents.to("cpu")
     return result

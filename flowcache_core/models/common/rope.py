@@ -18,7 +18,7 @@ def rope_axes(head_dim: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class RopeAxes:
-    """Rotations along each axis by itself, ``[positions, size / 2, 2]`` (cosine, sine) fp32: small, and made once a run.
+    """Rotations along each axis by itself, ``[positions, size / 2, 2]`` (cosine, sine) fp32: small, made once a run.
 
     ``first``: frame of the video that ``frames`` begins with.
     """

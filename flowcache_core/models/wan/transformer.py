@@ -391,7 +391,7 @@ class WanTransformer(nn.Module):
         return (x.shape[3] // rows) * (x.shape[4] // columns)
 
     def rope(self, x: Tensor, first_frame: int, frames: int) -> RopeAxes:
-        """Rotations of ``frames`` latent frames from ``first_frame`` on, for latents of x's height, width and device."""
+        """Rotations of ``frames`` latent frames from ``first_frame`` on, for x's height, width and device."""
         _, rows, columns = self.config.patch
         height, width = x.shape[3] // rows, x.shape[4] // columns
         return RopeAxes.of(first_frame, frames, height, width, self.config.head_dim, x.device)
