@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -12,11 +13,14 @@ import torch
 from dummy import DummyDenoiser
 from torch import Tensor
 
+from flowcache_core import presets
 from flowcache_core.bundled import load_bundled
 from flowcache_core.commands import cost, demo, schedule
+from flowcache_core.cost import ModelShape
 from flowcache_core.denoiser import ChunkInput, Denoiser, ModelView
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
+from flowcache_core.families import FAMILIES, Family
 from flowcache_core.kv import COMPRESSORS
 from flowcache_core.kv.compressor import Compressor, Region
 from flowcache_core.kv.settings import KVSettings
@@ -217,3 +221,59 @@ def test_every_option_has_a_text_and_its_default_is_within_its_limits(registry: 
 def test_an_unknown_policy_is_refused_with_what_there_is() -> None:
     with pytest.raises(SettingError, match="policy: got 'no such'.*odd-steps"):
         cost.evaluate(cost.parser().parse_args(["--model", "magi-1-4.5b", "--policy", "no such"]))
+
+
+# -- a family: one row, one file of presets, a denoiser with the protocol --------------------------------------------
+
+
+@dataclass(frozen=True)
+class SquareShape(ModelShape):
+    """A forward costs the square of its width for every token."""
+
+    width: int
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return 4 * self.width
+
+    def forward(self, tokens: int, context: int) -> float:
+        return float(tokens * self.width**2) + self.attention(tokens, context)
+
+    def attention(self, tokens: int, context: int) -> float:
+        return float(tokens * context)
+
+
+@pytest.fixture
+def family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A model "square-1" of the family "square", in blocks of two frames."""
+    run = {"plan": "blockwise", "frames": 8, "chunk_frames": 2, "steps": 10, "shift": 3.0}
+    content = {
+        "schema": 1,
+        "shape": {"kind": "square", "width": 3},
+        "run": {**run, "tokens_per_frame": 5, "branches": 1},
+        "presets": {"vanilla": {"text": "All.", "policy": {"name": "never"}}},
+    }
+    (tmp_path / "square-1.json").write_text(json.dumps(content))
+    monkeypatch.setattr(presets, "FOLDER", tmp_path)
+    row = Family(
+        shape=lambda fields, steps, nearly_clean: SquareShape(**fields),
+        schedule=shifted,
+        requires=frozenset({"steps", "shift"}),
+        clean_pass=False,
+        load=lambda path: None,
+        view=lambda model: DummyDenoiser(),
+    )
+    monkeypatch.setitem(FAMILIES, "square", row)
+    return "square-1"
+
+
+def test_a_family_is_counted(family: str) -> None:
+    counted = cost.evaluate(cost.parser().parse_args(["--model", family]))
+    assert (counted["computed_steps"], counted["total_steps"]) == (40, 40)
+    contexts = sum(10 * n * 10 * 10 for n in (1, 2, 3, 4))  # 10 steps of 10 tokens over 10 n tokens of context
+    assert counted["pflops"] * 1e15 == pytest.approx(4 * 10 * 10 * 9 + contexts)
+
+
+def test_a_family_has_schedules(family: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert schedule.main(["--model", family, "--policy", '{"name": "odd-steps", "every": 4}', "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["computed"] == [0, 1, 2, 3, 4, 8, 9]
