@@ -27,7 +27,8 @@ ROOT = Path(__file__).absolute().parent
 MINIMUM_PYTHON = (3, 10)
 NO_TESTS_COLLECTED = 5  # pytest's exit code
 INTERRUPTED = 130
-SUITES = ("unit", "host", "browser")  # folders of tests/
+OWN_SUITES = ("unit", "device", "cuda")  # folders of tests/ that need no host
+SUITES = (*OWN_SUITES, "host", "browser")
 
 COMMANDS = {
     "demo": "make a video twice on this machine, without and with FlowCache; show what was saved and what it cost",
@@ -358,17 +359,18 @@ def host_suite_blocker(suite: str, host: Path | None, python: Path | None) -> st
 
 
 def run_tests(python: Path, arguments: Sequence[str]) -> int:
-    """Unit tests, then the suites on a real host, each in a process of its own; the last line sums them up."""
+    """The suites that need no host, then those on a real one, each in a process of its own; the last line sums up."""
     paths, options = split_arguments(arguments, ROOT)
     chosen = [suite for suite in SUITES if not paths or suite in paths]
     total, codes = Counts(), []
     with tempfile.TemporaryDirectory(prefix="flowcache-tests-") as folder:
         for suite in chosen:
             junit = Path(folder) / f"{suite}.xml"
-            if suite == "unit":
-                code = run([python, "-m", "pytest", f"--junitxml={junit}", *options, *paths.get(suite, [])])
-            elif not has_tests(ROOT / "tests" / suite):
+            if suite != "unit" and not has_tests(ROOT / "tests" / suite):
                 continue
+            if suite in OWN_SUITES:
+                folders = [] if suite == "unit" else [str(ROOT / "tests" / suite)]
+                code = run([python, "-m", "pytest", f"--junitxml={junit}", *options, *paths.get(suite, folders)])
             else:
                 host = find_host(ROOT, os.environ, Path.home())
                 its_python = host_python(host) if host else None

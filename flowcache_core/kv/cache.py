@@ -169,14 +169,16 @@ class KVCache:
         first = self._chunk_starts[chunk.index]
         last = first + self._tokens_of(chunk)
         for layout, buffer in zip(self.layouts, self._layers, strict=True):
-            if buffer.positions is None:
-                own = torch.arange(first, last, device=buffer.keys.device)
-            else:
-                held = buffer.positions[source, 0, 0, : layout.clean_tokens]
-                own = ((held >= first) & (held < last)).nonzero().flatten()
             for stored in (buffer.keys, buffer.values):
-                raw = stored.view(torch.uint8) if stored.element_size() == 1 else stored  # fp8 cannot be indexed
-                raw[target].index_copy_(2, own, raw[source].index_select(2, own))
+                raw = stored.view(torch.uint8) if stored.element_size() == 1 else stored  # fp8 cannot be selected
+                if buffer.positions is None:
+                    raw[target, ..., first:last, :] = raw[source, ..., first:last, :]
+                    continue
+                # By a mask over all that is kept: how many tokens it is, only the device knows.
+                held = buffer.positions[source, 0, 0, : layout.clean_tokens]
+                own = ((held >= first) & (held < last)).unsqueeze(-1)
+                kept = raw[target, ..., : layout.clean_tokens, :]
+                kept.copy_(torch.where(own, raw[source, ..., : layout.clean_tokens, :], kept))
 
     def forget(self) -> None:
         """Drop all history, so that it can be written again. Only while no chunk is active."""
@@ -238,11 +240,12 @@ class KVCache:
         assert compressor is not None and buffer.positions is not None
         for branch in range(self.spec.branches):  # one branch at a time: temporaries stay at a branch of one layer
             keys, values, positions = (t[branch] for t in (buffer.keys, buffer.values, buffer.positions))
+            place = self._device if compressor.looks_at else positions.device
+            stored_parts = {"keys": keys[..., : need.before, :], "values": values[..., : need.before, :]}
             region = Region(
-                keys=keys[..., : need.before, :].to(self._device),
-                values=values[..., : need.before, :].to(self._device),
+                **{name: t.to(place) if name in compressor.looks_at else t for name, t in stored_parts.items()},
                 queries=buffer.queries.get(branch),
-                positions=positions[..., : need.before].to(self._device),
+                positions=positions[..., : need.before].to(place),
                 tokens_per_frame=self.spec.tokens_per_frame,
                 chunk_tokens=self._chunk_tokens,
                 chunk_starts=self._chunk_starts,

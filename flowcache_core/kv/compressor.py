@@ -25,7 +25,8 @@ Granularity = Literal["token", "frame", "chunk"]
 class Region:
     """The clean tokens of one layer and branch that a compressor may drop, oldest first.
 
-    ``keys`` and ``values`` ``[N, kv_heads, L, d]`` as stored (dtype of the cache, keys with their rotary phase);
+    ``keys`` and ``values`` ``[N, kv_heads, L, d]`` as stored (dtype of the cache, keys with their rotary phase; on the
+    model's device where the compressor's ``looks_at`` names them);
     ``queries`` ``[N, q_heads, Lq, d]`` of the chunk computed last, None when the method asked for none or none has been
     computed; ``positions`` ``[N, kv_heads, L]`` token index in the video (frame * tokens_per_frame + place in frame);
     ``chunk_starts`` first position of every chunk; ``chunk_tokens`` of the largest chunk, the unit of a
@@ -55,6 +56,9 @@ class Compressor(ABC):
     name: ClassVar[str]
     by_place: ClassVar[bool] = False
     """Whether the score depends on the place in the video alone, the same for all branches and heads."""
+    looks_at: ClassVar[frozenset[str]] = frozenset({"keys", "values"})
+    """What of the stored tensors the score reads: only that is brought to the model's device from a cache that lies
+    elsewhere, and the positions with it. With nothing to read the scores are made where the cache lies."""
 
     key_granularity: Granularity = option(
         "token",
@@ -90,8 +94,10 @@ class Compressor(ABC):
     def keep(self, region: Region, count: int) -> Tensor:
         """int64 ``[N, kv_heads, count]``: the kept tokens of every head, ascending."""
         # A host may run the model under autocast; scores in bf16 would leave some 20 distinct values per head.
-        device = region.keys.device.type
-        full = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        device = region.positions.device.type
+        # Asked only where it is on: a backend without autocast of its own refuses to switch it off.
+        on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        full = torch.autocast(device, enabled=False) if on else nullcontext()
         with torch.no_grad(), full:
             scores = self.score(region)
             if scores.shape != region.keys.shape[:3]:

@@ -30,6 +30,7 @@ class ImportanceRedundancy(Compressor):
     """
 
     name: ClassVar[str] = "importance-redundancy"
+    looks_at: ClassVar[frozenset[str]] = frozenset({"keys"})
 
     mix_lambda: float = option(
         0.07,

@@ -18,6 +18,7 @@ class Random(Compressor):
     """Depends on ``seed``, layer and event only: not on the device, the global generators or the branch."""
 
     name: ClassVar[str] = "random"
+    looks_at: ClassVar[frozenset[str]] = frozenset()
 
     key_granularity: Granularity = replaced(Compressor, "key_granularity", "token", optional=True)
     seed: int = option(0, "Which tokens are kept; only for comparison.", minimum=0, maximum=2**32 - 1, advanced=True)
@@ -30,4 +31,4 @@ class Random(Compressor):
         # Layers and events stay far below 2**12 and 2**19, so no two of them share a stream.
         stream = (self.seed << 31) | (region.layer << 19) | region.event
         generator = torch.Generator().manual_seed(stream)
-        return torch.rand(region.keys.shape[:3], generator=generator).to(region.keys.device)
+        return torch.rand(region.keys.shape[:3], generator=generator).to(region.positions.device)

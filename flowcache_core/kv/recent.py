@@ -14,6 +14,7 @@ from .compressor import Compressor, Region
 class Recent(Compressor):
     name: ClassVar[str] = "recent"
     by_place: ClassVar[bool] = True
+    looks_at: ClassVar[frozenset[str]] = frozenset()
 
     def score(self, region: Region) -> Tensor:
         return region.positions.float()

@@ -19,6 +19,7 @@ class SinkWindow(Compressor):
 
     name: ClassVar[str] = "sink-window"
     by_place: ClassVar[bool] = True
+    looks_at: ClassVar[frozenset[str]] = frozenset()
 
     sink: float = option(
         1.0,

@@ -129,8 +129,9 @@ class TimeDistance(Distance):
 
     def begin(self, schedule: Schedule, denoiser: ModelView) -> DistanceState:
         features = torch.stack([denoiser.time_modulation(t).float().flatten() for t in schedule.timesteps])
-        differences = (features[1:] - features[:-1]).abs().mean(1).tolist()
-        magnitudes = features[:-1].abs().mean(1).tolist()
+        differences = (features[1:] - features[:-1]).abs().mean(1)
+        magnitudes = features[:-1].abs().mean(1)
+        differences, magnitudes = torch.stack([differences, magnitudes]).tolist()
         table = [None, *(Change(d, m) for d, m in zip(differences, magnitudes, strict=True))]
         return TableState(tuple(table))
 

@@ -163,4 +163,5 @@ class Offset(Quantity):
         self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser
     ) -> Tensor:
         last = history[-1]
-        return last.velocity + (item.latents.to(last.velocity.device) - last.item.latents)
+        device = item.latents.device  # what is kept goes there: the other way the host would wait for it
+        return last.velocity.to(device) + (item.latents - last.item.latents.to(device))

@@ -371,7 +371,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "flowcache"
     for suite in dev.SUITES:
         (root / "tests" / suite).mkdir(parents=True)
-        if suite != "unit":
+        if suite not in dev.OWN_SUITES:
             (root / "tests" / suite / "pytest.ini").write_text("[pytest]\n")
     (root / "pyproject.toml").write_text("[tool.pytest.ini_options]\ntestpaths = ['tests/unit']\n")
     make_host(tmp_path / "ComfyUI")
@@ -404,6 +404,16 @@ def test_all_suites_run_and_the_last_line_adds_them_up(checkout: Path, capfd: py
     (checkout / "tests/browser/test_b.py").write_text(ROOT_IS_NOT_ON_THE_PATH)
     assert dev.run_tests(Path(sys.executable), []) == 0
     assert last_line(capfd) == "4 passed, 0 failed, 1 skipped"
+
+
+def test_suites_without_a_host_have_processes_of_their_own(checkout: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    once = "import os\ndef test_a(): assert os.environ.setdefault('SEEN', {0!r}) == {0!r}\n"
+    for suite in dev.OWN_SUITES:
+        (checkout / f"tests/{suite}/test_{suite}.py").write_text(once.format(suite))
+    assert dev.run_tests(Path(sys.executable), []) == 0
+    assert last_line(capfd) == "3 passed, 0 failed, 0 skipped"
+    assert dev.run_tests(Path(sys.executable), ["tests/device"]) == 0
+    assert last_line(capfd) == "1 passed, 0 failed, 0 skipped"
 
 
 def test_failures_and_errors_of_a_host_suite_count(checkout: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -454,6 +464,8 @@ def test_arguments_are_paths_by_suite_and_options(checkout: Path) -> None:
     tests = checkout / "tests"
     assert paths == {
         "unit": [str(tests / "unit"), f"{tests / 'unit'}::test_a"],
+        "device": [str(tests / "device")],
+        "cuda": [str(tests / "cuda")],
         "host": [str(tests / "host")],
         "browser": [str(tests / "browser")],
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,26 +16,51 @@ def rope_axes(head_dim: int) -> tuple[int, int, int]:
     return head_dim - 2 * side, side, side
 
 
+@dataclass(frozen=True)
+class RopeAxes:
+    """Rotations along each axis by itself, ``[positions, size / 2, 2]`` (cosine, sine) fp32: small, made once a run.
+
+    ``first``: frame of the video that ``frames`` begins with.
+    """
+
+    first: int
+    frames: Tensor
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(
+        cls, first: int, frames: int, rows: int, columns: int, head_dim: int, device: torch.device | str = "cpu"
+    ) -> RopeAxes:
+        """Angles are taken in float64 from whole-number positions, so the axes have no longest video: a frame's
+        rotation depends neither on the dtype of the weights nor on where the window starts.
+        """
+        axes = []
+        for (start, count), size in zip(((first, frames), (0, rows), (0, columns)), rope_axes(head_dim), strict=True):
+            exponent = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / max(size, 1)
+            positions = torch.arange(start, start + count, dtype=torch.float64, device="cpu")
+            angle = torch.outer(positions, THETA**-exponent)
+            # Rounded to fp32 before the move: some devices have no float64.
+            axes.append(torch.stack((angle.cos(), angle.sin()), -1).float().to(device))
+        return cls(first, *axes)
+
+    def table(self, first_frame: int, frames: int) -> Tensor:
+        """Rotations as complex64 ``[frames * rows * columns, 1, head_dim / 2]``, tokens in (frame, row, column) order.
+
+        Put together where the axes lie: nothing is copied to the device for it.
+        """
+        grid = (frames, len(self.rows), len(self.columns))
+        start = first_frame - self.first
+        parts = [self.frames[start : start + frames, None, None], self.rows[:, None], self.columns]
+        table = torch.cat([part.expand(*grid, -1, -1) for part in parts], -2)
+        return torch.view_as_complex(table.flatten(0, 2)).unsqueeze(1)
+
+
 def rope_table(
     first_frame: int, frames: int, height: int, width: int, head_dim: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Rotations as complex64 ``[frames * height * width, 1, head_dim / 2]``, tokens in (frame, row, column) order.
-
-    Angles are taken in float64 from whole-number positions, so the table has no longest video: a frame's rotation
-    depends neither on the dtype of the weights nor on where the window starts.
-    """
-    angles = []
-    grid = ((first_frame, frames), (0, height), (0, width))
-    for axis, ((start, count), size) in enumerate(zip(grid, rope_axes(head_dim), strict=True)):
-        exponent = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / max(size, 1)
-        positions = torch.arange(start, start + count, dtype=torch.float64, device="cpu")
-        shape = [1, 1, 1, size // 2]
-        shape[axis] = count
-        angle = torch.outer(positions, THETA**-exponent).view(shape)
-        angles.append(angle.expand(frames, height, width, -1))
-    table = torch.cat(angles, -1).view(-1, 1, head_dim // 2)
-    # Rounded to fp32 before the move: some devices have no float64.
-    return torch.complex(table.cos().float(), table.sin().float()).to(device)
+    """:meth:`RopeAxes.table` of frames that are asked for once."""
+    return RopeAxes.of(first_frame, frames, height, width, head_dim, device).table(first_frame, frames)
 
 
 def apply_rope(x: Tensor, table: Tensor) -> Tensor:

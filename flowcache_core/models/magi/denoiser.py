@@ -120,7 +120,7 @@ class MagiDenoiser:
         device = self.transformer.rope.bands.device
         # The step size is left at the first step's: only 12 distilled steps have two.
         step_time = self.step_times[0] if self.step_times else None
-        return self.transformer.condition(torch.tensor([timestep], device=device), step_time=step_time)
+        return self.transformer.condition(torch.full((1,), timestep, device=device), step_time=step_time)
 
     # -- forwards ----------------------------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class MagiDenoiser:
             key = max(start for start in self.captions if start <= key)
         if (key, batch) not in self.rows:
             caption, mask = self.captions[key] if key >= 0 else self.without_text()
-            rows = self.transformer.caption_rows(caption.to(device), mask.to(device), batch)
+            rows = self.transformer.caption_rows(caption.to(device), mask, batch)
             self.rows[key, batch] = rows
         return self.rows[key, batch]
 

@@ -133,12 +133,12 @@ def null_caption(embedding: Tensor, tokens: SpecialTokens | None = None) -> tupl
     """Caption and mask of the branches without text: the model's learned rows ``[n, dim]``, of which 50 are seen.
 
     With ``tokens`` the negative ones (borders, transition, logo, caption, in this order) stand before it and take four
-    of the 50 places, as the original's negative prompt does.
+    of the 50 places, as the original's negative prompt does. The mask lies on the CPU: it is known there.
     """
     length = embedding.shape[0]
     if tokens is not None:
         negative = (tokens.row(BORDERS), tokens.row(TRANSITION), tokens.logo, tokens.caption)
         embedding = torch.cat((*(row.to(embedding) for row in negative), embedding))[:length]
-    mask = embedding.new_zeros(length)
+    mask = torch.zeros(length, dtype=embedding.dtype, device="cpu")
     mask[:NULL_TOKENS] = 1
     return embedding, mask

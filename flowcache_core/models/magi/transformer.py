@@ -169,14 +169,16 @@ class MagiTransformer(nn.Module):
     def caption_rows(self, caption: Tensor, mask: Tensor, batch: int) -> CaptionRows:
         """Unmasked cross-attention states ``[n_i, dim]`` of each batch item, or one list entry for all of them.
 
-        caption: ``[batch or 1, n, text_dim]``. mask: ``[batch or 1, n]``. SettingError when they do not fit the model.
+        caption: ``[batch or 1, n, text_dim]``. mask: ``[batch or 1, n]``, best on the CPU: how many rows it leaves is
+        asked where it lies. SettingError when they do not fit the model.
         """
         ok = caption.dim() == 3 and caption.shape[-1] == self.config.text_dim and caption.shape[0] in (1, batch)
         require(ok, "caption", tuple(caption.shape), f"[{batch} or 1, n, {self.config.text_dim}]")
         require(mask.shape == caption.shape[:2], "caption mask", tuple(mask.shape), f"{tuple(caption.shape[:2])}")
+        seen = [keep.nonzero().flatten().to(caption.device) for keep in mask]
         return [
-            self.y_embedder.y_proj_xattn(rows[keep.bool()].float()).to(self.dtype)
-            for rows, keep in zip(caption, mask, strict=True)
+            self.y_embedder.y_proj_xattn(rows[index].float()).to(self.dtype)
+            for rows, index in zip(caption, seen, strict=True)
         ]
 
     def _head(self, stream: Tensor, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ...denoiser import ChunkInput, ChunkOutput, KVSpec
 from ...errors import require, require_count, require_finite, require_finite_values
 from ...kv.cache import KVCache
 from ...plan.base import Chunk
+from ..common.rope import RopeAxes
 from .transformer import Memory, PreparedText, WanTransformer
 
 
@@ -29,6 +31,7 @@ class WanDenoiser:
     guidance: float = 1.0
     fps: int | None = None
     texts: dict[tuple[int, int], PreparedText] = field(default_factory=dict, init=False, repr=False)
+    axes: dict[tuple[int, int, int], RopeAxes] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_finite("guidance", self.guidance, minimum=0.0)
@@ -77,6 +80,7 @@ class WanDenoiser:
             memory=self.memory(item.chunk, cache),
             fps=self.fps,
             return_residual=keep_residual,
+            rope=self.rope(item.latents, cache.plan.frames),
         )
 
     def from_residual(self, item: ChunkInput, residual: Tensor) -> Tensor:
@@ -87,8 +91,12 @@ class WanDenoiser:
         accepted = "one prompt, of chunk 0, with bidirectional attention: it holds for the whole window"
         require(len(self.prompts) == 1, "prompts", f"prompts from chunks {sorted(self.prompts)}", accepted)
         x = self.batched(latents)
-        times = torch.tensor(timesteps, device=x.device).expand(x.shape[0], -1)
-        return self.split(self.transformer(x, times, self.text(0, latents.shape[0]), fps=self.fps))
+        # One fill per run of equal ones: numbers of the host reach a device as arguments, as a tensor they are a copy.
+        runs = [(time, len(list(group))) for time, group in groupby(timesteps)]
+        row = torch.cat([torch.full((count,), time, device=x.device) for time, count in runs])
+        times = row.expand(x.shape[0], -1)
+        text, rope = self.text(0, latents.shape[0]), self.rope(latents, latents.shape[2])
+        return self.split(self.transformer(x, times, text, fps=self.fps, rope=rope))
 
     def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:
         if velocity.shape[0] == 1:
@@ -101,7 +109,7 @@ class WanDenoiser:
 
     def time_modulation(self, timestep: float) -> Tensor:
         weight = self.transformer.patch_embedding.weight
-        return self.transformer.time_modulation(torch.tensor([timestep], device=weight.device), self.fps)
+        return self.transformer.time_modulation(torch.full((1,), timestep, device=weight.device), self.fps)
 
     # -- branches run as one batch, branch-major ---------------------------------------------------------------------
 
@@ -121,6 +129,13 @@ class WanDenoiser:
             contexts = [context.expand(batch, -1, -1) for context in self.prompts[start][: self.branches]]
             self.texts[start, batch] = self.transformer.prepare_text(torch.cat(contexts))
         return self.texts[start, batch]
+
+    def rope(self, latents: Tensor, frames: int) -> RopeAxes:
+        """Rotations of a video of ``frames`` latent frames, on the latents' device, computed once per run."""
+        key = (frames, *latents.shape[3:])
+        if key not in self.axes:
+            self.axes[key] = self.transformer.rope(latents, 0, frames)
+        return self.axes[key]
 
     def memory(self, chunk: Chunk, cache: KVCache) -> Memory:
         branches = range(self.branches)

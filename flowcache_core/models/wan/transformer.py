@@ -27,7 +27,7 @@ from ...reading.limits import LAYERS, WIDEST
 from ..common.attention import attend, attend_block_causal
 from ..common.checkpoint import load_strict, read_state_dict
 from ..common.layers import count_layers
-from ..common.rope import apply_rope, rope_table
+from ..common.rope import RopeAxes, apply_rope
 from ..common.scaled_fp8 import LISTED_FORMATS, dequantised, is_beside
 from .keys import transformer_tensors
 
@@ -305,13 +305,14 @@ class WanTransformer(nn.Module):
         first_frame: int = 0,
         chunk_frames: Sequence[int] | None = None,
         fps: int | None = None,
+        rope: RopeAxes | None = None,
     ) -> Tensor:
         """Velocity ``[B, out_dim, F, H, W]`` (fp32) of a whole window in one pass.
 
         ``timesteps`` is ``[B]`` or ``[B, F]``; ``context`` the text encoder's ``[B, T, text_dim]`` or what
         :meth:`prepare_text` made of it. With ``chunk_frames`` (lengths that add up to F) a chunk sees itself and the
         chunks before it, and ``context`` may be a sequence with one prompt per chunk. Without, every frame sees every
-        frame.
+        frame. ``rope``: :meth:`rope` of a stretch of video that has these frames; made for this call without.
         """
         tokens, frames = self.tokens_per_frame(x), x.shape[2]
         chunks = [frames] if chunk_frames is None else list(chunk_frames)
@@ -326,7 +327,7 @@ class WanTransformer(nn.Module):
             return attend_block_causal(q, k, v, lengths)
 
         e, e0 = self._time(timesteps, fps, frames)
-        stream = self._stack(self._embed(x), e0, texts, lengths, first_frame, x, self_attention)
+        stream = self._stack(self._embed(x), e0, texts, lengths, first_frame, x, self_attention, rope)
         return self._head(stream, e, x)
 
     def forward_chunk(
@@ -339,13 +340,14 @@ class WanTransformer(nn.Module):
         memory: Memory,
         fps: int | None = None,
         return_residual: bool = False,
+        rope: RopeAxes | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Velocity of one chunk ``x [B, C, f, H, W]`` whose first latent frame is frame ``first_frame`` of the video.
 
         In every layer ``memory(layer, q, k, v)`` gets the chunk's own ``[B, heads, tokens, head_dim]`` (q and k
         normalised and rotated) and returns the K and V to attend to: earlier chunks, then its own. With
         ``return_residual`` also returns what the block stack added to the tokens, ``[B, tokens, dim]``, for
-        :meth:`from_residual`.
+        :meth:`from_residual`. ``rope``: as in :meth:`forward`; with it no values are copied to the device.
         """
 
         def self_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -354,7 +356,7 @@ class WanTransformer(nn.Module):
         e, e0 = self._time(timesteps, fps, x.shape[2])
         tokens = self._embed(x)
         lengths = [x.shape[2] * self.tokens_per_frame(x)]
-        stream = self._stack(tokens, e0, [context], lengths, first_frame, x, self_attention)
+        stream = self._stack(tokens, e0, [context], lengths, first_frame, x, self_attention, rope)
         velocity = self._head(stream, e, x)
         return (velocity, (stream - tokens).flatten(1, 2)) if return_residual else velocity
 
@@ -387,6 +389,12 @@ class WanTransformer(nn.Module):
         accepted = f"[B, {self.config.in_dim}, F, multiple of {rows}, multiple of {columns}]"
         require(ok, "latents", tuple(x.shape), accepted)
         return (x.shape[3] // rows) * (x.shape[4] // columns)
+
+    def rope(self, x: Tensor, first_frame: int, frames: int) -> RopeAxes:
+        """Rotations of ``frames`` latent frames from ``first_frame`` on, for x's height, width and device."""
+        _, rows, columns = self.config.patch
+        height, width = x.shape[3] // rows, x.shape[4] // columns
+        return RopeAxes.of(first_frame, frames, height, width, self.config.head_dim, x.device)
 
     def _blocks(self) -> Iterator[WanBlock]:
         return cast("Iterator[WanBlock]", iter(self.blocks))
@@ -430,12 +438,11 @@ class WanTransformer(nn.Module):
         first_frame: int,
         x: Tensor,
         self_attention: SelfAttention,
+        rope: RopeAxes | None,
     ) -> Tensor:
         """All blocks over ``stream [B, F, S, dim]``; one text for all tokens, or one for each of ``lengths``."""
         require_count("first_frame", first_frame, minimum=0)
-        _, rows, columns = self.config.patch
-        grid = (x.shape[2], x.shape[3] // rows, x.shape[4] // columns)
-        table = rope_table(first_frame, *grid, self.config.head_dim, x.device)
+        table = (rope or self.rope(x, first_frame, x.shape[2])).table(first_frame, x.shape[2])
         prepared = [text if isinstance(text, PreparedText) else self.prepare_text(text) for text in texts]
         for layer, block in enumerate(self._blocks()):
 

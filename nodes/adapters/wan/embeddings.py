@@ -19,6 +19,6 @@ def patch_embedding(transformer: Any, latents: Tensor) -> Tensor:
 def time_modulation(model: Any, timestep: float, device: Any) -> Tensor:
     """The time projection ``[1, 6 * dim]`` that modulates the blocks."""
     transformer = model.diffusion_model
-    time = torch.tensor([timestep], device=device)
+    time = torch.full((1,), timestep, device=device)
     embedding = sinusoidal_embedding_1d(transformer.freq_dim, time).to(model.get_dtype_inference())
     return transformer.time_projection(transformer.time_embedding(embedding))

@@ -1,0 +1,79 @@
+"""Every place where values cross between host and device, and why: a copy from any other place is a fault.
+
+Law 5: one sync a tick at most, for all reuse decisions together, and none where they follow from numbers known before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from flowcache_core.dry_run.traffic import Copy, Sync
+
+HOST, DEVICE = "cpu", "pretend"
+INTO, BACK = f"{HOST} to {DEVICE}", f"{DEVICE} to {HOST}"
+
+
+@dataclass(frozen=True)
+class Reason:
+    """often: once a run, once per prompt, at most once a tick, or as often as something that was asked for happens."""
+
+    often: Literal["run", "prompt", "tick", "asked"]
+    why: str
+
+
+JUSTIFIED: Mapping[tuple[str, str], Reason] = {
+    # what a run begins with
+    (INTO, "models/common/rope.py of"): Reason("run", "rotations, in float64, which not every device has"),
+    (INTO, "models/magi/denoiser.py caption"): Reason("prompt", "captions lie where the text encoder left them"),
+    (INTO, "models/magi/transformer.py caption_rows"): Reason("prompt", "which of a caption's rows are seen"),
+    (BACK, "reuse/distance.py begin"): Reason("run", "the table of a distance that depends on the timestep alone"),
+    (BACK, "engine/finite.py read"): Reason("run", "whether every step left finite values: flags, read at the end"),
+    # decisions that look at the video: law 5
+    (BACK, "reuse/distance.py measure"): Reason("tick", "the distances of all chunks of a tick, at once"),
+    (BACK, "reuse/easycache.py measure"): Reason("tick", "the predicted changes of all chunks of a tick, at once"),
+    # drawn on the host, so that a seed means the same on every device
+    (INTO, "noise.py draw"): Reason("asked", "noise of a solver that re-noises, and of a prefix"),
+    (INTO, "kv/random.py score"): Reason("asked", "compressor random, the control"),
+    (INTO, "kv/compressor.py _group_rank"): Reason("asked", "where chunks begin, for whole chunks in a compression"),
+    # K/V kept on the host
+    (BACK, "kv/cache.py write"): Reason("asked", "the chunk's own K/V"),
+    (INTO, "kv/cache.py _for_model"): Reason("asked", "the K/V it attends to"),
+    (INTO, "kv/cache.py _compress"): Reason("asked", "what the compressor looks at"),
+    (BACK, "kv/cache.py _compress"): Reason("asked", "what it keeps"),
+    # computed steps kept on the host
+    (BACK, "reuse/quantity.py to"): Reason("asked", "a computed step"),
+    (INTO, "engine/chunk.py reused_velocity"): Reason("asked", "the velocity made of it"),
+    (INTO, "engine/chunk.py close_gap"): Reason("asked", "the velocities that a correction goes through"),
+    (INTO, "reuse/quantity.py velocity"): Reason("asked", "the residual of it"),
+    (INTO, "reuse/forecast.py velocity"): Reason("asked", "velocity and latents of it"),
+}
+# Waited for before the first tick and after the last one.
+AT_THE_ENDS = {"errors.py require_finite_values", "reuse/distance.py begin", "engine/finite.py read"}
+DECISIONS = frozenset(site for (_, site), reason in JUSTIFIED.items() if reason.often == "tick")
+
+
+def check_copies(by_tick: Mapping[int, Sequence[Copy]], prompts: int = 1) -> None:
+    ticks: dict[tuple[str, str], int] = {}
+    for copies in by_tick.values():
+        for place in {(copy.direction, copy.site) for copy in copies}:
+            ticks[place] = ticks.get(place, 0) + 1
+    unknown = set(ticks) - set(JUSTIFIED)
+    assert not unknown, f"copies that nobody asked for: {sorted(unknown)}"
+    for place, seen in ticks.items():
+        most = {"run": 1, "prompt": prompts}.get(JUSTIFIED[place].often)
+        assert most is None or seen <= most, f"{place}: at {seen} ticks, {most} expected"
+
+
+def check_syncs(by_tick: Mapping[int, Sequence[Sync]], *, looks: bool, kept_on_host: bool) -> None:
+    """looks: whether the policy sees the video. kept_on_host: whether something was asked to be kept there."""
+    for tick, syncs in by_tick.items():
+        decisions = [sync for sync in syncs if sync.site in DECISIONS]
+        assert len(decisions) <= int(looks), f"tick {tick}: {decisions}"
+        others = [sync for sync in syncs if sync.site not in DECISIONS]
+        if tick < 0 or tick == max(by_tick):
+            assert {sync.site for sync in others} <= AT_THE_ENDS, others
+        else:
+            assert kept_on_host or not others, f"tick {tick}: {others}"
+    assert not looks or any(sync.site in DECISIONS for syncs in by_tick.values() for sync in syncs)
