@@ -128,6 +128,7 @@ def main(argv: Sequence[str]) -> int:
     p = Parser("reach", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     p.add_argument("--lists", type=int, default=24)
     p.add_argument("--pairs", type=int, default=4)
+    p.add_argument("--stored", action="store_true", help="fit what is stored, measure nothing")
     options = p.parse_args(argv)
     require_count("pairs", options.pairs, minimum=1, maximum=100)
     figures = stored("reach")
@@ -135,7 +136,7 @@ def main(argv: Sequence[str]) -> int:
         figures = {"lists": options.lists, "pairs": options.pairs, "measured": {}}
     families = {family.name: family for family in (Mini(), MiniMagi())}
     for name, family in families.items():
-        for part in CHUNKS:
+        for part in () if options.stored else CHUNKS:
 
             def keep(found: dict[str, Any], key: str = f"{name} {part}") -> None:
                 figures["measured"][key] = found
@@ -144,12 +145,17 @@ def main(argv: Sequence[str]) -> int:
             known = figures["measured"].get(f"{name} {part}", {})
             measure(family, part, options.pairs, options.lists, known, keep)
     for part in CHUNKS:
-        groups = {name: _read(figures, family, name, part) for name, family in families.items()}
+        groups = {
+            name: _read(figures, family, name, part)
+            for name, family in families.items()
+            if f"{name} {part}" in figures["measured"]
+        }
         alone = {name: fitted([group]) for name, group in groups.items()}
         figures[part] = fitted(list(groups.values())) | {"alone": alone}
         print(part, figures[part])
-    later = [_read(figures, family, name, "later")[2] for name, family in families.items()]
-    carried = [math.exp(one.errors[1] - one.errors[0]) - 1 for tried in later for one in tried]
+        if part == "later":
+            pairs = [one.errors for _, _, tried in groups.values() for one in tried]
+            carried = [math.exp(second - first) - 1 for first, second in pairs]
     figures["carry"] = float(np.median(carried))
     print(f"carry {figures['carry']:.2f}\nsaved: {save('reach', figures)}")
     return 0

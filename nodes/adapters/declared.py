@@ -68,10 +68,9 @@ def check_input(one: io.Input, value: Any) -> None:
     elif kind in TYPES:
         fits, accepted = TYPES[kind]
         require(fits(value), field, value, accepted)
-        least, most = getattr(one, "min", None), getattr(one, "max", None)
-        require(
-            most is None or value <= most, field, value, f"{accepted} from {least} to {most:g}" if most else accepted
-        )
+        least, most = getattr(one, "min", None) or 0, getattr(one, "max", None)
+        if most is not None:
+            require(value <= most, field, value, f"{accepted} from {least:g} to {most:g}")
     elif kind == DYNAMIC:
         keys = [option.key for option in one.options]
         named = isinstance(value, Mapping) and isinstance(value.get(field), str)

@@ -1,0 +1,98 @@
+"""The laws of a run on a real device; one line without one."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    pytest.skip("no CUDA device here", allow_module_level=True)
+
+from flowcache_core.engine import EngineSettings, generate
+from flowcache_core.kv.recent import Recent
+from flowcache_core.kv.settings import KVSettings
+from flowcache_core.models.wan.denoiser import WanDenoiser
+from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.plan import staggered
+from flowcache_core.reuse.chunkwise import Chunkwise
+from flowcache_core.reuse.schedule import StaticSchedule
+from flowcache_core.schedule import shifted
+
+CUDA = torch.device("cuda")
+CONFIG = WanConfig(dim=384, ffn_dim=512, num_layers=4, num_heads=3, text_dim=64, freq_dim=32)
+PLAIN = EngineSettings(staggered(12, 2, 6, 2), shifted(6, 5.0))
+FIXED = StaticSchedule(warmup_steps=1, computed=(0, 3))
+
+
+@pytest.fixture(scope="module")
+def model() -> WanTransformer:
+    torch.manual_seed(0)
+    made = WanTransformer(CONFIG)
+    torch.nn.init.normal_(made.head.head.weight, std=0.1)
+    return made.to(CUDA, torch.bfloat16).eval().requires_grad_(False)
+
+
+def run(model: WanTransformer, settings: EngineSettings) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(1)
+    texts = [torch.randn(1, 16, 64, generator=draw).to(CUDA) for _ in range(2)]
+    noise = torch.randn(1, 16, settings.plan.frames, 16, 16, generator=draw).to(CUDA)
+    return generate(WanDenoiser(model, {0: texts}, 3.0), settings, noise)
+
+
+def test_threshold_0_and_a_roomy_budget_change_no_bit(model):
+    expected = run(model, PLAIN)
+    assert expected.isfinite().all()
+    assert torch.equal(run(model, replace(PLAIN, policy=Chunkwise(warmup_steps=1, threshold=0.0))), expected)
+    assert torch.equal(run(model, replace(PLAIN, kv=KVSettings(budget=6.0, compressor=Recent()))), expected)
+
+
+@pytest.mark.parametrize("budget", [None, 1.0])
+def test_kv_on_the_cpu_changes_no_bit(model, budget):
+    kv = KVSettings(budget=budget, compressor=Recent() if budget else None)
+    here = run(model, replace(PLAIN, policy=FIXED, kv=kv))
+    assert torch.equal(run(model, replace(PLAIN, policy=FIXED, kv=replace(kv, device="cpu"))), here)
+
+
+def test_a_fixed_list_waits_for_nothing(model):
+    """torch itself raises at every sync, from the first step to the last."""
+    run(model, replace(PLAIN, policy=FIXED))  # libraries are loaded at first use, which may wait
+    settings, mode = replace(PLAIN, policy=FIXED), torch.cuda.get_sync_debug_mode()
+    allowed: list[object] = []
+
+    def observe(event: object) -> None:
+        name = type(event).__name__
+        if name in ("StepTaken", "RunFinished"):  # rotations and texts are made in the first step
+            torch.cuda.set_sync_debug_mode("error" if name == "StepTaken" else mode)
+            allowed.append(event)
+
+    draw = torch.Generator().manual_seed(1)
+    texts = [torch.randn(1, 16, 64, generator=draw).to(CUDA) for _ in range(2)]
+    noise = torch.randn(1, 16, 12, 16, 16, generator=draw).to(CUDA)
+    try:
+        generate(WanDenoiser(model, {0: texts}, 3.0), settings, noise, observe=observe)
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    assert len(allowed) == PLAIN.plan.total_steps + 1
+
+
+def test_nothing_is_left_of_a_run(model):
+    run(model, PLAIN)
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    run(model, replace(PLAIN, policy=FIXED))
+    gc.collect()
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_memory_does_not_grow_with_the_video(model):
+    def peak(chunks: int) -> int:
+        torch.cuda.reset_peak_memory_stats()
+        kv = KVSettings(budget=1.0, compressor=Recent())
+        run(model, replace(PLAIN, plan=staggered(2 * chunks, 2, 6, 2), kv=kv))
+        return torch.cuda.max_memory_allocated()
+
+    latents = 16 * 16 * 16 * 4 * 2 * 8 * 4  # noise and window of eight more chunks, with room to spare
+    assert peak(16) - peak(8) < 2 * latents
