@@ -62,7 +62,7 @@ def test_the_magi_stream_asks_nothing_of_the_device(count):
 
 FIXED = StaticSchedule(warmup_steps=1, computed=(0, 3))
 # Finished frames are handed out on the CPU; that all values are finite is asked at both ends of a run.
-ADDED = {"video/skyreels.py add", "engine/finite.py read"}
+ADDED = {"video/base.py add", "engine/finite.py read"}
 
 
 def skyreels_video(device: str, **changes: Any) -> Any:
