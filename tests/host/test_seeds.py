@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hostkit import BLOCKWISE, STAGGERED, hosts, latent, load, ours, sample
+from hostkit import BLOCKWISE, STAGGERED, hosts, latent, load, module, ours, sample
 
 WINDOWS = {**STAGGERED, "solver": "renoise", "window_frames": 6, "overlap_frames": 2}
 
@@ -34,3 +34,13 @@ def test_every_chunk_depends_on_the_seed(model, sampler, length, chunk):
     assert torch.equal(one, again)
     for first in range(0, one.shape[2], chunk):
         assert not torch.equal(one[:, :, first : first + chunk], other[:, :, first : first + chunk]), first
+
+
+def test_every_window_draws_by_the_seed_and_apart_from_the_others(model, monkeypatch):
+    """Windows follow from the end of the one before, so their latents alone do not show what was drawn."""
+    sampling, seeds = module("nodes.adapters.wan.sampling"), []
+    original = sampling.host_noise
+    monkeypatch.setattr(sampling, "host_noise", lambda seed, *rest: seeds.append(seed) or original(seed, *rest))
+    for seed in (3, 4):
+        sample(model, ours(WINDOWS), start=latent(61), noise=fixed(seed, 61))
+    assert len(seeds) == len(set(seeds)) > 4 and seeds[0] == 3

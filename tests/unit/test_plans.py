@@ -379,3 +379,10 @@ def test_four_chunks_abreast():
 def test_a_plan_takes_its_own_numbers_out_of_a_run():
     run = {"chunk_frames": 6, "window_chunks": 2, "frames": 60, "ar_step": 9}
     assert PLANS["window"].of(run) == SlidingWindow(6, 2) and PLANS["staggered"].of(run) == Staggered(6, 9)
+
+
+@pytest.mark.parametrize(("given", "prefix_chunks", "held"), [(0, 0, 0), (1, 0, 1), (3, 1, 0), (4, 1, 1), (8, 2, 2)])
+def test_a_prefix_of_no_whole_chunks_is_held_in_the_first_new_one(given, prefix_chunks, held):
+    plan = window(12, 3, 8, 2, given)
+    assert (plan.prefix_chunks, plan.held_frames, plan.prefix_frames) == (prefix_chunks, held, given)
+    assert [chunk.frames for chunk in plan.chunks] == [3, 3, 3, 3]
