@@ -1,0 +1,56 @@
+"""Tensors without values at any size, on a device that this machine need not have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from .traffic import Sync, Traffic
+
+DEVICE = "meta"
+"""What stands for the accelerator; the CPU is the host. torch knows it in every build, and never mixes the two."""
+
+
+class Values(TorchFunctionMode):
+    """What values decide, decided without them: reading numbers counts as one sync, and they are all 0, or true.
+
+    Attention is the one fused operation that it is on an accelerator.
+    """
+
+    def __init__(self, traffic: Traffic) -> None:
+        super().__init__()
+        self.traffic = traffic
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.tolist:
+            self.traffic.count.syncs.append(Sync("copy to the host", self.traffic.site()))
+            return _nested(list(args[0].shape), args[0].dtype == torch.bool)
+        if func is F.scaled_dot_product_attention and args[0].device.type == DEVICE and len(args) == 3 and not kwargs:
+            return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
+        return func(*args, **kwargs)
+
+
+def _nested(shape: list[int], value: bool) -> Any:
+    if not shape:
+        return value or 0.0
+    return [_nested(shape[1:], value) for _ in range(shape[0])]
+
+
+@contextmanager
+def without_values(traffic: Traffic) -> Iterator[None]:
+    """Every tensor made inside is fake; ``traffic`` hears of reads that fake tensors have no answer to."""
+    with ExitStack() as stack:
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(Values(traffic))
+        stack.enter_context(torch.no_grad())
+        yield
