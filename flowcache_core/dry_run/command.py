@@ -66,8 +66,8 @@ def as_json(name: str, preset: str, result: DryRun, notes: list[str]) -> dict[st
         "notes": [
             *notes,
             "without text encoder, autoencoder, and what kernels and the allocator take for themselves",
-            f"{result.forwards_run} forwards gone through, one of each kind; {result.forwards_counted} counted as "
-            "the one of their kind",
+            f"{result.forwards_run} forwards gone through, two of each kind; {result.forwards_counted} counted as "
+            "the second of their kind",
         ],
     }
 

@@ -32,11 +32,17 @@ class Values(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.__bool__:
+            self.traffic.count.syncs += [] if args[0].device.type == "cpu" else [Sync("bool", self.traffic.site())]
+            return True
         if func is Tensor.tolist:
             self.traffic.count.syncs.append(Sync("copy to the host", self.traffic.site()))
             return _nested(list(args[0].shape), args[0].dtype == torch.bool)
-        if func is F.scaled_dot_product_attention and args[0].device.type == DEVICE and len(args) == 3 and not kwargs:
-            return torch.ops.aten._scaled_dot_product_flash_attention(*args)[0]
+        if func is F.scaled_dot_product_attention and len(args) == 3 and not kwargs:
+            there = args[0].device.type == DEVICE
+            aten = torch.ops.aten
+            kernel = "_scaled_dot_product_flash_attention" + ("" if there else "_for_cpu")
+            return getattr(aten, kernel)(*args)[0]
         return func(*args, **kwargs)
 
 

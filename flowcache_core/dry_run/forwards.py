@@ -1,4 +1,4 @@
-"""Forwards of a run under fake tensors: each kind is run once and measured, the others like it are counted."""
+"""Forwards of a run under fake tensors: the first two of a kind are run, the others like them are counted."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ class Forwards:
     run: int = 0
     counted: int = 0
     more_flops: int = 0
+    begun: set[Hashable] = field(default_factory=set)
     known: dict[Hashable, Measured] = field(default_factory=dict)
 
     def __getattr__(self, name: str) -> Any:
@@ -95,7 +96,9 @@ class Forwards:
         before, flops = self.traffic.count.mark(), self.flops.get_total_flops()
         with self.ledger.measured() as rise:
             yield False
-        self.known[kind] = Measured(self.flops.get_total_flops() - flops, self.traffic.count.since(before), rise)
+        if kind in self.begun:  # the first of a kind may prepare texts and rotations for all others
+            self.known[kind] = Measured(self.flops.get_total_flops() - flops, self.traffic.count.since(before), rise)
+        self.begun.add(kind)
 
 
 def variety(denoiser: Denoiser, item: ChunkInput, cache: KVCache) -> tuple[Hashable, ...]:

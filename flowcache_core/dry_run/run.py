@@ -40,8 +40,8 @@ class Subject:
 class DryRun:
     """Figures of a whole video. memory: the peak by device (``DEVICE`` or ``cpu``), split into parts.
 
-    flops: counted by torch, kernel by kernel. forwards_run were gone through operation by operation, each kind once;
-    forwards_counted were taken to cost what the one of their kind did. events: the engine's, of all windows.
+    flops: counted by torch, kernel by kernel. forwards_run were gone through operation by operation, two of each kind;
+    forwards_counted were taken to cost what the second of their kind did. events: the engine's, of all windows.
     """
 
     memory: dict[str, Peak]
@@ -94,7 +94,7 @@ def _window(forwards: Forwards, settings: EngineSettings, subject: Subject, devi
         for active in run:
             _claim(ledger, active, latents)
 
-    run.append(Run.begin(forwards, settings, latents, noise, observe, None))  # type: ignore[arg-type]
+    run.append(Run.begin(forwards, settings, latents, noise, observe, None))
     _claim(ledger, run[0], latents)
     try:
         run[0].execute()
