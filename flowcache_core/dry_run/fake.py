@@ -27,6 +27,7 @@ class Values(TorchFunctionMode):
     def __init__(self, traffic: Traffic) -> None:
         super().__init__()
         self.traffic = traffic
+        self.last: tuple[Sync, int] | None = None
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -35,21 +36,18 @@ class Values(TorchFunctionMode):
         if func is Tensor.__bool__:
             self.traffic.count.syncs += [] if args[0].device.type == "cpu" else [Sync("bool", self.traffic.site())]
             return True
-        if func is Tensor.tolist:
-            self.traffic.count.syncs.append(Sync("copy to the host", self.traffic.site()))
-            return _nested(list(args[0].shape), args[0].dtype == torch.bool)
+        if func is Tensor.item:  # a list of numbers is read one by one here, though it is one copy
+            read, count = Sync("read", self.traffic.site()), self.traffic.count
+            if args[0].device.type != "cpu" and self.last != (read, count.kernels):
+                count.syncs.append(read)
+                self.last = (read, count.kernels)
+            return True if args[0].dtype == torch.bool else 0.0
         if func is F.scaled_dot_product_attention and len(args) == 3 and not kwargs:
             there = args[0].device.type == DEVICE
             aten = torch.ops.aten
             kernel = "_scaled_dot_product_flash_attention" + ("" if there else "_for_cpu")
             return getattr(aten, kernel)(*args)[0]
         return func(*args, **kwargs)
-
-
-def _nested(shape: list[int], value: bool) -> Any:
-    if not shape:
-        return value or 0.0
-    return [_nested(shape[1:], value) for _ in range(shape[0])]
 
 
 @contextmanager
