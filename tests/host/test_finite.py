@@ -54,7 +54,7 @@ def report(model, out):
 
 
 @pytest.mark.parametrize("sampler", [ours, hosts], ids=["ours", "the host's"])
-@pytest.mark.parametrize("fields", [{}, {"threshold": 1e6, "warmup_steps": 3}], ids=["plain", "reuse"])
+@pytest.mark.parametrize("fields", [{}, {"threshold": 100.0, "warmup_steps": 3}], ids=["plain", "reuse"])
 def test_the_run_ends_and_everything_says_since_when(plain, sampler, fields, caplog):
     model = spoiled(reuse(plain, **fields))
     with caplog.at_level(logging.WARNING):
