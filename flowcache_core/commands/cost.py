@@ -10,6 +10,9 @@ from typing import Any
 
 from ..cost import Cost, ModelShape, count
 from ..cost.waterfall import Stage, waterfall
+from ..dry_run import command as dry_command
+from ..dry_run.command import KEPT_AS
+from ..dry_run.models import NAMES
 from ..engine import EngineSettings
 from ..errors import Found, SettingError, require, require_count, require_finite
 from ..families import FAMILIES
@@ -42,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
     budget = p.add_mutually_exclusive_group()
     budget.add_argument("--kv-budget", type=float, help="chunks of finished history kept (B_budget)")
     budget.add_argument("--budget-total", type=float, help="chunks of K/V in all, active ones included (B_total)")
+    dry = p.add_argument_group("dry run")
+    models = ", ".join(NAMES)
+    dry.add_argument("--dry-run", action="store_true", help=f"the real code at the real size, without values: {models}")
+    dry.add_argument("--kv-dtype", choices=sorted(KEPT_AS), help="of the stored K/V (default: the model's)")
+    dry.add_argument("--kv-device", choices=["cpu"], help="where K/V is kept (default: beside the model)")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     return p
 
@@ -186,8 +194,9 @@ def main(argv: Sequence[str]) -> int:
     p = parser()
     arguments = p.parse_args(argv)
     try:
-        result = evaluate(arguments)
+        result = dry_command.evaluate(arguments) if arguments.dry_run else evaluate(arguments)
     except SettingError as error:
         p.exit(2, f"cost: {error}\n")
-    print(json.dumps(result) if arguments.json else as_text(result))
+    text = dry_command.as_text if arguments.dry_run else as_text
+    print(json.dumps(result) if arguments.json else text(result))
     return 0
