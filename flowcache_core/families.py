@@ -20,7 +20,7 @@ from .models.wan.denoiser import WanDenoiser
 from .models.wan.skyreels_checkpoint import load_skyreels
 from .plan import PLANS
 from .plan.base import Plan
-from .plan.staggered import Window, overlap_windows
+from .plan.staggered import VideoWindow, overlap_windows
 from .schedule import Schedule, magi, skyreels
 
 
@@ -43,7 +43,7 @@ class Family:
     def plans(self, run: Mapping[str, Any]) -> tuple[Plan, ...]:
         """The windows of a model's run, in order: one plan each."""
         kind = PLANS[run["plan"]].of(run)
-        windows = [Window(0, run["frames"], 0)]
+        windows = [VideoWindow(0, run["frames"], 0)]
         if "base_frames" in run:
             windows = [*overlap_windows(run["frames"], run["base_frames"], run["overlap_frames"], run["chunk_frames"])]
         return tuple(kind.plan(part.frames, run["steps"], part.prefix_frames) for part in windows)

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ..cost import Cost, ModelShape, count
-from ..cost.waterfall import Stage, waterfall
+from ..cost.waterfall import Saving, waterfall
 from ..dry_run import command as dry_command
 from ..dry_run.command import KEPT_AS
 from ..dry_run.models import NAMES
@@ -184,7 +184,7 @@ def as_text(result: Mapping[str, Any]) -> str:
     )
     if "waterfall" in result:
         lines += ["  where the saving comes from, beginning with the vanilla model as executed:"]
-        lines += [f"  {Stage(**stage)}" for stage in result["waterfall"]]
+        lines += [f"  {Saving(**stage)}" for stage in result["waterfall"]]
     lines += [f"  {note}" for note in result["notes"]]
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ PETA = 1e15
 
 
 @dataclass(frozen=True)
-class Stage:
+class Saving:
     """Cost after a change. saved_share: of everything that all changes together save; None for the first stage."""
 
     change: str
@@ -29,7 +29,7 @@ class Stage:
 
 def waterfall(
     shape: ModelShape, windows: Sequence[EngineSettings], tokens_per_frame: int, branches: int
-) -> tuple[Stage, ...]:
+) -> tuple[Saving, ...]:
     """From the vanilla model as executed to ``windows``, block-causal runs with their reuse and budget."""
 
     def pflops(changed: Sequence[EngineSettings], window_attention: str = "bidirectional") -> float:
@@ -45,7 +45,7 @@ def waterfall(
         ("compression budget", pflops(windows)),
     ]
     saving = costs[0][1] - costs[-1][1]
-    stages = [Stage(*costs[0])]
+    stages = [Saving(*costs[0])]
     for (_, before), (change, after) in zip(costs, costs[1:]):
-        stages.append(Stage(change, after, before - after, (before - after) / saving if saving else 0.0))
+        stages.append(Saving(change, after, before - after, (before - after) / saving if saving else 0.0))
     return tuple(stages)

@@ -16,6 +16,7 @@ from ..denoiser import ChunkInput, ChunkOutput, Denoiser
 from ..kv.cache import KVCache
 from ..models.magi.denoiser import MagiDenoiser
 from ..models.magi.guidance import is_nearly_clean, needs_alone
+from ..models.wan.denoiser import WanDenoiser
 from .memory import Ledger
 from .traffic import Count, Traffic
 
@@ -103,10 +104,12 @@ class Forwards:
 
 def variety(denoiser: Denoiser, item: ChunkInput, cache: KVCache) -> tuple[Hashable, ...]:
     """What else decides which operations a forward runs: the kind of step, not its values."""
-    clean = item.step >= cache.plan.steps
+    clean = item.kind != "step"
     context = tuple(layout.context_end(item.chunk.index) for layout in cache.layouts)
-    if not isinstance(denoiser, MagiDenoiser):
-        return (item.chunk.frames, context, max(start for start in denoiser.prompts if start <= item.prompt_chunk),)  # type: ignore[attr-defined]
+    if isinstance(denoiser, WanDenoiser):
+        prompt = max(start for start in denoiser.prompts if start <= item.prompt_chunk)
+        return item.chunk.frames, context, prompt
+    assert isinstance(denoiser, MagiDenoiser)
     oldest = cache.layouts[0].active[0] == item.chunk.index
     alone = denoiser.guidance is not None and not clean and needs_alone(denoiser.guidance.at(item.timestep))
     nearly = oldest and not clean and denoiser.nearly_clean and is_nearly_clean(item.timestep)

@@ -57,7 +57,7 @@ def timestep_rows(plan: Plan, timesteps: Sequence[float]) -> tuple[tuple[float, 
 
 
 @dataclass(frozen=True)
-class Window:
+class VideoWindow:
     """Latent frames ``[first_frame, first_frame + frames)`` of a video; ``prefix_frames`` of them are known."""
 
     first_frame: int
@@ -69,7 +69,7 @@ class Window:
         return self.first_frame + self.frames
 
 
-def overlap_windows(frames: int, base_frames: int, overlap_frames: int, chunk_frames: int) -> tuple[Window, ...]:
+def overlap_windows(frames: int, base_frames: int, overlap_frames: int, chunk_frames: int) -> tuple[VideoWindow, ...]:
     """Cut a video longer than the model's window into windows that begin with the end of the one before.
 
     All counts in latent frames. The last window may be short. Raises SettingError unless ``overlap_frames`` is a
@@ -78,7 +78,7 @@ def overlap_windows(frames: int, base_frames: int, overlap_frames: int, chunk_fr
     require_count("frames", frames, minimum=1, maximum=MOST_FRAMES)
     require_count("chunk_frames", chunk_frames, minimum=1)
     require_count("base_frames", base_frames, minimum=chunk_frames)
-    windows = [Window(0, min(frames, base_frames), 0)]
+    windows = [VideoWindow(0, min(frames, base_frames), 0)]
     if frames <= base_frames:
         return tuple(windows)
     require_count("overlap_frames", overlap_frames, minimum=1, maximum=base_frames - 1)
@@ -86,7 +86,7 @@ def overlap_windows(frames: int, base_frames: int, overlap_frames: int, chunk_fr
     require(aligned, "overlap_frames", overlap_frames, f"a multiple of the {chunk_frames} latent frames of a chunk")
     while (finished := windows[-1].end_frame) < frames:
         first = finished - overlap_frames
-        windows.append(Window(first, min(frames - first, base_frames), overlap_frames))
+        windows.append(VideoWindow(first, min(frames - first, base_frames), overlap_frames))
     return tuple(windows)
 
 

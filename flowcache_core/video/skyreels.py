@@ -22,7 +22,7 @@ from ..models.wan.transformer import WanTransformer
 from ..models.wan.vae import SPATIAL_STRIDE, TIME_STRIDE, StreamDecoder, WanVAE
 from ..noise import conditioning_seed, seeded_noise, window_noise
 from ..plan.base import MOST_FRAMES
-from ..plan.staggered import Window, overlap_windows, staggered
+from ..plan.staggered import VideoWindow, overlap_windows, staggered
 from ..presets import published_run
 from ..report.events import ChunkFinished, Event
 from ..reuse.base import ReusePolicy
@@ -123,11 +123,11 @@ class SkyReelsSettings:
         return cls(**(chosen | values))
 
     @cached_property
-    def windows(self) -> tuple[Window, ...]:
+    def windows(self) -> tuple[VideoWindow, ...]:
         """In latent frames. A last window may be short; the video is cut to ``frames`` after decoding."""
         frames, base = latent_frames_for(self.frames), latent_frames_for(self.base_frames)
         if self.extension == CONTINUE:
-            return (Window(0, frames, 0),)
+            return (VideoWindow(0, frames, 0),)
         return overlap_windows(frames, base, latent_frames_for(self.overlap_frames), self.chunk_frames)
 
     @cached_property

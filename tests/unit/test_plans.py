@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flowcache_core.errors import SettingError
 from flowcache_core.plan import PLANS, SlidingWindow, Staggered, blockwise, staggered, window
 from flowcache_core.plan.base import Chunk, ChunkStep, Plan, Tick
-from flowcache_core.plan.staggered import Window, overlap_windows, timestep_rows
+from flowcache_core.plan.staggered import VideoWindow, overlap_windows, timestep_rows
 from flowcache_core.schedule import skyreels
 
 
@@ -242,9 +242,9 @@ def test_every_active_chunk_fits_the_models_window(frames, size, steps, ar_step,
 
 
 def test_overlap_windows_golden():
-    assert overlap_windows(45, 25, 5, 5) == (Window(0, 25, 0), Window(20, 25, 5))
-    assert overlap_windows(48, 25, 5, 5) == (Window(0, 25, 0), Window(20, 25, 5), Window(40, 8, 5))
-    assert overlap_windows(13, 25, 5, 5) == (Window(0, 13, 0),)
+    assert overlap_windows(45, 25, 5, 5) == (VideoWindow(0, 25, 0), VideoWindow(20, 25, 5))
+    assert overlap_windows(48, 25, 5, 5) == (VideoWindow(0, 25, 0), VideoWindow(20, 25, 5), VideoWindow(40, 8, 5))
+    assert overlap_windows(13, 25, 5, 5) == (VideoWindow(0, 13, 0),)
 
 
 @quick

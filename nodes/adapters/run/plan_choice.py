@@ -9,7 +9,7 @@ from typing import Any
 from ....flowcache_core.errors import require
 from ....flowcache_core.plan import PLANS, PlanSettings
 from ....flowcache_core.plan.base import Plan
-from ....flowcache_core.plan.staggered import Window, overlap_windows
+from ....flowcache_core.plan.staggered import VideoWindow, overlap_windows
 from ....flowcache_core.solvers import SOLVERS
 from ....flowcache_core.solvers.base import Solver
 
@@ -52,14 +52,14 @@ class PlanChoice:
         require(self.window_frames >= self.chunk_frames, "window_frames", self.window_frames, room)
         overlap_windows(self.window_frames + 1, self.window_frames, self.overlap_frames, self.chunk_frames)
 
-    def windows(self, frames: int, prefix_frames: int) -> tuple[Window, ...]:
+    def windows(self, frames: int, prefix_frames: int) -> tuple[VideoWindow, ...]:
         """The windows of a video; its own clean prefix belongs to the first one."""
         if not self.window_frames:
-            return (Window(0, frames, prefix_frames),)
+            return (VideoWindow(0, frames, prefix_frames),)
         first, *others = overlap_windows(frames, self.window_frames, self.overlap_frames, self.chunk_frames)
         most = f"fewer than the {first.frames} latent frames of a window"
         require(prefix_frames < first.frames, "prefix frames", prefix_frames, most)
-        return (Window(0, first.frames, prefix_frames), *others)
+        return (VideoWindow(0, first.frames, prefix_frames), *others)
 
-    def plan(self, part: Window, steps: int) -> Plan:
+    def plan(self, part: VideoWindow, steps: int) -> Plan:
         return self.kind.plan(part.frames, steps, part.prefix_frames)

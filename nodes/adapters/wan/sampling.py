@@ -16,7 +16,7 @@ from ....flowcache_core.engine import EngineSettings, generate
 from ....flowcache_core.errors import require
 from ....flowcache_core.kv.size import peak_bytes
 from ....flowcache_core.noise import host_noise
-from ....flowcache_core.plan.staggered import Window
+from ....flowcache_core.plan.staggered import VideoWindow
 from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import Schedule, from_sigmas
 from ..naming import naming
@@ -85,7 +85,7 @@ class WanSampling(Sampling):
             output[:, :, : self.prefix.shape[2]] *= 1 - self.schedule.sigmas[-1]
         return output
 
-    def window(self, number: int, part: Window) -> Tensor:
+    def window(self, number: int, part: VideoWindow) -> Tensor:
         """The latents of one window; its prefix is the video's, or the end of the window before."""
         engine, frames = self.engines[number], slice(part.first_frame, part.end_frame)
         clean = self.progress.clean[:, :, frames]
@@ -124,7 +124,7 @@ class WanSampling(Sampling):
 
 def engine_settings(
     choice: PlanChoice,
-    part: Window,
+    part: VideoWindow,
     schedule: Schedule,
     settings: FlowCacheSettings,
     conds: Mapping[str, Any],
