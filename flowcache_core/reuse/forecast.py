@@ -11,7 +11,7 @@ from torch import Tensor
 from ..denoiser import ChunkInput, Denoiser
 from ..errors import require_count, require_finite
 from ..fields import require_types
-from ..options import option
+from ..options import option, replaced
 from .quantity import Computed, Quantity
 
 
@@ -121,16 +121,7 @@ class Taylor(Quantity):
 
     name: ClassVar[str] = "taylor"
 
-    order: int = option(
-        1,
-        "Only for forecast and taylor: order of the polynomial through the last computed velocities.",
-        label="forecast_order",
-        minimum=1,
-        maximum=3,
-        optional=True,
-        place=14,
-        advanced=True,
-    )
+    order: int = replaced(Forecast, "order", 1)
 
     def __post_init__(self) -> None:
         require_count("order", self.order, minimum=1, maximum=3)

@@ -11,34 +11,20 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..denoiser import ChunkInput, ModelView
-from ..options import option
+from ..options import replaced
 from ..schedule import Schedule
 from .base import Decision, PolicyState
-from .distance import DISTANCES, Distance, DistanceState, TimeDistance
-from .thresholded import Thresholded
+from .by_distance import ByDistance
+from .distance import Distance, DistanceState, TimeDistance
 
 
 @dataclass(frozen=True)
-class TeaCache(Thresholded):
+class TeaCache(ByDistance):
     """TeaCache (arXiv 2411.19108) for AR plans: reuse in all active chunks while their pooled distance stays below."""
 
     name: ClassVar[str] = "teacache"
 
-    distance: Distance = option(
-        TimeDistance(),
-        "What is compared between two steps: the noisy latents, their patch embedding, or the time modulation "
-        "(TeaCache's, the same for every video).",
-        parts=DISTANCES,
-        place=3,
-    )
-
-    @property
-    def content_free(self) -> bool:
-        return self.distance.content_free
-
-    @property
-    def reads_model(self) -> bool:  # type: ignore[override]
-        return self.distance.reads_model
+    distance: Distance = replaced(ByDistance, "distance", TimeDistance())
 
     def begin(self, schedule: Schedule, denoiser: ModelView) -> TeaCacheState:
         return TeaCacheState(schedule, self, self.distance.begin(schedule, denoiser))
