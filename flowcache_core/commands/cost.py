@@ -86,6 +86,9 @@ def assumed_total(arguments: argparse.Namespace, preset: Preset) -> float | None
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """The command's result as the object that ``--json`` prints."""
     require(arguments.model in published(), "model", arguments.model, ", ".join(published()))
+    for field in ("kv_dtype", "kv_device"):
+        given = getattr(arguments, field)
+        require(given is None, field, given, "nothing without --dry-run: the count is in bf16, beside the model")
     run = dict(model_file(arguments.model)["run"])
     preset = load_preset(arguments.model, arguments.preset)
     if arguments.policy is not None:

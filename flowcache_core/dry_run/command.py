@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..errors import require
 from ..kv.settings import KVSettings
 from ..presets import load_preset, model_file
 from ..reuse.never import Never
@@ -17,12 +18,17 @@ from .models import MAGI, MAGI_PRESETS, SELF_FORCING, pixels_of, subject
 from .run import DryRun, dry_run
 
 GIB, PETA = 2**30, 1e15
+NOT_HERE = ("policy", "rescale", "budget_total")
+TAKEN = "--preset, --steps, --chunks, --computed, --kv-budget, --kv-dtype and --kv-device"
 KEPT_AS = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The object that ``--json`` prints."""
+    """The object that ``--json`` prints. SettingError for an argument that only the closed count takes."""
     name = arguments.model
+    for field in NOT_HERE:
+        given = getattr(arguments, field)
+        require(given is None or given is False, field, given, f"nothing beside --dry-run, which takes {TAKEN}")
     kv = KVSettings(budget=arguments.kv_budget, dtype=KEPT_AS.get(arguments.kv_dtype), device=arguments.kv_device)
     changes: dict[str, Any] = {}
     if arguments.steps is not None:
@@ -33,7 +39,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     if name != SELF_FORCING:
         preset = load_preset(MAGI_PRESETS if name in MAGI else name, arguments.preset)
         if not preset.policy.content_free or arguments.computed is not None:
-            wanted = arguments.computed or preset.computed_steps
+            wanted = preset.computed_steps if arguments.computed is None else arguments.computed
             if wanted is None:
                 changes["policy"] = Never()
                 notes.append("reuse depends on the video: every step taken as computed (--computed N for N of them)")

@@ -83,3 +83,16 @@ def test_the_command_prints_one_object(capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["memory"]["device"]["parts"][WEIGHTS] == pytest.approx(2 * 1.419e9, rel=0.01)
     assert result["syncs_per_step"] < 1 and result["forwards_run"] < result["steps"] + 2
+
+
+@pytest.mark.parametrize("given", [["--policy", "never"], ["--rescale"], ["--budget-total", "0"]])
+def test_arguments_that_it_does_not_take_are_refused(capsys, given):
+    with pytest.raises(SystemExit, match="2"):
+        cost.main(["--model", "self-forcing-1.3b", "--dry-run", *given])
+    assert given[0].strip("-").replace("-", "_") in capsys.readouterr().err
+
+
+def test_arguments_of_the_dry_run_are_refused_without_it(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cost.main(["--model", "skyreels-v2-1.3b-540p", "--kv-dtype", "fp8"])
+    assert "kv_dtype" in capsys.readouterr().err
