@@ -33,7 +33,7 @@ SUITES = (*OWN_SUITES, "host", "browser")
 COMMANDS = {
     "demo": "make a video twice on this machine, without and with FlowCache; show what was saved and what it cost",
     "cost": "FLOPs and K/V bytes of a model and preset, without weights (--model, --preset, --json)",
-    "bench": "print every figure that the README states",
+    "bench": "print the README's quick figures; the others by name",
     "schedule": "the table of computed steps of a preset",
     "calibrate": "a preset for your own target: share of steps, dB or seconds",
     "train-mini": "train the bundled mini model again, on CPU or CUDA; resumes",
