@@ -31,7 +31,7 @@ from flowcache_core.reuse.teacache import TeaCache
 
 from . import lpips
 from .contact_sheet import contact_sheet
-from .mini_runs import HELD_OUT, LONG, family, run
+from .mini_runs import HELD_OUT, LONG, run, specimen
 from .results import save, save_picture
 
 PAIRS = HELD_OUT[:4]
@@ -71,7 +71,7 @@ class Table:
         self.setup, self.pairs = setup, pairs
         self.perceptual = lpips.distance()
         self.full = [run(setup, [pair]) for pair in pairs]
-        self.reference = [videos(family(), latents)[0] for _, latents in self.full]
+        self.reference = [videos(specimen(), latents)[0] for _, latents in self.full]
         self.pictures: dict[str, Tensor] = {}
         self.rows: list[Row] = []
 
@@ -80,7 +80,7 @@ class Table:
 
     def measure(self, name: str, setup: Setup | None = None, **changes: Any) -> None:
         runs = [run(setup or self.setup, [pair], **changes) for pair in self.pairs]
-        self.add(name, [record for record, _ in runs], [videos(family(), latents)[0] for _, latents in runs])
+        self.add(name, [record for record, _ in runs], [videos(specimen(), latents)[0] for _, latents in runs])
 
     def add(self, name: str, records: Sequence[RunRecord], made: Sequence[Tensor]) -> None:
         qualities = [compare(video, reference) for video, reference in zip(made, self.reference, strict=True)]

@@ -43,7 +43,7 @@ from flowcache_core.reuse.teacache import TeaCache
 from flowcache_core.solvers.euler import Euler
 from flowcache_core.solvers.unipc import UniPC
 
-from .mini_runs import Comparison, Method, Row, family, mini, pairs
+from .mini_runs import Comparison, Method, Row, mini, pairs, specimen
 from .results import save, save_picture, stored
 
 SETUPS: dict[str, tuple[Setup, dict[str, Any]]] = {
@@ -74,7 +74,7 @@ def magnitude_curve(setup: Setup, batch: Sequence[Pair]) -> tuple[float, ...]:
     prompt = torch.cat([model.encode_prompt(text) for text, _ in batch])
     denoiser = Measuring(model.transformer, {0: (prompt, model.encode_prompt("").expand_as(prompt))}, setup.guidance)
     noise = torch.cat([model.noise(1, seed) for _, seed in batch])
-    generate(denoiser, family().settings(one), noise, observe=refusing())
+    generate(denoiser, specimen().settings(one), noise, observe=refusing())
     return (1.0, *(b / a for a, b in zip(norms, norms[1:], strict=False)))
 
 

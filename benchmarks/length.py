@@ -23,7 +23,7 @@ from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.report.events import ChunkFinished, Event, RunStarted
 from flowcache_core.report.refusing import refusing
 
-from .mini_runs import LONG, family
+from .mini_runs import LONG, specimen
 from .results import save
 
 BUDGET = 5.0
@@ -37,8 +37,8 @@ def resident() -> int:
 
 def measure(chunks: int, budget: float | None) -> dict[str, float]:
     """K/V bytes, and process growth between the first tenth of the run and its end, latents apart."""
-    model = family().model
-    settings = family().settings(replace(LONG, chunks=chunks, steps=2), kv=KVSettings(budget=budget))
+    model = specimen().model
+    settings = specimen().settings(replace(LONG, chunks=chunks, steps=2), kv=KVSettings(budget=budget))
     text = model.encode_prompt("a red circle moving right")
     sizes: list[int] = []
     kv_bytes = 0

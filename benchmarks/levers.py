@@ -29,7 +29,7 @@ from flowcache_core.reuse.quantity import Velocity
 from flowcache_core.reuse.schedule import StaticSchedule, StaticScheduleState, spread
 from flowcache_core.schedule import Schedule
 
-from .mini_runs import HELD_OUT, Comparison, Row, family, run
+from .mini_runs import HELD_OUT, Comparison, Row, run, specimen
 from .results import save
 
 PRESETS = ("fast", "balanced", "slow")
@@ -87,7 +87,7 @@ def oracle(
     setup = replace(comparison.setup, chunks=2)
 
     def video(policy: ReusePolicy) -> Tensor:
-        return torch.stack(videos(family(), run(setup, paired(PROMPTS, 5000, 4), policy=policy)[1])).float()
+        return torch.stack(videos(specimen(), run(setup, paired(PROMPTS, 5000, 4), policy=policy)[1])).float()
 
     record = Record()
     reaches = measured_reach(video, record.grams, video(record))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from flowcache_core.calibrate.bundled import Mini, MiniMagi
-from flowcache_core.calibrate.runs import Family, Pair, Setup, Spread, generated, paired, videos
+from flowcache_core.calibrate.runs import Pair, Setup, Specimen, Spread, generated, paired, videos
 from flowcache_core.cost import MagiShape, ModelShape, WanShape
 from flowcache_core.denoiser import Denoiser
 from flowcache_core.mini import MiniModel
@@ -54,7 +54,7 @@ class Method:
 
 
 @cache
-def family() -> Mini:
+def specimen() -> Mini:
     return Mini()
 
 
@@ -64,10 +64,10 @@ def magi() -> MiniMagi:
 
 
 def mini() -> MiniModel:
-    return family().model
+    return specimen().model
 
 
-def shape(of: Family) -> ModelShape:
+def shape(of: Specimen) -> ModelShape:
     """What FLOPs are counted with."""
     if isinstance(of, MiniMagi):
         config = of.model.transformer.config
@@ -89,7 +89,7 @@ def run(
     setup: Setup,
     batch: Sequence[Pair],
     *,
-    of: Family | None = None,
+    of: Specimen | None = None,
     kind: type[WanDenoiser] = WanDenoiser,
     **changes: Any,
 ) -> tuple[RunRecord, Tensor]:
@@ -98,11 +98,11 @@ def run(
     kind: a denoiser of other behaviour over the mini model. Returns the record and the latents
     ``[len(batch), 16, F, 8, 8]``.
     """
-    of = of or family()
+    of = of or specimen()
     recorder = Recorder.of(of.settings(setup, **changes), shape(of).event)
     denoiser: Denoiser | None = None
     if kind is not WanDenoiser:
-        usual = family().denoiser([prompt for prompt, _ in batch], setup)
+        usual = specimen().denoiser([prompt for prompt, _ in batch], setup)
         denoiser = kind(usual.transformer, usual.prompts, usual.guidance)
     latents = generated(of, setup, batch, denoiser=denoiser, observe=recorder, **changes)
     return recorder.record(), latents
@@ -149,20 +149,20 @@ def looks_at_content(changes: dict[str, object]) -> bool:
 class Comparison:
     """Methods against the uncached run of the same setup and pairs."""
 
-    def __init__(self, setup: Setup, batch: Sequence[Pair], *, of: Family | None = None, **base: Any) -> None:
-        self.setup, self.batch, self.family, self.base = setup, batch, of or family(), base
-        self.full, latents = run(setup, batch, of=self.family, **base)
-        self.reference = videos(self.family, latents)
+    def __init__(self, setup: Setup, batch: Sequence[Pair], *, of: Specimen | None = None, **base: Any) -> None:
+        self.setup, self.batch, self.specimen, self.base = setup, batch, of or specimen(), base
+        self.full, latents = run(setup, batch, of=self.specimen, **base)
+        self.reference = videos(self.specimen, latents)
 
     def row(self, name: str, setup: Setup | None = None, **changes: Any) -> Row:
         """Figures of one method; ``setup`` when it needs another one (fewer steps)."""
         setup, changes = setup or self.setup, {**self.base, **changes}
         groups = [[pair] for pair in self.batch] if looks_at_content(changes) else [list(self.batch)]
-        return self.score(name, [run(setup, group, of=self.family, **changes) for group in groups])
+        return self.score(name, [run(setup, group, of=self.specimen, **changes) for group in groups])
 
     def score(self, name: str, runs: Sequence[tuple[RunRecord, Tensor]]) -> Row:
         """Figures of runs that cover the pairs in their order."""
         records = [record for record, _ in runs]
-        outcomes = videos(self.family, torch.cat([latents for _, latents in runs]))
+        outcomes = videos(self.specimen, torch.cat([latents for _, latents in runs]))
         scored = [compare(video, reference) for video, reference in zip(outcomes, self.reference, strict=True)]
         return Row.of(name, records, self.full, scored)

@@ -29,7 +29,7 @@ from flowcache_core.errors import require_count
 from flowcache_core.presets import load_preset
 
 from .curve import SHIPPED, at_shares
-from .mini_runs import Comparison, Row, family, pairs
+from .mini_runs import Comparison, Row, pairs, specimen
 from .results import save, stored
 
 SETUPS = {"blockwise": Setup(), "staggered": Setup("staggered")}
@@ -56,10 +56,10 @@ def recorded(of: Mini, setup: Setup, batch: Sequence[Pair]) -> Recording:
 def recordings(setup: Setup) -> Iterator[tuple[str, Recording]]:
     """Name and recording; the first is the one that counts."""
     batch = paired(PROMPTS, 5000, 4)
-    yield "one run", recorded(family(), setup, batch[:1])
-    yield "one run, another prompt", recorded(family(), setup, batch[1:2])
-    yield "three runs", recorded(family(), setup, batch[:3])
-    yield "one run, half as long", recorded(family(), replace(setup, chunks=setup.chunks // 2), batch[:1])
+    yield "one run", recorded(specimen(), setup, batch[:1])
+    yield "one run, another prompt", recorded(specimen(), setup, batch[1:2])
+    yield "three runs", recorded(specimen(), setup, batch[:3])
+    yield "one run, half as long", recorded(specimen(), replace(setup, chunks=setup.chunks // 2), batch[:1])
     yield "one run, half the size", recorded(HalfSize(), setup, batch[:1])
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from flowcache_core.calibrate.bundled import Mini, MiniMagi
 from flowcache_core.calibrate.record import Record
-from flowcache_core.calibrate.runs import Family, Setup, generated, paired, videos
+from flowcache_core.calibrate.runs import Setup, Specimen, generated, paired, videos
 from flowcache_core.calibrate.search import Floats, best_schedules, error_of
 from flowcache_core.calibrate.tables import FORECAST
 from flowcache_core.commands.arguments import Parser
@@ -61,35 +61,37 @@ def lists(gram: Floats, sigmas: Sequence[float], shares: Sequence[float], count:
 
 
 def measure(
-    family: Family, part: str, pairs: int, count: int, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]
+    specimen: Specimen, part: str, pairs: int, count: int, known: dict[str, Any], keep: Callable[[dict[str, Any]], None]
 ) -> None:
     """Measure what is not ``known`` of the ``part`` ("first" or "later"); ``keep`` gets all of it after every list."""
     rows: list[dict[str, Any]] = known.get("rows", [])
     if len(rows) >= count:
         return
-    setup = replace(family.default, chunks=CHUNKS[part])
-    batch, record = paired(family.prompts, FIRST_SEED, pairs), Record()
-    reference = decoded(family, generated(family, setup, batch, policy=record))
+    setup = replace(specimen.default, chunks=CHUNKS[part])
+    batch, record = paired(specimen.prompts, FIRST_SEED, pairs), Record()
+    reference = decoded(specimen, generated(specimen, setup, batch, policy=record))
     gram, every = record.grams.tables()[part == "later"], tuple(range(setup.steps))
     for computed in lists(gram, record.grams.levels, COUNTS[part], count)[len(rows) :]:
         first, later = (computed, every) if part == "first" else (every, computed)
         policy = StaticSchedule(computed=later, first=first)
-        square = (decoded(family, generated(family, setup, batch, policy=policy, quantity=FORECAST)) - reference) ** 2
+        square = (
+            decoded(specimen, generated(specimen, setup, batch, policy=policy, quantity=FORECAST)) - reference
+        ) ** 2
         errors = square.mean(axis=(2, 3, 4)).clip(1e-9)  # [B, frames]
         kept = [chunk for chunk in range(setup.chunks) if chunk or part == "first"]
-        by_chunk = [float(np.log(errors[:, frames_of(family, setup, chunk)].mean(1)).mean()) for chunk in kept]
+        by_chunk = [float(np.log(errors[:, frames_of(specimen, setup, chunk)].mean(1)).mean()) for chunk in kept]
         rows = [*rows, {"computed": " ".join(map(str, computed)), "log_error": by_chunk}]
         keep({"gram": [" ".join(f"{value:.9g}" for value in row) for row in gram], "rows": rows})
-        print(f"{family.name:10} {part:6} {len(computed):3} " + " ".join(f"{e:7.2f}" for e in by_chunk), flush=True)
+        print(f"{specimen.name:10} {part:6} {len(computed):3} " + " ".join(f"{e:7.2f}" for e in by_chunk), flush=True)
 
 
-def decoded(family: Family, latents: Any) -> NDArray[np.float64]:
-    return np.stack([video.numpy() for video in videos(family, latents)]).astype(np.float64) / 255
+def decoded(specimen: Specimen, latents: Any) -> NDArray[np.float64]:
+    return np.stack([video.numpy() for video in videos(specimen, latents)]).astype(np.float64) / 255
 
 
-def frames_of(family: Family, setup: Setup, chunk: int) -> slice:
+def frames_of(specimen: Specimen, setup: Setup, chunk: int) -> slice:
     """The chunk's frames of the decoded video: one for the first latent frame, four for every other."""
-    found = family.settings(setup).plan.chunks[chunk]
+    found = specimen.settings(setup).plan.chunks[chunk]
     return slice(max(0, 4 * found.first_frame - 3), 4 * found.end_frame - 3)
 
 
@@ -134,8 +136,8 @@ def main(argv: Sequence[str]) -> int:
     figures = stored("reach")
     if (figures.get("lists"), figures.get("pairs")) != (options.lists, options.pairs):
         figures = {"lists": options.lists, "pairs": options.pairs, "measured": {}}
-    families = {family.name: family for family in (Mini(), MiniMagi())}
-    for name, family in families.items():
+    specimens = {specimen.name: specimen for specimen in (Mini(), MiniMagi())}
+    for name, specimen in specimens.items():
         for part in () if options.stored else CHUNKS:
 
             def keep(found: dict[str, Any], key: str = f"{name} {part}") -> None:
@@ -143,11 +145,11 @@ def main(argv: Sequence[str]) -> int:
                 save("reach", figures)
 
             known = figures["measured"].get(f"{name} {part}", {})
-            measure(family, part, options.pairs, options.lists, known, keep)
+            measure(specimen, part, options.pairs, options.lists, known, keep)
     for part in CHUNKS:
         groups = {
-            name: _read(figures, family, name, part)
-            for name, family in families.items()
+            name: _read(figures, specimen, name, part)
+            for name, specimen in specimens.items()
             if f"{name} {part}" in figures["measured"]
         }
         alone = {name: fitted([group]) for name, group in groups.items()}
@@ -161,9 +163,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _read(figures: dict[str, Any], family: Family, name: str, part: str) -> tuple[Floats, Sequence[float], list[Tried]]:
+def _read(
+    figures: dict[str, Any], specimen: Specimen, name: str, part: str
+) -> tuple[Floats, Sequence[float], list[Tried]]:
     found = figures["measured"][f"{name} {part}"]
-    sigmas = family.settings(replace(family.default, chunks=CHUNKS[part])).schedule.sigmas
+    sigmas = specimen.settings(replace(specimen.default, chunks=CHUNKS[part])).schedule.sigmas
     tried = [Tried(tuple(map(int, row["computed"].split())), tuple(row["log_error"])) for row in found["rows"]]
     return np.array([[float(value) for value in row.split()] for row in found["gram"]]), sigmas, tried
 

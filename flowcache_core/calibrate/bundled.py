@@ -19,7 +19,7 @@ from ..models.wan.denoiser import WanDenoiser
 from ..models.wan.vae import WanVAE
 from ..plan import PLANS
 from ..schedule import shifted
-from .runs import Family, Setup
+from .runs import Setup, Specimen
 
 PROMPTS = tuple(f"a {colour} {shape} moving {way}" for colour, shape, way in (
     ("blue", "circle", "left"), ("white", "square", "down"), ("red", "triangle", "right"), ("purple", "circle", "up"),
@@ -27,7 +27,7 @@ PROMPTS = tuple(f"a {colour} {shape} moving {way}" for colour, shape, way in (
 ))  # fmt: skip
 
 
-class Mini(Family):
+class Mini(Specimen):
     """The mini model; its weights are read when they are first needed."""
 
     name = "mini"
@@ -66,7 +66,7 @@ class Mini(Family):
         return self.model.shift
 
 
-class MiniMagi(Family):
+class MiniMagi(Specimen):
     """The mini MAGI: the sliding window, one forward per step as the distilled model has it."""
 
     name = "mini-magi"

@@ -34,7 +34,7 @@ class Setup:
     solver: Solver = Euler()
 
 
-class Family(ABC):
+class Specimen(ABC):
     """One model with its weights, as far as calibration needs to know it. Pairs of one batch run together.
 
     plans: names of the plans it can be sampled with, its own first. default: the setup that is calibrated when nothing
@@ -73,7 +73,7 @@ class Family(ABC):
 
 
 def generated(
-    family: Family,
+    specimen: Specimen,
     setup: Setup,
     batch: Sequence[Pair],
     *,
@@ -81,24 +81,24 @@ def generated(
     observe: Callable[[Event], None] = lambda event: None,
     **changes: Any,
 ) -> Tensor:
-    """Latents ``[len(batch), C, F, h, w]`` of one engine run. denoiser: another than the family's own.
+    """Latents ``[len(batch), C, F, h, w]`` of one engine run. denoiser: another than the specimen's own.
 
     NotFiniteError at the first step whose values are not finite.
     """
-    if len(batch) > family.batch:
+    if len(batch) > specimen.batch:
         rest = {"denoiser": denoiser, "observe": observe, **changes}
-        parts = [batch[i : i + family.batch] for i in range(0, len(batch), family.batch)]
-        return torch.cat([generated(family, setup, part, **rest) for part in parts])
-    settings = family.settings(setup, **changes)
-    noise = torch.cat([family.noise(setup.chunks, seed) for _, seed in batch])
-    denoiser = denoiser or family.denoiser([prompt for prompt, _ in batch], setup)
+        parts = [batch[i : i + specimen.batch] for i in range(0, len(batch), specimen.batch)]
+        return torch.cat([generated(specimen, setup, part, **rest) for part in parts])
+    settings = specimen.settings(setup, **changes)
+    noise = torch.cat([specimen.noise(setup.chunks, seed) for _, seed in batch])
+    denoiser = denoiser or specimen.denoiser([prompt for prompt, _ in batch], setup)
     return generate(denoiser, settings, noise, observe=refusing(observe))
 
 
 @torch.no_grad()
-def videos(family: Family, latents: Tensor) -> list[Tensor]:
+def videos(specimen: Specimen, latents: Tensor) -> list[Tensor]:
     """Decoded videos, each ``[T, H, W, 3]`` uint8; four at a time, which costs little more than one."""
-    clips = torch.cat([family.decode(part) for part in latents.split(4)]).movedim(1, 4)
+    clips = torch.cat([specimen.decode(part) for part in latents.split(4)]).movedim(1, 4)
     return list(pixels(clips))
 
 

@@ -25,7 +25,7 @@ from ..reuse.never import Never
 from ..reuse.schedule import StaticSchedule
 from .record import Record
 from .recording import Recording
-from .runs import Family, Pair, Setup, Spread, generated, videos
+from .runs import Pair, Setup, Specimen, Spread, generated, videos
 from .search import Floats
 from .sensitivity import probe_steps
 from .tables import FORECAST, Split, Tables, even, measured_reach, searched, splits
@@ -97,9 +97,9 @@ class Kept:
 
 @dataclass
 class Bench:
-    """Runs of a family over a fixed batch of pairs."""
+    """Runs of a specimen over a fixed batch of pairs."""
 
-    family: Family
+    specimen: Specimen
     setup: Setup
     batch: Sequence[Pair]
     kept: Kept
@@ -107,13 +107,13 @@ class Bench:
     @cached_property
     def reference(self) -> list[Tensor]:
         """The uncached videos."""
-        return videos(self.family, generated(self.family, self.setup, self.batch, policy=Never()))
+        return videos(self.specimen, generated(self.specimen, self.setup, self.batch, policy=Never()))
 
     @torch.no_grad()
     def video(self, policy: ReusePolicy) -> Tensor:
         """Decoded videos in -1..1, not rounded to pixels: what a probe changes is small."""
-        latents = generated(self.family, self.setup, self.batch, policy=policy)
-        return torch.cat([self.family.decode(part) for part in latents.split(4)])
+        latents = generated(self.specimen, self.setup, self.batch, policy=policy)
+        return torch.cat([self.specimen.decode(part) for part in latents.split(4)])
 
     def measure(self, policy: StaticSchedule) -> Point:
         name = f"psnr {self.batch[0][1]} {list(policy.first)} {list(policy.computed)}"
@@ -124,9 +124,9 @@ class Bench:
     def quality(self, policy: StaticSchedule) -> tuple[list[float], float]:
         """PSNR of every pair, and seconds of a chunk."""
         begun = time.perf_counter()
-        latents = generated(self.family, self.setup, self.batch, policy=policy, quantity=FORECAST)
+        latents = generated(self.specimen, self.setup, self.batch, policy=policy, quantity=FORECAST)
         seconds = (time.perf_counter() - begun) / (self.setup.chunks * len(self.batch))
-        made = zip(videos(self.family, latents), self.reference, strict=True)
+        made = zip(videos(self.specimen, latents), self.reference, strict=True)
         return [compare(video, reference).psnr for video, reference in made], seconds
 
 
@@ -152,7 +152,7 @@ class Thorough:
 
     def record(self) -> dict[str, Any]:
         own = Recording(self.recording.facts, self.recording.chunks)
-        generated(self.sorting.family, self.sorting.setup, self.sorting.batch, policy=Record(grams=own.grams))
+        generated(self.sorting.specimen, self.sorting.setup, self.sorting.batch, policy=Record(grams=own.grams))
         own.sources = tuple(f"{prompt}, seed {seed}" for prompt, seed in self.sorting.batch)
         return own.document()
 

@@ -38,7 +38,7 @@ from ..video.magi import TIME_STRIDE as MAGI_STRIDE
 from ..video.magi import MagiSettings
 from ..video.skyreels import SkyReelsSettings, pixel_frames
 from .bundled import digest
-from .runs import Family, Setup
+from .runs import Setup, Specimen
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Files:
     device: str = "cpu"
 
 
-class Released(Family):
+class Released(Specimen):
     """What the released models share. size: pixels, height and width, when nothing else is asked for."""
 
     batch = 1
@@ -232,7 +232,7 @@ class Magi(Released):
         return 3.0
 
 
-RELEASED: dict[str, type[Released]] = {family.name: family for family in (SkyReels, CausalWan, Magi)}
+RELEASED: dict[str, type[Released]] = {specimen.name: specimen for specimen in (SkyReels, CausalWan, Magi)}
 
 
 def read_prompts(path: Path, device: str) -> dict[str, Tensor]:

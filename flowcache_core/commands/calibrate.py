@@ -21,7 +21,7 @@ from ..calibrate.bundled import PROMPTS, Mini, MiniMagi
 from ..calibrate.choose import Choice, Chooser, Target, policy_row, preset_row, required
 from ..calibrate.record import Record
 from ..calibrate.recording import Facts, Recording
-from ..calibrate.runs import Family, Pair, Setup, generated, paired
+from ..calibrate.runs import Pair, Setup, Specimen, generated, paired
 from ..calibrate.tables import FORECAST, Split
 from ..calibrate.thorough import SHARES, Bench, Kept, Point, Thorough, totals
 from ..calibrate.weights import RELEASED, Files
@@ -34,7 +34,7 @@ from ..solvers import SOLVERS
 from .arguments import NAME, Parser, require_device
 
 CALIBRATION_SEED, DECIDING_SEED = 5000, 7000
-BUNDLED: dict[str, type[Family]] = {family.name: family for family in (Mini, MiniMagi)}
+BUNDLED: dict[str, type[Specimen]] = {specimen.name: specimen for specimen in (Mini, MiniMagi)}
 SHIPPED = {"slow": 0.5, "balanced": 0.3, "fast": 0.2}
 
 
@@ -77,7 +77,7 @@ class Calibration:
     """One call of the command: the model, how it is run, and what is known of it so far."""
 
     options: argparse.Namespace
-    family: Family
+    specimen: Specimen
     setup: Setup
     recording: Recording
     seconds: list[float]
@@ -85,7 +85,7 @@ class Calibration:
     @property
     def place(self) -> Path:
         given: Path | None = self.options.recording
-        return given or self.options.out.parent / f"{self.family.name}.recording.json"
+        return given or self.options.out.parent / f"{self.specimen.name}.recording.json"
 
     @property
     def pairs(self) -> int:
@@ -93,7 +93,7 @@ class Calibration:
 
     @property
     def extra_passes(self) -> int:
-        return int(self.family.settings(self.setup).clean_pass)
+        return int(self.specimen.settings(self.setup).clean_pass)
 
     @property
     def done(self) -> int:
@@ -120,7 +120,7 @@ class Calibration:
             self.recording.save(self.place)
 
     def pair(self, number: int) -> Pair:
-        return paired(self.family.prompts, CALIBRATION_SEED, number + 1)[number]
+        return paired(self.specimen.prompts, CALIBRATION_SEED, number + 1)[number]
 
     def run(self, pair: Pair, record: Record) -> None:
         progress = Progress("recording", sys.stderr)
@@ -130,7 +130,7 @@ class Calibration:
             if isinstance(event, StepTaken):
                 self.seconds.append(event.seconds)
 
-        generated(self.family, self.setup, [pair], policy=record, observe=observe)
+        generated(self.specimen, self.setup, [pair], policy=record, observe=observe)
 
     @property
     def seconds_per_step(self) -> float | None:
@@ -153,19 +153,19 @@ class Calibration:
                     raise Enough
 
         try:
-            generated(self.family, setup, [self.pair(0)], observe=observe)
+            generated(self.specimen, setup, [self.pair(0)], observe=observe)
         except Enough:
             del self.seconds[0]  # which pays for what torch does on its first call
 
     def thorough(self) -> Thorough:
-        pairs, family = self.pairs, self.family
+        pairs, specimen = self.pairs, self.specimen
         kept = Kept(
             self.options.out.with_suffix(".measured.json"),
             self.about(),
             told=lambda name: print(f"  {name.split(' [')[0]}", flush=True),
         )
-        sorting = Bench(family, self.setup, paired(family.prompts, CALIBRATION_SEED, pairs), kept)
-        deciding = Bench(family, self.setup, paired(family.prompts, DECIDING_SEED, 2 * pairs), kept)
+        sorting = Bench(specimen, self.setup, paired(specimen.prompts, CALIBRATION_SEED, pairs), kept)
+        deciding = Bench(specimen, self.setup, paired(specimen.prompts, DECIDING_SEED, 2 * pairs), kept)
         return Thorough(Recording(self.recording.facts, self.setup.chunks), sorting, deciding)
 
     def about(self) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class Calibration:
             "chunks": setup.chunks,
             "steps": setup.steps,
             "pairs": self.pairs,
-            "size": [getattr(self.family, "height", None), getattr(self.family, "width", None)],
+            "size": [getattr(self.specimen, "height", None), getattr(self.specimen, "width", None)],
         }
 
 
@@ -188,8 +188,8 @@ def begin(options: argparse.Namespace) -> Calibration:
     known = (*BUNDLED, *RELEASED)
     require(options.model in known, "model", options.model, ", ".join(known))
     check(options)
-    family = family_of(options)
-    default = family.default
+    specimen = specimen_of(options)
+    default = specimen.default
     given = {
         "name": options.plan,
         "chunks": options.chunks,
@@ -198,13 +198,13 @@ def begin(options: argparse.Namespace) -> Calibration:
         "solver": options.solver and SOLVERS[options.solver](),
     }
     setup = replace(default, **{key: value for key, value in given.items() if value is not None})
-    require(setup.name in family.plans, "plan", setup.name, ", ".join(family.plans))
+    require(setup.name in specimen.plans, "plan", setup.name, ", ".join(specimen.plans))
     if options.target is not None:
         require_finite("target", options.target, minimum=2 / setup.steps, maximum=1.0)
-    model = family.name if options.weights is None else options.weights.name
-    settings = family.settings(setup)
-    facts = Facts.of(settings, model, family.sha256, family.shift(setup), setup.guidance)
-    call = Calibration(options, family, setup, Recording(facts, setup.chunks), [])
+    model = specimen.name if options.weights is None else options.weights.name
+    settings = specimen.settings(setup)
+    facts = Facts.of(settings, model, specimen.sha256, specimen.shift(setup), setup.guidance)
+    call = Calibration(options, specimen, setup, Recording(facts, setup.chunks), [])
     if call.place.exists():
         found = Recording.load(call.place)
         steps = found.steps
@@ -247,7 +247,7 @@ def check(options: argparse.Namespace) -> None:
         read_presets(options.out)  # its rows stay beside the new one
 
 
-def family_of(options: argparse.Namespace) -> Family:
+def specimen_of(options: argparse.Namespace) -> Specimen:
     if options.model in BUNDLED:
         for name in ("weights", "prompts", "vae", "height", "width"):
             given = getattr(options, name)
@@ -297,7 +297,7 @@ def outcome(target: Target, choice: Choice, chooser: Chooser, seconds: float | N
 
 def dry_run(call: Calibration, forwards: int) -> int:
     seconds = call.seconds_per_step or 0.0
-    branches = call.family.denoiser([call.pair(0)[0]], call.setup).branches
+    branches = call.specimen.denoiser([call.pair(0)[0]], call.setup).branches
     passes = f"{forwards} chunk steps, {forwards * branches} forwards of a chunk"
     print(f"{passes}; about {forwards * seconds / 60:.1f} minutes at {seconds:.3f} s a step, measured on a first chunk")
     return 0
@@ -403,7 +403,7 @@ def entry(call: Calibration, point: Point, curve: Sequence[Point], text: str) ->
             "solver": facts.solver,
             "guidance": facts.guidance,
             "chunks": call.setup.chunks,
-            "prompts": list(call.family.prompts),
+            "prompts": list(call.specimen.prompts),
             "calibration_seeds": [CALIBRATION_SEED, CALIBRATION_SEED + pairs - 1],
             "deciding_seeds": [DECIDING_SEED, DECIDING_SEED + 2 * pairs - 1],
             "curve": [one.row(call.setup.steps) for one in curve],

@@ -36,9 +36,9 @@ def runs(monkeypatch) -> list[int]:
     """Seeds of the videos that were generated to be recorded."""
     found: list[int] = []
 
-    def counted(family, setup, batch, **options):
+    def counted(specimen, setup, batch, **options):
         found.extend(seed for _, seed in batch)
-        return generated(family, setup, batch, **options)
+        return generated(specimen, setup, batch, **options)
 
     monkeypatch.setattr(command, "generated", counted)
     return found
@@ -62,20 +62,20 @@ def test_a_recording_goes_on_where_it_was(tmp_path, runs, capsys):
 
 
 def test_what_was_recorded_is_the_uncached_run(tmp_path):
-    family = Mini()
-    setup = replace(family.default, steps=STEPS, chunks=CHUNKS)
+    specimen = Mini()
+    setup = replace(specimen.default, steps=STEPS, chunks=CHUNKS)
     call(tmp_path, "--target", "0.7")
     recording = Recording.load(tmp_path / "mini.recording.json")
     seen = {}
 
-    class Stored(type(family.denoiser([PROMPTS[0]], setup))):
+    class Stored(type(specimen.denoiser([PROMPTS[0]], setup))):
         def guide(self, velocity, item):
             seen[item.chunk.index, item.step] = super().guide(velocity, item)
             return seen[item.chunk.index, item.step]
 
-    usual = family.denoiser([PROMPTS[0]], setup)
+    usual = specimen.denoiser([PROMPTS[0]], setup)
     denoiser = Stored(usual.transformer, usual.prompts, usual.guidance)
-    generate(denoiser, family.settings(setup), family.noise(CHUNKS, 5000))
+    generate(denoiser, specimen.settings(setup), specimen.noise(CHUNKS, 5000))
     for chunk, table in enumerate(recording.grams.tables()):
         rows = torch.stack([seen[chunk, step].flatten() for step in range(STEPS)]).double()
         expected = rows @ rows.T / rows.shape[1]
@@ -83,13 +83,13 @@ def test_what_was_recorded_is_the_uncached_run(tmp_path):
 
 
 def test_an_interrupted_run_keeps_its_whole_chunks_and_says_so(tmp_path, monkeypatch, capsys):
-    def stopping(family, setup, batch, *, observe, **options):
+    def stopping(specimen, setup, batch, *, observe, **options):
         def until(event):
             observe(event)
             if getattr(event, "chunk", None) == 1 and getattr(event, "step", None) == 3:
                 raise KeyboardInterrupt
 
-        return generated(family, setup, batch, observe=until, **options)
+        return generated(specimen, setup, batch, observe=until, **options)
 
     monkeypatch.setattr(command, "generated", stopping)
     with pytest.raises(KeyboardInterrupt):
@@ -203,7 +203,7 @@ MAGI = MagiConfig(48, 40, 2, 6, 2, 8, 12, text_dim=20, text_len=60, freq_dim=16,
 
 
 def write_tiny(folder, name: str) -> list[str]:
-    """Files of a tiny model of that family; the arguments that name them."""
+    """Files of a tiny model of that name; the arguments that name them."""
     torch.manual_seed(0)
     model = MagiTransformer(MAGI) if name == "magi" else WanTransformer(replace(WAN, fps_embedding=name == "skyreels"))
     tensors = {key: 0.2 * torch.randn(value.shape) for key, value in model.state_dict().items()}
