@@ -626,14 +626,14 @@ class TestPrompt:
 
     def test_no_table(self):
         with pytest.raises(SettingError, match="MAGI-1 Prompt, special_tokens: got 'none'.*all of its switches off"):
-            self.make(None, table="none")
+            self.make(t5(), table="none")
 
     def test_another_table(self, folders):
         place = folders / "text_encoders" / "short"
         place.mkdir(exist_ok=True)
         tiny_magi.write_table(place / "special_tokens.npz", others=17)
         with pytest.raises(SettingError) as caught:
-            self.make(None, table="text_encoders/short/special_tokens.npz")
+            self.make(t5(), table="text_encoders/short/special_tokens.npz")
         text = str(caught.value)
         assert f"other_tokens 17 x {TEXT_DIM}" in text and f"other_tokens 100 x {TEXT_DIM}" in text
 
