@@ -6,10 +6,12 @@ from typing import Any
 
 from test_frontend import MINI, open_template, ours
 
-# A seed of its own for each renderer: what has been made already is not made again.
+# A seed of its own for each renderer: what has been made already is not made again. A longer video than the template's:
+# the page, drawn without a GPU beside the run, must have time to play while later chunks are made.
 CONNECT = """seed => {
     const node = kind => app.graph.nodes.find(n => n.type === kind);
     node('RandomNoise').widgets.find(w => w.name === 'noise_seed').value = seed;
+    node('EmptyARVideoLatent').widgets.find(w => w.name === 'length').value = 285;
     const source = node('FlowCacheMiniModel'), sampler = node('FlowCacheARSampler');
     source.connect(source.findOutputSlot('VAE'), sampler, sampler.findInputSlot('preview_vae'));
     return sampler.inputs[sampler.findInputSlot('preview_vae')].link !== null;
