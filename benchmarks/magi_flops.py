@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowcache_core.models.common.cached_attention import attending
 from flowcache_core.models.magi.config import MagiConfig
+from flowcache_core.models.magi.layers import attend_grouped
 from flowcache_core.models.magi.transformer import MagiTransformer
 
 from .mini_runs import magi_shape
@@ -61,7 +63,7 @@ def count(name: str, config: MagiConfig, device: str, side: int, frames: int, ch
     rows = [model.y_embedder.y_proj_xattn(caption)]  # once per run, so it is not counted
     # The counter does not know the fused attention of CPUs; the plain one is two products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model.forward_chunk(latents, t, rows, first_frame=0, memory=memory)
+        model.forward_chunk(latents, t, rows, first_frame=0, attention=attending(memory, attend_grouped))
     closed = magi_shape(config, TEXT_TOKENS).forward(tokens, chunks * tokens)
     return Count(name, device, tokens, chunks * tokens, float(counter.get_total_flops()), closed)
 

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from flowcache_core.commands.cost import counted_policy, main
 from flowcache_core.cost import MagiShape, WanShape
 from flowcache_core.errors import SettingError
+from flowcache_core.models.common.attention import attend_heads
+from flowcache_core.models.common.cached_attention import attending
 from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
 from flowcache_core.presets import load_preset
 
@@ -106,7 +108,7 @@ def test_closed_form_equals_the_flop_counter():
     # the counter knows plain matrix products, not the CPU's fused attention
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         x, text = torch.randn(1, 16, 2, 4, 6), torch.randn(1, 5, 32)
-        model.forward_chunk(x, torch.tensor([500.0]), text, first_frame=2, memory=memory)
+        model.forward_chunk(x, torch.tensor([500.0]), text, first_frame=2, attention=attending(memory, attend_heads))
     shape = WanShape(dim=48, ffn_dim=80, layers=3, text_tokens=5, text_dim=32)
     time_path = 2 * (16 * 48 + 48 * 48 + 48 * 6 * 48)
     assert counter.get_total_flops() - time_path == shape.forward(tokens=12, context=24)

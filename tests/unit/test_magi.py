@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from flowcache_core.errors import SettingError
+from flowcache_core.models.common.cached_attention import attending, attending_alone
 from flowcache_core.models.common.operations import CastingOperations, LayerNorm1p
 from flowcache_core.models.magi.config import MAGI_4_5B, MAGI_24B, MagiConfig
 from flowcache_core.models.magi.guidance import (
@@ -74,6 +75,9 @@ class History:
         return torch.cat(self.kv[layer], -1)[0].transpose(0, 1)
 
 
+ALONE = attending_alone(attend_grouped)
+
+
 def own(layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return k, v
 
@@ -87,7 +91,7 @@ def run(model, data, chunk, memory, *, t=None, first_frame=None, caption=None, *
         states[None],
         mask[None],
         first_frame=FRAMES * chunk if first_frame is None else first_frame,
-        memory=memory,
+        attention=attending(memory, attend_grouped),
         **options,
     )[0]
 
@@ -256,7 +260,7 @@ def tiny_inputs(batch: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def forward(model: MagiTransformer, batch: int = 1, **options) -> Tensor:
     x, t, caption, mask = tiny_inputs(batch)
-    return model.forward_chunk(x, t, caption, mask, first_frame=4, memory=own, **options)
+    return model.forward_chunk(x, t, caption, mask, first_frame=4, attention=ALONE, **options)
 
 
 def test_batch_items_do_not_meet():
@@ -265,7 +269,7 @@ def test_batch_items_do_not_meet():
     x, t, caption, mask = tiny_inputs(3)
     for item in range(3):
         part = slice(item, item + 1)
-        alone = model.forward_chunk(x[part], t[part], caption[part], mask[part], first_frame=4, memory=own)
+        alone = model.forward_chunk(x[part], t[part], caption[part], mask[part], first_frame=4, attention=ALONE)
         assert_close(together[part], alone)
 
 
@@ -273,9 +277,9 @@ def test_masked_rows_are_not_seen_and_no_rows_is_allowed():
     model = tiny()
     x, t, caption, mask = tiny_inputs()
     changed = torch.where(mask.bool()[..., None], caption, 99.0)
-    expected = model.forward_chunk(x, t, caption, mask, first_frame=0, memory=own)
-    assert torch.equal(model.forward_chunk(x, t, changed, mask, first_frame=0, memory=own), expected)
-    empty = model.forward_chunk(x, t, caption, torch.zeros_like(mask), first_frame=0, memory=own)
+    expected = model.forward_chunk(x, t, caption, mask, first_frame=0, attention=ALONE)
+    assert torch.equal(model.forward_chunk(x, t, changed, mask, first_frame=0, attention=ALONE), expected)
+    empty = model.forward_chunk(x, t, caption, torch.zeros_like(mask), first_frame=0, attention=ALONE)
     assert empty.isfinite().all() and not torch.allclose(empty, expected, atol=1e-3)
 
 
@@ -320,9 +324,9 @@ def test_fp32_parts_stay_fp32_in_bf16():
         return k, v
 
     x, t, caption, mask = tiny_inputs()
-    velocity = model.forward_chunk(x, t, caption, mask, first_frame=0, memory=memory)
+    velocity = model.forward_chunk(x, t, caption, mask, first_frame=0, attention=attending(memory, attend_grouped))
     assert seen == [(torch.bfloat16,) * 3] * 3
-    expected = tiny().forward_chunk(x, t, caption, mask, first_frame=0, memory=own)
+    expected = tiny().forward_chunk(x, t, caption, mask, first_frame=0, attention=ALONE)
     assert velocity.dtype == torch.float32
     assert (velocity - expected).norm() / expected.norm() < 0.03
 
@@ -427,9 +431,9 @@ def test_latents_of_another_shape_are_refused(shape):
 def test_grouped_attention_is_attention_with_repeated_heads():
     q, k, v = torch.randn(2, 6, 5, 8), torch.randn(2, 2, 9, 8), torch.randn(2, 2, 9, 8)
     expected = F.scaled_dot_product_attention(q, k.repeat_interleave(3, 1), v.repeat_interleave(3, 1))
-    assert_close(attend_grouped(q, k, v).flatten(1, 2), expected, 1e-6)
-    assert_close(attend_grouped(q, k[:1], v[:1])[1].flatten(0, 1), attend_grouped(q[1:], k[:1], v[:1])[0].flatten(0, 1))
-    assert torch.equal(attend_grouped(q, k[:, :, :0], v[:, :, :0]), torch.zeros(2, 2, 3, 5, 8))
+    assert_close(attend_grouped(q, k, v), expected, 1e-6)
+    assert_close(attend_grouped(q, k[:1], v[:1])[1], attend_grouped(q[1:], k[:1], v[:1])[0])
+    assert torch.equal(attend_grouped(q, k[:, :, :0], v[:, :, :0]), torch.zeros(2, 6, 5, 8))
 
 
 def test_time_rates_are_rounded_right_on_every_machine():

@@ -13,9 +13,11 @@ from flowcache_core.errors import SettingError
 from flowcache_core.kv.importance_redundancy import ImportanceRedundancy
 from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
+from flowcache_core.models.common.cached_attention import CachedAttention, attending, attending_alone
 from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.models.magi.denoiser import MagiDenoiser
 from flowcache_core.models.magi.guidance import GuidanceScales, visible_to_clean
+from flowcache_core.models.magi.layers import attend_grouped
 from flowcache_core.models.magi.transformer import MagiTransformer
 from flowcache_core.models.magi.vae import LATENT_SCALE, MagiVAE, MagiVAEConfig, Tiling
 from flowcache_core.plan import window
@@ -110,7 +112,7 @@ class Plain:
             torch.full((x.shape[0],), t),
             *caption,
             first_frame=first,
-            memory=memory,
+            attention=attending(memory, attend_grouped),
             dropped=dropped,
             step_time=self.step_time(step) if self.distill else None,
         )
@@ -300,14 +302,10 @@ def alone(monkeypatch) -> list[tuple[int, int]]:
     found = []
     forward = MagiTransformer.forward_chunk
 
-    def spy(self, x, *args, first_frame, memory, **options):
-        def watched(layer, q, k, v):
-            keys, values = memory(layer, q, k, v)
-            if keys is k and values is v and layer == 0:
-                found.append((first_frame // FRAMES, keys.shape[2]))
-            return keys, values
-
-        return forward(self, x, *args, first_frame=first_frame, memory=watched, **options)
+    def spy(self, x, *args, first_frame, attention, **options):
+        if not isinstance(attention, CachedAttention):
+            found.append((first_frame // FRAMES, x.shape[2] * self.tokens_per_frame(x)))
+        return forward(self, x, *args, first_frame=first_frame, attention=attention, **options)
 
     monkeypatch.setattr(MagiTransformer, "forward_chunk", spy)
     return found
@@ -454,7 +452,12 @@ def test_reuse_with_guidance(model, quantity):
 
 
 def stack_residual(model, x, t, caption, dropped) -> Tensor:
-    options = {"first_frame": 0, "memory": lambda layer, q, k, v: (k, v), "dropped": dropped, "return_residual": True}
+    options = {
+        "first_frame": 0,
+        "attention": attending_alone(attend_grouped),
+        "dropped": dropped,
+        "return_residual": True,
+    }
     return model.forward_chunk(x, torch.tensor([t]), *caption, **options)[1]
 
 

@@ -18,7 +18,9 @@ from flowcache_core.mini_magi import TRANSFORMER_FILE, MiniMagi, load_mini_magi,
 from flowcache_core.mini_magi.evaluate import sample
 from flowcache_core.mini_magi.forward import forward_clip
 from flowcache_core.mini_magi.training import RECIPE, build, chunk_times
+from flowcache_core.models.common.cached_attention import attending
 from flowcache_core.models.magi.guidance import CLEAN_TIME
+from flowcache_core.models.magi.layers import attend_grouped
 from flowcache_core.models.magi.transformer import MagiTransformer
 from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
 from flowcache_core.schedule import magi
@@ -51,7 +53,7 @@ def chunk_by_chunk(model: MagiTransformer, x: Tensor, t: Tensor, text: Tensor, n
             rows,
             torch.ones(rows.shape[:2]),
             first_frame=3 * chunk,
-            memory=memory,
+            attention=attending(memory, attend_grouped),
             dropped=null,
         )
         assert isinstance(part, Tensor)

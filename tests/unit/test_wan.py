@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from flowcache_core.errors import SettingError
+from flowcache_core.models.common.attention import attend_heads
+from flowcache_core.models.common.cached_attention import attending
 from flowcache_core.models.common.checkpoint import read_state_dict
 from flowcache_core.models.common.rope import apply_rope, rope_axes, rope_table
 from flowcache_core.models.wan.transformer import PreparedText, WanConfig, WanTransformer, load_wan
@@ -73,7 +75,11 @@ def chunk_by_chunk(
     times = timesteps.split(chunks, 1)
     for index, part in enumerate(x.split(chunks, 2)):
         text = context_of(index)
-        parts.append(model.forward_chunk(part, times[index], text, first_frame=first, memory=history, **options))
+        parts.append(
+            model.forward_chunk(
+                part, times[index], text, first_frame=first, attention=attending(history, attend_heads), **options
+            )
+        )
         first += part.shape[2]
     return torch.cat(parts, 2), history
 
@@ -190,7 +196,7 @@ def test_a_residual_reproduces_the_velocity_it_came_from() -> None:
     model = tiny()
     x, timesteps, context = inputs()
     velocity, residual = model.forward_chunk(
-        x, timesteps, context, first_frame=0, memory=History(), return_residual=True
+        x, timesteps, context, first_frame=0, attention=attending(History(), attend_heads), return_residual=True
     )
     assert residual.shape == model.patch_tokens(x).shape == (2, 6 * 2 * 3, 48)
     assert_close(model.from_residual(x, timesteps, residual), velocity)
@@ -278,7 +284,7 @@ def test_frames_beyond_256_keep_their_place_in_bf16() -> None:
 
     def keys(first_frame: int) -> Tensor:
         history = History()
-        model.forward_chunk(x, timesteps, context, first_frame=first_frame, memory=history)
+        model.forward_chunk(x, timesteps, context, first_frame=first_frame, attention=attending(history, attend_heads))
         k, _ = history.whole(0)
         assert k.dtype == torch.bfloat16
         return k.float().transpose(1, 2)
@@ -295,7 +301,9 @@ def test_bf16_weights_stay_close_and_hand_out_the_right_dtypes() -> None:
     exact = model(x, timesteps, context, chunk_frames=[2, 4])
     model.bfloat16()
     history = History()
-    velocity, residual = model.forward_chunk(x, timesteps, context, first_frame=0, memory=history, return_residual=True)
+    velocity, residual = model.forward_chunk(
+        x, timesteps, context, first_frame=0, attention=attending(history, attend_heads), return_residual=True
+    )
     assert velocity.dtype == torch.float32 and residual.dtype == torch.bfloat16
     assert {t.dtype for t in history.whole(1)} == {torch.bfloat16}
     rounded = model(x, timesteps, context, chunk_frames=[2, 4])

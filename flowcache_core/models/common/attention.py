@@ -9,13 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every query sees every key. K/V of batch 1 serve all of q's batch. Returns ``[B, tokens, heads * head_dim]``."""
+def attend_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every query sees every key. K/V of batch 1 serve all of q's batch. Returns q's shape."""
     batch = q.shape[0]
     if q.requires_grad and q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        return _attend_in_training(q, k, v).transpose(1, 2).flatten(2)
-    out = F.scaled_dot_product_attention(q, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1))
-    return out.transpose(1, 2).flatten(2)
+        return _attend_in_training(q, k, v)
+    return F.scaled_dot_product_attention(q, k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """:func:`attend_heads`, heads laid side by side: ``[B, tokens, heads * head_dim]``."""
+    return attend_heads(q, k, v).transpose(1, 2).flatten(2)
 
 
 def _attend_in_training(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

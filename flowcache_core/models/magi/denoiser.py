@@ -24,6 +24,7 @@ from ...denoiser import ChunkInput, ChunkOutput, KVSpec
 from ...errors import SettingError, require, require_count, require_finite, require_finite_values
 from ...kv.cache import KVCache
 from ...plan.base import Chunk
+from ..common.cached_attention import CachedAttention, LayerAttention, attending_alone
 from .guidance import (
     GuidanceScales,
     guide,
@@ -33,7 +34,7 @@ from .guidance import (
     visible_chunks,
     visible_to_clean,
 )
-from .layers import AttentionKernel, Memory
+from .layers import AttentionKernel, attend_grouped
 from .text import null_caption
 from .transformer import CaptionRows, MagiTransformer
 
@@ -131,14 +132,14 @@ class MagiDenoiser:
         if not dropped:
             self.share_finished(cache, cache.plan.first_tick[item.chunk.index] + item.step)
         if branch != ALONE:
-            memory = self.memory(item, range(branch, branch + 1), cache)
-            result = self.run(item, text, memory, item.chunk.first_frame, dropped, keep_residual)
+            attention = self.attention(item, range(branch, branch + 1), cache)
+            result = self.run(item, text, attention, item.chunk.first_frame, dropped, keep_residual)
             active = cache.layouts[0].active
             mixed = self.nearly_clean and self.step_times and item.chunk.index == active[0]
             if mixed and is_nearly_clean(item.timestep):
                 # The original puts the copy behind the window, which is where its rotary positions are.
                 behind = cache.plan.chunks[active[-1]].end_frame
-                alone = self.run(item, text, alone_memory, behind, dropped, keep_residual)
+                alone = self.run(item, text, attending_alone(self.attend), behind, dropped, keep_residual)
                 # A residual of the mix gives the mixed velocity but for the final norm between the two.
                 result = mix_nearly_clean(result[0], alone[0]), mix_nearly_clean(result[1], alone[1])
             return result
@@ -148,10 +149,16 @@ class MagiDenoiser:
             zeros = torch.zeros_like(item.latents, dtype=torch.float32)
             tokens = item.chunk.frames * cache.spec.tokens_per_frame
             return zeros, zeros.new_zeros(zeros.shape[0], tokens, self.transformer.config.dim)
-        return self.run(item, text, alone_memory, 0, dropped, keep_residual)
+        return self.run(item, text, attending_alone(self.attend), 0, dropped, keep_residual)
 
     def run(
-        self, item: ChunkInput, text: int, memory: Memory, first_frame: int, dropped: bool, keep_residual: bool
+        self,
+        item: ChunkInput,
+        text: int,
+        attention: LayerAttention,
+        first_frame: int,
+        dropped: bool,
+        keep_residual: bool,
     ) -> tuple[Tensor, Tensor]:
         require_finite("timestep", item.timestep, minimum=0.0, maximum=1.0)
         batch, device = item.latents.shape[0], item.latents.device
@@ -162,7 +169,7 @@ class MagiDenoiser:
             torch.full((batch,), item.timestep, device=device),
             self.caption(text, batch, device),
             first_frame=first_frame,
-            memory=memory,
+            attention=attention,
             dropped=dropped,
             step_time=self.step_times[step] if self.step_times else None,
             return_residual=keep_residual,
@@ -177,12 +184,12 @@ class MagiDenoiser:
         self.share_finished(cache)
         own = guided and not given and cache.keeps_alike
         if own:
-            memory = self.memory(item, range(TEXT, TEXT + 1), cache, observe=False)
-            self.run(item, NULL, memory, chunk.first_frame, False, False)
+            attention = self.attention(item, range(TEXT, TEXT + 1), cache, observe=False)
+            self.run(item, NULL, attention, chunk.first_frame, False, False)
             self.finished[cache] = chunk
         branches = range(PREVIOUS if own else TEXT, 2 if guided else 1)
-        memory = self.memory(item, branches, cache, observe=given)
-        self.run(item, NULL, memory, chunk.first_frame, guided, False)
+        attention = self.attention(item, branches, cache, observe=given)
+        self.run(item, NULL, attention, chunk.first_frame, guided, False)
 
     def share_finished(self, cache: KVCache, tick: int | None = None) -> None:
         """From the second tick after a chunk has finished all forwards see the K/V that is kept of it."""
@@ -193,20 +200,21 @@ class MagiDenoiser:
 
     # -- what a forward sees -----------------------------------------------------------------------------------------
 
-    def memory(self, item: ChunkInput, branches: range, cache: KVCache, observe: bool = True) -> Memory:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attend_grouped(q, k, v, self.kernel)
+
+    def attention(self, item: ChunkInput, branches: range, cache: KVCache, observe: bool = True) -> CachedAttention:
         """Write K/V for all ``branches``, observe queries, and attend to what the last branch holds."""
-        chunk, last = item.chunk, range(branches.stop - 1, branches.stop)
-        seen = self.visible_tokens(item, cache)
-
-        def keep(layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            for branch in branches:
-                cache.write(layer, range(branch, branch + 1), chunk, k, v)
-                if observe:
-                    cache.observe(layer, range(branch, branch + 1), chunk, q)
-            keys, values = cache.context(layer, last, chunk)
-            return keys[:, :, -seen:], values[:, :, -seen:]
-
-        return keep
+        last = branches.stop - 1
+        return CachedAttention(
+            cache,
+            item.chunk,
+            range(last, branches.stop),
+            self.attend,
+            newest=self.visible_tokens(item, cache),
+            observe=observe,
+            copies=range(branches.start, last),
+        )
 
     def visible_tokens(self, item: ChunkInput, cache: KVCache) -> int:
         """Newest tokens that a chunk may attend to, its own included; 0 is all (as a slice from ``-0`` takes them)."""
@@ -234,8 +242,3 @@ class MagiDenoiser:
         """The null caption, which is every clean chunk's too, given or finished."""
         states, mask = null_caption(self.transformer.y_embedder.null_caption_embedding)
         return states[None], mask[None]
-
-
-def alone_memory(layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """A chunk that sees only itself and leaves nothing behind."""
-    return k, v

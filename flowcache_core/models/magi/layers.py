@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from ..common.operations import LayerNorm1p, Operations
 from .config import MagiConfig
 
-Memory = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 AttentionKernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention without a mask, q and k and v ``[B, heads, tokens, head_dim]``: torch's, or that of a host."""
 
@@ -53,7 +52,7 @@ def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def attend_grouped(q: Tensor, k: Tensor, v: Tensor, kernel: AttentionKernel = F.scaled_dot_product_attention) -> Tensor:
-    """Grouped-query attention without a mask: ``[B, kv_heads, heads / kv_heads, tokens, head_dim]``.
+    """Grouped-query attention without a mask; returns q's shape ``[B, heads, tokens, head_dim]``.
 
     Query head i uses K/V head ``i // group``. The heads of a group are laid end to end as one head's queries, so
     neither K nor V is expanded and every attention kernel serves. K/V of batch 1 serve all of q's batch; no keys give
@@ -63,9 +62,9 @@ def attend_grouped(q: Tensor, k: Tensor, v: Tensor, kernel: AttentionKernel = F.
     kv_heads = k.shape[1]
     q = q.reshape(batch, kv_heads, heads // kv_heads * tokens, size)
     if k.shape[2] == 0:
-        return q.new_zeros(q.shape).unflatten(2, (-1, tokens))
+        return q.new_zeros(batch, heads, tokens, size)
     k, v = k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)
-    return kernel(q, k, v).unflatten(2, (-1, tokens))
+    return kernel(q, k, v).reshape(batch, heads, tokens, size)
 
 
 def time_rates(count: int, device: torch.device | str = "cpu") -> Tensor:
@@ -171,7 +170,7 @@ class MagiAttention(nn.Module):
         self,
         x: Tensor,
         table: tuple[Tensor, Tensor],
-        memory: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+        self_attention: Callable[[Tensor, Tensor, Tensor], Tensor],
         captions: Sequence[Tensor],
         kernel: AttentionKernel = F.scaled_dot_product_attention,
     ) -> Tensor:
@@ -180,7 +179,7 @@ class MagiAttention(nn.Module):
         h = project.layer_norm(x)
         q = apply_rope(self.q_layernorm(self.split(project.q(h)).float()), table).to(dtype)
         k = apply_rope(self.k_layernorm(self.split(project.k(h)).float()), table).to(dtype)
-        own = attend_grouped(q, *memory(q, k, self.split(project.v(h))), kernel)
+        own = self_attention(q, k, self.split(project.v(h)))
         queries = self.q_layernorm_xattn(self.split(project.qx(h)))
         parts = queries.split(1) if len(captions) > 1 else (queries,)
         cross = torch.cat(
@@ -190,7 +189,8 @@ class MagiAttention(nn.Module):
             ]
         )
         # Of each group: its heads' self-attention, then its heads' cross-attention.
-        grouped = torch.cat((own, cross), 2).permute(0, 3, 1, 2, 4)
+        parts = [part.unflatten(1, (k.shape[1], -1)) for part in (own, cross)]
+        grouped = torch.cat(parts, 2).permute(0, 3, 1, 2, 4)
         return self.linear_proj(grouped.flatten(2))
 
 
@@ -231,13 +231,13 @@ class MagiBlock(nn.Module):
         x: Tensor,
         condition: Tensor,
         table: tuple[Tensor, Tensor],
-        memory: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+        self_attention: Callable[[Tensor, Tensor, Tensor], Tensor],
         captions: Sequence[Tensor],
         kernel: AttentionKernel = F.scaled_dot_product_attention,
     ) -> Tensor:
         """``x [B, tokens, dim]`` and ``condition [B, cond_dim]`` in the dtype of the stream."""
         gate_attention, gate_mlp = self.ada_modulate_layer(condition)
-        h = self.self_attention(x, table, memory, captions, kernel).float()
+        h = self.self_attention(x, table, self_attention, captions, kernel).float()
         x = (x.float() + self.self_attn_post_norm(gate_attention * h)).to(x.dtype)
         h = self.mlp(x).float()
         return (x.float() + self.mlp_post_norm(gate_mlp * h)).to(x.dtype)

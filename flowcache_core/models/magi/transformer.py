@@ -24,12 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import SettingError, listed, require, require_count
+from ..common.cached_attention import LayerAttention
 from ..common.checkpoint import load_strict, require_fit
 from ..common.operations import CastingOperations, LayerNorm1p, Operations
 from ..common.sharded import read_weights
 from .config import BLOCKS, LATENT_CHANNELS, MagiConfig
 from .fp8 import dequantize
-from .layers import AttentionKernel, CaptionEmbedder, MagiBlock, Memory, Rope, TimeEmbedder, rope_table
+from .layers import AttentionKernel, CaptionEmbedder, MagiBlock, Rope, TimeEmbedder, rope_table
 
 CaptionRows = list[Tensor]
 
@@ -95,7 +96,7 @@ class MagiTransformer(nn.Module):
         caption_mask: Tensor | None = None,
         *,
         first_frame: int,
-        memory: Memory,
+        attention: LayerAttention,
         dropped: bool = False,
         step_time: float | None = None,
         return_residual: bool = False,
@@ -110,10 +111,8 @@ class MagiTransformer(nn.Module):
         without text). step_time: what distilled weights are told about their steps
         (:func:`...schedule.magi_distill_times`).
 
-        In every layer ``memory(layer, q, k, v)`` gets the chunk's own ``[B, heads, tokens, head_dim]`` (fewer heads
-        for k and v; q and k normalised and rotated) and returns the K and V to attend to: earlier chunks, then its own.
-        With ``return_residual`` also what the blocks added to the tokens ``[B, tokens, dim]``. kernel: computes all
-        attention.
+        ``attention``: every layer's self-attention, which remembers earlier chunks. kernel: computes the attention to
+        the caption. With ``return_residual`` also what the blocks added to the tokens ``[B, tokens, dim]``.
         """
         require_count("first_frame", first_frame, minimum=0)
         tokens = self.patch_tokens(x)
@@ -128,8 +127,8 @@ class MagiTransformer(nn.Module):
         stream = tokens
         for index, layer in enumerate(self._layers()):
 
-            def own(q: Tensor, k: Tensor, v: Tensor, index: int = index) -> tuple[Tensor, Tensor]:
-                return memory(index, q, k, v)
+            def own(q: Tensor, k: Tensor, v: Tensor, index: int = index) -> Tensor:
+                return attention(index, q, k, v)
 
             stream = layer(stream, condition, table, own, caption, kernel)
         velocity = self._head(stream, x)

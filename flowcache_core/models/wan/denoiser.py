@@ -12,9 +12,10 @@ from torch import Tensor
 from ...denoiser import ChunkInput, ChunkOutput, KVSpec
 from ...errors import require, require_count, require_finite, require_finite_values
 from ...kv.cache import KVCache
-from ...plan.base import Chunk
+from ..common.attention import attend_heads
+from ..common.cached_attention import CachedAttention
 from ..common.rope import RopeAxes
-from .transformer import Memory, PreparedText, WanTransformer
+from .transformer import PreparedText, WanTransformer
 
 
 @dataclass
@@ -77,7 +78,7 @@ class WanDenoiser:
             self.times(item),
             self.text(item.prompt_chunk, item.latents.shape[0]),
             first_frame=item.chunk.first_frame,
-            memory=self.memory(item.chunk, cache),
+            attention=CachedAttention(cache, item.chunk, range(self.branches), attend_heads),
             fps=self.fps,
             return_residual=keep_residual,
             rope=self.rope(item.latents, cache.plan.frames),
@@ -136,13 +137,3 @@ class WanDenoiser:
         if key not in self.axes:
             self.axes[key] = self.transformer.rope(latents, 0, frames)
         return self.axes[key]
-
-    def memory(self, chunk: Chunk, cache: KVCache) -> Memory:
-        branches = range(self.branches)
-
-        def keep(layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-            cache.write(layer, branches, chunk, k, v)
-            cache.observe(layer, branches, chunk, q)
-            return cache.context(layer, branches, chunk)
-
-        return keep

@@ -25,6 +25,7 @@ from ...fields import require_types
 from ...reading.json_text import parse_object
 from ...reading.limits import LAYERS, WIDEST
 from ..common.attention import attend, attend_block_causal
+from ..common.cached_attention import LayerAttention
 from ..common.checkpoint import load_strict, read_state_dict
 from ..common.layers import count_layers
 from ..common.rope import RopeAxes, apply_rope
@@ -137,7 +138,6 @@ class PreparedText:
 
 
 Text = Tensor | PreparedText
-Memory = Callable[[int, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 SelfAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -337,21 +337,20 @@ class WanTransformer(nn.Module):
         context: Text,
         *,
         first_frame: int,
-        memory: Memory,
+        attention: LayerAttention,
         fps: int | None = None,
         return_residual: bool = False,
         rope: RopeAxes | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Velocity of one chunk ``x [B, C, f, H, W]`` whose first latent frame is frame ``first_frame`` of the video.
 
-        In every layer ``memory(layer, q, k, v)`` gets the chunk's own ``[B, heads, tokens, head_dim]`` (q and k
-        normalised and rotated) and returns the K and V to attend to: earlier chunks, then its own. With
-        ``return_residual`` also returns what the block stack added to the tokens, ``[B, tokens, dim]``, for
-        :meth:`from_residual`. ``rope``: as in :meth:`forward`; with it no values are copied to the device.
+        ``attention``: every layer's self-attention, which remembers earlier chunks. With ``return_residual`` also
+        returns what the block stack added to the tokens, ``[B, tokens, dim]``, for :meth:`from_residual`. ``rope``: as
+        in :meth:`forward`; with it no values are copied to the device.
         """
 
         def self_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return attend(q, *memory(layer, q, k, v))
+            return attention(layer, q, k, v).transpose(1, 2).flatten(2)
 
         e, e0 = self._time(timesteps, fps, x.shape[2])
         tokens = self._embed(x)
