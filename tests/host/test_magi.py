@@ -301,10 +301,12 @@ class TestHost:
         x, caption = torch.randn(1, 16, 2, 4, 4), states()
 
         def velocity(operations, **dtypes):
+            seam = module("flowcache_core.models.common.cached_attention")
             with torch.device("meta"):
                 inner = tiny_magi.magi.MagiTransformer(CONFIG, operations=operations, **dtypes)
             tiny_magi.magi.fill_magi(inner, tiny_magi.weights(), "weights")
-            own = {"first_frame": 0, "memory": lambda layer, q, k, v: (k, v), "step_time": 4.0}
+            attention = seam.attending_alone(module("flowcache_core.models.magi.layers").attend_grouped)
+            own = {"first_frame": 0, "attention": attention, "step_time": 4.0}
             return inner.forward_chunk(x, torch.tensor([0.4]), caption, **own)
 
         half = torch.bfloat16
