@@ -11,12 +11,15 @@ from torch import Tensor
 from .kv.cache import KVCache
 from .kv.spec import KVSpec as KVSpec
 from .plan.base import Chunk
+from .rows import Rows
 
 
 @dataclass(frozen=True)
 class ChunkInput:
     """One chunk as the model sees it: latents ``[B, C, f, H, W]`` at ``sigma`` (model time ``timestep``).
 
+    before: the last latent frame of the chunk before ``[B, C, H, W]``, as it stands now (in work, finished or given);
+    None where there is none, and in what is kept of a step.
     kind: "step" is one of the chunk's own; the others are passes that only leave K/V (:meth:`Denoiser.encode`), whose
     step and sigma are those behind the last one: of a "prefix" chunk that is given, of a finished one once more
     ("clean"), of history under a new prompt ("recache"). prompt_from: the chunk whose prompt holds, None for its own
@@ -30,6 +33,7 @@ class ChunkInput:
     latents: Tensor
     prompt_from: int | None = None
     kind: Literal["step", "prefix", "clean", "recache"] = "step"
+    before: Tensor | None = None
 
     @property
     def prompt_chunk(self) -> int:
@@ -72,8 +76,15 @@ class Denoiser(ModelView, Protocol):
         """K/V shape for latents ``[B, C, F, H, W]``."""
         ...
 
-    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
-        """Run the model on one chunk; writes its K/V into ``cache`` and attends to the chunks before it."""
+    def compute(
+        self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
+    ) -> ChunkOutput:
+        """Run the model on one chunk; writes its K/V into ``cache`` and attends to the chunks before it.
+
+        rows: run these tokens only, over the K/V that the chunk's others left when they were computed last. The output
+        holds at the places of these tokens; elsewhere it is whatever is finite. Asked for only where a policy takes
+        part of a chunk (:attr:`..reuse.base.ReusePolicy.parts`), and never before the chunk has been computed whole.
+        """
         ...
 
     def encode(self, item: ChunkInput, cache: KVCache) -> None:

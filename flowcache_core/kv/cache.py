@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..plan.base import Chunk, Plan
+from ..rows import Rows
 from .compressor import Region
 from .layout import CompressionNeed, KVLayout, capacity_tokens, largest_chunk_frames
 from .settings import KVSettings
@@ -109,18 +110,29 @@ class KVCache:
         }
         return CompressionResult(chunk.index, tuple(needs)) if any(needs) else None
 
-    def write(self, layer: int, branches: range, chunk: Chunk, k: Tensor, v: Tensor) -> None:
-        """Store ``k`` and ``v`` ``[n * batch, kv_heads, tokens, head_dim]`` in the chunk's slot."""
+    def write(self, layer: int, branches: range, chunk: Chunk, k: Tensor, v: Tensor, rows: Rows | None = None) -> None:
+        """Store ``k`` and ``v`` ``[n * batch, kv_heads, tokens, head_dim]`` in the chunk's slot.
+
+        rows: the chunk's tokens that they are of; the others keep theirs. RuntimeError before the whole chunk has been
+        written once.
+        """
         buffer, (start, end) = self._buffer(layer), self.layouts[layer].span(chunk.index)
-        expected = (len(branches) * self.spec.batch, self.spec.kv_heads, end - start, self.spec.head_dim)
+        count = end - start if rows is None else rows.count
+        expected = (len(branches) * self.spec.batch, self.spec.kv_heads, count, self.spec.head_dim)
         if k.shape != expected or v.shape != expected:
             raise ValueError(f"chunk {chunk.index}: K {tuple(k.shape)} and V {tuple(v.shape)}, expected {expected}")
+        if rows is not None:
+            self._require_whole(layer, branches, chunk, rows)
         for target, source in ((buffer.keys, k.detach()), (buffer.values, v.detach())):
             if target.dtype == torch.float8_e4m3fn:
                 largest = torch.finfo(target.dtype).max
                 source = source.clamp(-largest, largest)  # older torch turns what exceeds the range into NaN
             slot = target[branches.start : branches.stop, ..., start:end, :]
-            slot.copy_(source.unflatten(0, (len(branches), self.spec.batch)))
+            source = source.unflatten(0, (len(branches), self.spec.batch))
+            if rows is None:
+                slot.copy_(source)
+            else:
+                write_rows(slot, source, rows)
         missing = self._unwritten.get(chunk.index)
         if missing is not None:
             missing.difference_update((layer, branch) for branch in branches)
@@ -269,6 +281,13 @@ class KVCache:
             stored = moved
         return stored.to(self.spec.dtype)
 
+    def _require_whole(self, layer: int, branches: range, chunk: Chunk, rows: Rows) -> None:
+        tokens, missing = self._tokens_of(chunk), self._unwritten.get(chunk.index, set())
+        if rows.tokens != tokens:
+            raise ValueError(f"chunk {chunk.index}: rows of {rows.tokens} tokens, the chunk has {tokens}")
+        if not missing.isdisjoint((layer, branch) for branch in branches):
+            raise RuntimeError(f"chunk {chunk.index}: some tokens only, before all were computed in layer {layer}")
+
     def _tokens_of(self, chunk: Chunk) -> int:
         return chunk.frames * self.spec.tokens_per_frame
 
@@ -279,6 +298,14 @@ class KVCache:
     def _require_memory(self) -> None:
         if not self._layers:
             raise RuntimeError("this K/V cache has been released")
+
+
+def write_rows(slot: Tensor, source: Tensor, rows: Rows) -> None:
+    """Put ``source [..., n, d]`` at ``rows`` of ``slot [..., tokens, d]``, in its dtype and on its device."""
+    source = source.to(slot.device, slot.dtype)
+    if slot.element_size() == 1:  # fp8 cannot be indexed
+        slot, source = slot.view(torch.uint8), source.view(torch.uint8)
+    slot.index_copy_(-2, rows.on(slot.device), source)
 
 
 def move_left(tokens: Tensor, start: int, length: int, shift: int, block: int) -> None:

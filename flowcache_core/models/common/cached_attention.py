@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...kv.cache import KVCache
 from ...plan.base import Chunk
+from ...rows import Rows
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention without a mask: q ``[B, heads, tokens, head_dim]``, k and v with fewer tokens, heads or batch where they
@@ -42,7 +43,9 @@ class CachedAttention:
 
     branches: the guidance branches in the forward's batch, branch-major; the K/V of all is written. newest: how many of
     the newest tokens are seen, the chunk's own included; 0 for all. observe: whether the compressor samples these
-    queries. copies: branches that store the same K/V beside (one forward that writes for several).
+    queries. copies: branches that store the same K/V beside (one forward that writes for several). rows: the chunk's
+    tokens that are in this forward, None for all; the others are seen as they were computed last, and the compressor
+    keeps the queries of the last whole forward.
     """
 
     cache: KVCache
@@ -52,14 +55,15 @@ class CachedAttention:
     newest: int = 0
     observe: bool = True
     copies: range = range(0)
+    rows: Rows | None = None
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self.attend(q, *self.context(layer, q, k, v))
 
     def context(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         for branches in (*(range(branch, branch + 1) for branch in self.copies), self.branches):
-            self.cache.write(layer, branches, self.chunk, k, v)
-            if self.observe:
+            self.cache.write(layer, branches, self.chunk, k, v, self.rows)
+            if self.observe and self.rows is None:
                 self.cache.observe(layer, branches, self.chunk, q)
         keys, values = self.cache.context(layer, self.branches, self.chunk)
         return keys[:, :, -self.newest :], values[:, :, -self.newest :]

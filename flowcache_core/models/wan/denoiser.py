@@ -12,6 +12,7 @@ from torch import Tensor
 from ...denoiser import ChunkInput, ChunkOutput, KVSpec
 from ...errors import require, require_count, require_finite, require_finite_values
 from ...kv.cache import KVCache
+from ...rows import Rows
 from ..common.attention import attend_heads
 from ..common.cached_attention import CachedAttention
 from ..common.rope import RopeAxes
@@ -63,25 +64,30 @@ class WanDenoiser:
             device=latents.device,
         )
 
-    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
-        result = self.forward(item, cache, keep_residual)
+    def compute(
+        self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
+    ) -> ChunkOutput:
+        result = self.forward(item, cache, keep_residual, rows)
         velocity, residual = result if isinstance(result, tuple) else (result, None)
         return ChunkOutput(self.split(velocity), residual)
 
     def encode(self, item: ChunkInput, cache: KVCache) -> None:
         self.forward(item, cache, False)
 
-    def forward(self, item: ChunkInput, cache: KVCache, keep_residual: bool) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, item: ChunkInput, cache: KVCache, keep_residual: bool, rows: Rows | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """All branches of one chunk, branch-major; with ``keep_residual`` the block stack's too."""
         return self.transformer.forward_chunk(
             self.batched(item.latents),
             self.times(item),
             self.text(item.prompt_chunk, item.latents.shape[0]),
             first_frame=item.chunk.first_frame,
-            attention=CachedAttention(cache, item.chunk, range(self.branches), attend_heads),
+            attention=CachedAttention(cache, item.chunk, range(self.branches), attend_heads, rows=rows),
             fps=self.fps,
             return_residual=keep_residual,
             rope=self.rope(item.latents, cache.plan.frames),
+            rows=rows,
         )
 
     def from_residual(self, item: ChunkInput, residual: Tensor) -> Tensor:

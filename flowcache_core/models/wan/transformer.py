@@ -24,6 +24,7 @@ from ...errors import SettingError, require, require_count, require_finite
 from ...fields import require_types
 from ...reading.json_text import parse_object
 from ...reading.limits import LAYERS, WIDEST
+from ...rows import Rows
 from ..common.attention import attend, attend_block_causal
 from ..common.cached_attention import LayerAttention
 from ..common.checkpoint import load_strict, read_state_dict
@@ -327,7 +328,8 @@ class WanTransformer(nn.Module):
             return attend_block_causal(q, k, v, lengths)
 
         e, e0 = self._time(timesteps, fps, frames)
-        stream = self._stack(self._embed(x), e0, texts, lengths, first_frame, x, self_attention, rope)
+        table = self._table(x, first_frame, rope)
+        stream = self._stack(self._embed(x), e0, texts, lengths, table, self_attention)
         return self._head(stream, e, x)
 
     def forward_chunk(
@@ -341,12 +343,14 @@ class WanTransformer(nn.Module):
         fps: int | None = None,
         return_residual: bool = False,
         rope: RopeAxes | None = None,
+        rows: Rows | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Velocity of one chunk ``x [B, C, f, H, W]`` whose first latent frame is frame ``first_frame`` of the video.
 
         ``attention``: every layer's self-attention, which remembers earlier chunks. With ``return_residual`` also
         returns what the block stack added to the tokens, ``[B, tokens, dim]``, for :meth:`from_residual`. ``rope``: as
-        in :meth:`forward`; with it no values are copied to the device.
+        in :meth:`forward`; with it no values are copied to the device. ``rows``: run only these tokens through the
+        blocks, each at its own place; velocity and residual mean something at their places only.
         """
 
         def self_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -354,8 +358,21 @@ class WanTransformer(nn.Module):
 
         e, e0 = self._time(timesteps, fps, x.shape[2])
         tokens = self._embed(x)
-        lengths = [x.shape[2] * self.tokens_per_frame(x)]
-        stream = self._stack(tokens, e0, [context], lengths, first_frame, x, self_attention, rope)
+        table = self._table(x, first_frame, rope)
+        if rows is None:
+            lengths = [tokens.shape[1] * tokens.shape[2]]
+            stream = self._stack(tokens, e0, [context], lengths, table, self_attention)
+        else:
+            count = tokens.shape[1] * tokens.shape[2]
+            require(rows.tokens == count, "rows", rows.grid, f"rows of {count} tokens")
+            index = rows.on(x.device)
+            part = tokens.flatten(1, 2)[:, index]
+            if e0.shape[1] == 1:
+                part = part.unsqueeze(1)
+            else:  # a time of its own for every frame
+                part, e0 = part.unsqueeze(2), e0[:, index // tokens.shape[2]]
+            part = self._stack(part, e0, [context], [rows.count], table[index], self_attention)
+            stream = tokens.flatten(1, 2).index_copy(1, index, part.flatten(1, 2)).view_as(tokens)
         velocity = self._head(stream, e, x)
         return (velocity, (stream - tokens).flatten(1, 2)) if return_residual else velocity
 
@@ -428,20 +445,21 @@ class WanTransformer(nn.Module):
         require(ok, "timesteps", tuple(timesteps.shape), f"[B] or [B, {frames}]")
         return self._time_embedding(timesteps, fps)
 
+    def _table(self, x: Tensor, first_frame: int, rope: RopeAxes | None) -> Tensor:
+        """Rotations of all of x's tokens."""
+        require_count("first_frame", first_frame, minimum=0)
+        return (rope or self.rope(x, first_frame, x.shape[2])).table(first_frame, x.shape[2])
+
     def _stack(
         self,
         stream: Tensor,
         e0: Tensor,
         texts: Sequence[Text],
         lengths: Sequence[int],
-        first_frame: int,
-        x: Tensor,
+        table: Tensor,
         self_attention: SelfAttention,
-        rope: RopeAxes | None,
     ) -> Tensor:
         """All blocks over ``stream [B, F, S, dim]``; one text for all tokens, or one for each of ``lengths``."""
-        require_count("first_frame", first_frame, minimum=0)
-        table = (rope or self.rope(x, first_frame, x.shape[2])).table(first_frame, x.shape[2])
         prepared = [text if isinstance(text, PreparedText) else self.prepare_text(text) for text in texts]
         for layer, block in enumerate(self._blocks()):
 
