@@ -40,6 +40,7 @@ from flowcache_core.reuse.magcache import MagCache
 from flowcache_core.reuse.quantity import Residual, Velocity
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.reuse.teacache import TeaCache
+from flowcache_core.rows import Rows
 from flowcache_core.solvers.euler import Euler
 from flowcache_core.solvers.unipc import UniPC
 
@@ -64,8 +65,10 @@ def magnitude_curve(setup: Setup, batch: Sequence[Pair]) -> tuple[float, ...]:
     norms: list[float] = []
 
     class Measuring(WanDenoiser):
-        def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
-            output = super().compute(item, cache, keep_residual=True)
+        def compute(
+            self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
+        ) -> ChunkOutput:
+            output = super().compute(item, cache, keep_residual=True, rows=rows)
             if item.step < setup.steps and output.residual is not None:  # not the clean pass
                 norms.append(output.residual.float().norm(dim=-1).mean().item())
             return output

@@ -27,6 +27,7 @@ from flowcache_core.reuse.base import Decision, ReusePolicy
 from flowcache_core.reuse.forecast import Forecast
 from flowcache_core.reuse.quantity import Velocity
 from flowcache_core.reuse.schedule import StaticSchedule, StaticScheduleState, spread
+from flowcache_core.rows import Rows
 from flowcache_core.schedule import Schedule
 
 from .mini_runs import HELD_OUT, Comparison, Row, run, specimen
@@ -70,8 +71,10 @@ class UncondBySecond(WanDenoiser):
     distance: Tensor
     computed = 0
 
-    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
-        output = super().compute(item, cache, keep_residual=keep_residual)
+    def compute(
+        self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
+    ) -> ChunkOutput:
+        output = super().compute(item, cache, keep_residual=keep_residual, rows=rows)
         cond, uncond = output.velocity
         self.computed = 0 if item.step == 0 else self.computed + 1
         if self.computed % 2:

@@ -42,10 +42,16 @@ class ChunkInput:
 
 @dataclass(frozen=True)
 class ChunkOutput:
-    """Velocities ``[branches, B, C, f, H, W]`` (noise minus clean) and, when asked, the block-stack residual."""
+    """Velocities ``[branches, B, C, f, H, W]`` (noise minus clean) and, when asked, the block-stack residual.
+
+    rows: the tokens at which they hold, None for all: a model may compute all where it was asked for some. repeated:
+    branches that were not run, whose last velocity serves again.
+    """
 
     velocity: Tensor
     residual: Tensor | None = None
+    rows: Rows | None = None
+    repeated: frozenset[int] = frozenset()
 
 
 class ModelView(Protocol):
@@ -82,8 +88,9 @@ class Denoiser(ModelView, Protocol):
         """Run the model on one chunk; writes its K/V into ``cache`` and attends to the chunks before it.
 
         rows: run these tokens only, over the K/V that the chunk's others left when they were computed last. The output
-        holds at the places of these tokens; elsewhere it is whatever is finite. Asked for only where a policy takes
-        part of a chunk (:attr:`..reuse.base.ReusePolicy.parts`), and never before the chunk has been computed whole.
+        says at which tokens it holds (:attr:`ChunkOutput.rows`); elsewhere it is whatever is finite. Asked for only
+        where a policy takes part of a chunk (:attr:`..reuse.base.ReusePolicy.parts`), and never before the chunk has
+        been computed whole.
         """
         ...
 

@@ -16,6 +16,7 @@ from ..kv.layout import KVLayout, capacity_tokens
 from ..kv.spec import KVSpec
 from ..plan.base import Chunk
 from ..report.events import CacheCompressed, Event, StepTaken
+from ..rows import Rows
 from .shapes import ModelShape
 
 
@@ -60,8 +61,10 @@ class CountingDenoiser:
     def kv_spec(self, latents: Tensor) -> KVSpec:
         return KVSpec(1, 1, 1, self.tokens_per_frame, self.branches, 1)
 
-    def compute(self, item: ChunkInput, cache: object, *, keep_residual: bool = False) -> ChunkOutput:
-        return ChunkOutput(torch.zeros_like(item.latents).unsqueeze(0))
+    def compute(
+        self, item: ChunkInput, cache: object, *, keep_residual: bool = False, rows: Rows | None = None
+    ) -> ChunkOutput:
+        return ChunkOutput(torch.zeros_like(item.latents).unsqueeze(0), rows=rows)
 
     def encode(self, item: ChunkInput, cache: object) -> None:
         """Nothing is written."""

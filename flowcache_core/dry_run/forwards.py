@@ -17,6 +17,7 @@ from ..kv.cache import KVCache
 from ..models.magi.denoiser import MagiDenoiser
 from ..models.magi.guidance import is_nearly_clean, needs_alone
 from ..models.wan.denoiser import WanDenoiser
+from ..rows import Rows
 from .memory import Ledger
 from .traffic import Count, Traffic
 
@@ -51,10 +52,13 @@ class Forwards:
     def total_flops(self) -> int:
         return self.flops.get_total_flops() + self.more_flops
 
-    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
-        with self.like(("step", keep_residual, *variety(self.inner, item, cache))) as again:
+    def compute(
+        self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
+    ) -> ChunkOutput:
+        count = None if rows is None else rows.count
+        with self.like(("step", keep_residual, count, *variety(self.inner, item, cache))) as again:
             if not again:
-                return self.inner.compute(item, cache, keep_residual=keep_residual)
+                return self.inner.compute(item, cache, keep_residual=keep_residual, rows=rows)
         tokens = item.chunk.frames * cache.spec.tokens_per_frame
         with self.traffic.unheard():
             write_all(cache, item, tokens)
@@ -63,7 +67,7 @@ class Forwards:
             width = self.inner.transformer.config.dim  # type: ignore[attr-defined]
             shape = (self.inner.branches * item.latents.shape[0], tokens, width)
             residual = torch.empty(shape, dtype=cache.spec.dtype, device=item.latents.device)
-        return ChunkOutput(self.velocities(item.latents), residual)
+        return ChunkOutput(self.velocities(item.latents), residual, rows)
 
     def encode(self, item: ChunkInput, cache: KVCache) -> None:
         with self.like(("encode", *variety(self.inner, item, cache))) as again:

@@ -24,6 +24,7 @@ from ...denoiser import ChunkInput, ChunkOutput, KVSpec
 from ...errors import SettingError, require, require_count, require_finite, require_finite_values
 from ...kv.cache import KVCache
 from ...plan.base import Chunk
+from ...rows import Rows
 from ..common.cached_attention import CachedAttention, LayerAttention, attending_alone
 from .guidance import (
     GuidanceScales,
@@ -96,10 +97,22 @@ class MagiDenoiser:
             query_heads=config.num_heads,
         )
 
-    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
-        parts = [self.forward(item, branch, cache, keep_residual) for branch in range(self.branches)]
+    def compute(
+        self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
+    ) -> ChunkOutput:
+        """The forward of a chunk alone keeps no K/V over which some rows could be computed. So a step in part leaves
+        it out, and where distilled weights need it the step is a whole one.
+        """
+        if self.mixes(item, cache):
+            rows = None
+        repeated = frozenset({ALONE} if rows is not None and self.guidance is not None else ())
+        parts = [
+            self.nothing(item, cache) if branch in repeated else self.forward(item, branch, cache, keep_residual, rows)
+            for branch in range(self.branches)
+        ]
         velocity = torch.stack([one for one, _ in parts])
-        return ChunkOutput(velocity, torch.cat([residual for _, residual in parts]) if keep_residual else None)
+        residual = torch.cat([residual for _, residual in parts]) if keep_residual else None
+        return ChunkOutput(velocity, residual, rows, repeated)
 
     def from_residual(self, item: ChunkInput, residual: Tensor) -> Tensor:
         x = item.latents.repeat(self.branches, 1, 1, 1, 1)
@@ -125,31 +138,39 @@ class MagiDenoiser:
 
     # -- forwards ----------------------------------------------------------------------------------------------------
 
-    def forward(self, item: ChunkInput, branch: int, cache: KVCache, keep_residual: bool) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, item: ChunkInput, branch: int, cache: KVCache, keep_residual: bool, rows: Rows | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Velocity ``[B, ...]`` and block-stack residual of one branch at one step."""
         dropped = branch != TEXT
         text = NULL if dropped else item.prompt_chunk
         if not dropped:
             self.share_finished(cache, cache.plan.first_tick[item.chunk.index] + item.step)
         if branch != ALONE:
-            attention = self.attention(item, range(branch, branch + 1), cache)
-            result = self.run(item, text, attention, item.chunk.first_frame, dropped, keep_residual)
-            active = cache.layouts[0].active
-            mixed = self.nearly_clean and self.step_times and item.chunk.index == active[0]
-            if mixed and is_nearly_clean(item.timestep):
+            attention = self.attention(item, range(branch, branch + 1), cache, rows=rows)
+            result = self.run(item, text, attention, item.chunk.first_frame, dropped, keep_residual, rows)
+            if self.mixes(item, cache):
                 # The original puts the copy behind the window, which is where its rotary positions are.
-                behind = cache.plan.chunks[active[-1]].end_frame
+                behind = cache.plan.chunks[cache.layouts[0].active[-1]].end_frame
                 alone = self.run(item, text, attending_alone(self.attend), behind, dropped, keep_residual)
                 # A residual of the mix gives the mixed velocity but for the final norm between the two.
                 result = mix_nearly_clean(result[0], alone[0]), mix_nearly_clean(result[1], alone[1])
             return result
         assert self.guidance is not None
         if not needs_alone(self.guidance.at(item.timestep)):
-            # Its weight is 0; a forecast may look at it all the same.
-            zeros = torch.zeros_like(item.latents, dtype=torch.float32)
-            tokens = item.chunk.frames * cache.spec.tokens_per_frame
-            return zeros, zeros.new_zeros(zeros.shape[0], tokens, self.transformer.config.dim)
+            return self.nothing(item, cache)  # its weight is 0; a forecast may look at it all the same
         return self.run(item, text, attending_alone(self.attend), 0, dropped, keep_residual)
+
+    def mixes(self, item: ChunkInput, cache: KVCache) -> bool:
+        """Whether this step has the second forward of distilled weights, in which the chunk sees only itself."""
+        oldest = item.chunk.index == cache.layouts[0].active[0]
+        return self.nearly_clean and bool(self.step_times) and oldest and is_nearly_clean(item.timestep)
+
+    def nothing(self, item: ChunkInput, cache: KVCache) -> tuple[Tensor, Tensor]:
+        """In place of a forward that is not run."""
+        zeros = torch.zeros_like(item.latents, dtype=torch.float32)
+        tokens = item.chunk.frames * cache.spec.tokens_per_frame
+        return zeros, zeros.new_zeros(zeros.shape[0], tokens, self.transformer.config.dim)
 
     def run(
         self,
@@ -159,6 +180,7 @@ class MagiDenoiser:
         first_frame: int,
         dropped: bool,
         keep_residual: bool,
+        rows: Rows | None = None,
     ) -> tuple[Tensor, Tensor]:
         require_finite("timestep", item.timestep, minimum=0.0, maximum=1.0)
         batch, device = item.latents.shape[0], item.latents.device
@@ -174,6 +196,7 @@ class MagiDenoiser:
             step_time=self.step_times[step] if self.step_times else None,
             return_residual=keep_residual,
             kernel=self.kernel,
+            rows=rows,
         )
         velocity, residual = result if isinstance(result, tuple) else (result, result.new_zeros(()))
         return -velocity, residual
@@ -203,7 +226,9 @@ class MagiDenoiser:
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return attend_grouped(q, k, v, self.kernel)
 
-    def attention(self, item: ChunkInput, branches: range, cache: KVCache, observe: bool = True) -> CachedAttention:
+    def attention(
+        self, item: ChunkInput, branches: range, cache: KVCache, observe: bool = True, rows: Rows | None = None
+    ) -> CachedAttention:
         """Write K/V for all ``branches``, observe queries, and attend to what the last branch holds."""
         last = branches.stop - 1
         return CachedAttention(
@@ -214,6 +239,7 @@ class MagiDenoiser:
             newest=self.visible_tokens(item, cache),
             observe=observe,
             copies=range(branches.start, last),
+            rows=rows,
         )
 
     def visible_tokens(self, item: ChunkInput, cache: KVCache) -> int:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import SettingError, listed, require, require_count
+from ...rows import Rows
 from ..common.cached_attention import LayerAttention
 from ..common.checkpoint import load_strict, require_fit
 from ..common.operations import CastingOperations, LayerNorm1p, Operations
@@ -101,6 +102,7 @@ class MagiTransformer(nn.Module):
         step_time: float | None = None,
         return_residual: bool = False,
         kernel: AttentionKernel = F.scaled_dot_product_attention,
+        rows: Rows | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Velocity ``[B, 16, f, H, W]`` (fp32) of a chunk whose first latent frame is frame ``first_frame`` of the
         video.
@@ -112,25 +114,32 @@ class MagiTransformer(nn.Module):
         (:func:`...schedule.magi_distill_times`).
 
         ``attention``: every layer's self-attention, which remembers earlier chunks. kernel: computes the attention to
-        the caption. With ``return_residual`` also what the blocks added to the tokens ``[B, tokens, dim]``.
+        the caption. With ``return_residual`` also what the blocks added to the tokens ``[B, tokens, dim]``. rows: run
+        these tokens only, each at its own place; velocity and residual mean something at their places only.
         """
         require_count("first_frame", first_frame, minimum=0)
         tokens = self.patch_tokens(x)
-        _, rows, columns = self.config.patch
+        _, down, across = self.config.patch
         table = rope_table(
-            self.rope.bands.to(x.device), first_frame, x.shape[2], x.shape[3] // rows, x.shape[4] // columns
+            self.rope.bands.to(x.device), first_frame, x.shape[2], x.shape[3] // down, x.shape[4] // across
         )
         condition = self.condition(t, dropped=dropped, step_time=step_time).to(self.dtype)
         if isinstance(caption, Tensor):
             mask = caption.new_ones(caption.shape[:2]) if caption_mask is None else caption_mask
             caption = self.caption_rows(caption, mask, x.shape[0])
         stream = tokens
+        if rows is not None:
+            require(rows.tokens == tokens.shape[1], "rows", rows.grid, f"rows of {tokens.shape[1]} tokens")
+            places = rows.on(x.device)
+            stream, table = tokens[:, places], (table[0][places], table[1][places])
         for index, layer in enumerate(self._layers()):
 
             def own(q: Tensor, k: Tensor, v: Tensor, index: int = index) -> Tensor:
                 return attention(index, q, k, v)
 
             stream = layer(stream, condition, table, own, caption, kernel)
+        if rows is not None:
+            stream = tokens.index_copy(1, places, stream)
         velocity = self._head(stream, x)
         return (velocity, stream - tokens) if return_residual else velocity
 

@@ -69,7 +69,7 @@ class WanDenoiser:
     ) -> ChunkOutput:
         result = self.forward(item, cache, keep_residual, rows)
         velocity, residual = result if isinstance(result, tuple) else (result, None)
-        return ChunkOutput(self.split(velocity), residual)
+        return ChunkOutput(self.split(velocity), residual, rows)
 
     def encode(self, item: ChunkInput, cache: KVCache) -> None:
         self.forward(item, cache, False)

@@ -15,6 +15,7 @@ from ....flowcache_core.errors import SettingError
 from ....flowcache_core.kv.cache import KVCache
 from ....flowcache_core.kv.spec import KVSpec
 from ....flowcache_core.plan.base import Chunk
+from ....flowcache_core.rows import Rows
 from ..run.foreign import skipped
 from .attention import KEY, ChunkAttention, Forward
 from .branches import Branches
@@ -59,7 +60,9 @@ class HostDenoiser:
     def kv_spec(self, latents: Tensor) -> KVSpec:
         return kv_spec(self.model, latents.shape, self.branches, latents.device)
 
-    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
+    def compute(
+        self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
+    ) -> ChunkOutput:
         x = item.latents
         with ExitStack() as stack:
             residuals = stack.enter_context(capturing(self.transformer)) if keep_residual else []
@@ -175,8 +178,8 @@ class HostDenoiser:
             for branch in set(range(self.branches)) - have if now else ():
                 source = self.all_branches.nearest(branch, now)
                 stored = cache.context(layer, range(source, source + 1), chunk)
-                own = (tensor[..., -attention.tokens :, :].clone() for tensor in stored)
-                cache.write(layer, range(branch, branch + 1), chunk, *own)
+                keys, values = (tensor[..., -attention.tokens :, :].clone() for tensor in stored)
+                cache.write(layer, range(branch, branch + 1), chunk, keys, values)
                 known.add((layer, branch))
 
 
