@@ -9,6 +9,7 @@ from .loaders import LoadARModel
 from .magi import EmptyMagiLatent, LoadMagiModel, LoadMagiVAE, MagiPrompt, MagiSchedule
 from .mini import MiniModel, MiniPrompt
 from .prompts import PromptSchedule
+from .released import ReleasedSchedule
 from .report import Report
 from .reuse import ChunkwiseReuse
 from .samplers import ARSampler
@@ -25,6 +26,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ChunkwiseReuse,
     KVCompressor,
     ARSampler,
+    ReleasedSchedule,
     PromptSchedule,
     Report,
 )

@@ -8,10 +8,11 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..flowcache_core.plan import PLANS, PlanSettings
+from ..flowcache_core.released import RELEASED
 from ..flowcache_core.solvers import SOLVERS
 from .adapters.declared import Node
 from .adapters.naming import CATEGORY, naming
-from .adapters.run.plan_choice import PlanChoice
+from .adapters.run.plan_choice import AS_RELEASED, PlanChoice
 from .adapters.run.sampler import ChunkSampler
 from .adapters.shown.live_preview import Display
 from .choices import MISSING, check
@@ -27,6 +28,17 @@ def clean_pass(default: bool) -> io.Input:
         tooltip=(
             "Run the model once more on every finished chunk, so that its K/V holds no leftover noise. Self-Forcing and"
             " Causal-Forcing need it; MAGI-1 was released with it."
+        ),
+    )
+
+
+def released_model() -> io.Input:
+    return io.Combo.Input(
+        "model",
+        options=list(RELEASED),
+        tooltip=(
+            "The model whose chunks, K/V window and sink are taken. Its noise levels come from AR Model Schedule; "
+            "other ones, or a file of another size, are refused."
         ),
     )
 
@@ -126,10 +138,14 @@ class ARSampler(Node):
             inputs=[
                 io.DynamicCombo.Input(
                     "plan",
-                    options=[io.DynamicCombo.Option(kind.title, fields(kind)) for kind in PLANS.values()],
+                    options=[
+                        *(io.DynamicCombo.Option(kind.title, fields(kind)) for kind in PLANS.values()),
+                        io.DynamicCombo.Option(AS_RELEASED, [released_model()]),
+                    ],
                     tooltip=(
                         "In which order chunks are denoised. blockwise: one after the other (Self-Forcing, "
-                        "Causal-Forcing). diffusion forcing: staggered (SkyReels-V2). sliding window: MAGI-1's order."
+                        "Causal-Forcing). diffusion forcing: staggered (SkyReels-V2). sliding window: MAGI-1's order. "
+                        "as released: chunks and K/V of a few-step model, as its authors run it."
                     ),
                 ),
                 io.Latent.Input(

@@ -44,8 +44,10 @@ _CURVE_ROWS = 12  # up to this many chunks a row is high enough for a curve of i
 
 
 def map_codes(record: RunRecord) -> npt.NDArray[np.int64]:
-    """The chunk x step map as indices into ``KINDS``, shape ``[chunks, steps]``."""
-    return np.array([[KINDS.index(k) for k in row] for row in record.kinds])
+    """The chunk x step map as indices into ``KINDS``, ``[chunks, steps]``; masked where a chunk has fewer steps."""
+    steps = record.started.steps
+    codes = [[KINDS.index(k) for k in row] + [-1] * (steps - len(row)) for row in record.kinds]
+    return np.ma.masked_equal(codes, -1)
 
 
 def draw(record: RunRecord) -> Figure:

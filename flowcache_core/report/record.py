@@ -35,13 +35,14 @@ def kind(step: StepTaken) -> Kind:
 @dataclass(frozen=True)
 class WindowSpan:
     """Where one window of a long video lies in the record: ``chunks`` of them from ``first_chunk`` on, the first
-    ``prefix_chunks`` given clean (in later windows: the end of the window before).
+    ``prefix_chunks`` given clean (in later windows: the end of the window before), each in ``steps`` steps.
     """
 
     first_chunk: int
     chunks: int
     prefix_chunks: int
     total_steps: int
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class RunRecord:
     """One run, finished or not: of one window, or of all windows of a long video, one after the other.
 
     Chunks and ticks count on from window to window; a chunk that overlaps two windows counts in both, as it costs in
-    both. started: of the whole run: chunks and steps added up, bytes and tokens of the largest window.
+    both. started: of the whole run: chunks and steps added up; a chunk's steps, bytes and tokens those of the
+    largest window.
     threshold: of the reuse policy, None when it has none. kv_bytes: allocated for K/V, the peak by construction.
     kv_capacity, budget_tokens: tokens per layer. flops: None when no cost function was given. seconds: None until all
     windows have finished.
@@ -104,11 +106,10 @@ class RunRecord:
 
     @property
     def kinds(self) -> list[list[Kind]]:
-        """The chunk x step map; "given" for prefix chunks, "pending" for steps not taken yet, "not finite" for those
-        that left NaN or infinite values, however they were made."""
-        started = self.started
+        """The chunk x step map, a row as long as its window's steps; "given" for prefix chunks, "pending" for steps not
+        taken yet, "not finite" for those that left NaN or infinite values, however they were made."""
         rows: list[list[Kind]] = [
-            ["given" if chunk < window.prefix_chunks else "pending"] * started.steps
+            ["given" if chunk < window.prefix_chunks else "pending"] * window.steps
             for window in self.windows
             for chunk in range(window.chunks)
         ]
@@ -197,10 +198,10 @@ class Recorder:
             self._events.append(event)
 
     def record(self) -> RunRecord:
-        """What has happened so far. Raises ValueError before the run has started, or for windows of different steps."""
+        """What has happened so far. Raises ValueError before the run has started."""
         started = [e for e in self._events if isinstance(e, RunStarted)]
-        if len({e.steps for e in started}) != 1:
-            raise ValueError(f"a record is of one run, this recorder saw {len(started)} start")
+        if not started:
+            raise ValueError("a record is of one run, this recorder saw none start")
         spans = window_spans(started)
         events = list(in_one_row(self._events, spans))
         finished = [e for e in events if isinstance(e, RunFinished)]
@@ -237,7 +238,7 @@ def window_spans(started: Iterable[RunStarted]) -> tuple[WindowSpan, ...]:
     spans: list[WindowSpan] = []
     for e in started:
         first = spans[-1].first_chunk + spans[-1].chunks if spans else 0
-        spans.append(WindowSpan(first, e.chunks, e.prefix_chunks, e.total_steps))
+        spans.append(WindowSpan(first, e.chunks, e.prefix_chunks, e.total_steps, e.steps))
     return tuple(spans)
 
 
@@ -247,6 +248,7 @@ def whole(started: Sequence[RunStarted]) -> RunStarted:
     return replace(
         started[0],
         chunks=sum(e.chunks for e in started),
+        steps=max(e.steps for e in started),
         total_steps=sum(e.total_steps for e in started),
         kv_bytes=max(e.kv_bytes for e in started),
         kv_tokens=max(e.kv_tokens for e in started),

@@ -24,6 +24,7 @@ EXPECTED = {
     "FlowCacheChunkwiseReuse": "FlowCache Chunkwise Reuse",
     "FlowCacheKVCompressor": "KV Cache Compressor",
     "FlowCacheARSampler": "AR Video Sampler (FlowCache)",
+    "FlowCacheReleasedSchedule": "AR Model Schedule",
     "FlowCachePromptSchedule": "AR Prompt Schedule",
     "FlowCacheReport": "FlowCache Report",
 }

@@ -146,11 +146,22 @@ def test_recorder_keeps_no_latents() -> None:
 
 
 def test_a_record_is_of_one_run() -> None:
+    with pytest.raises(ValueError, match="saw none start"):
+        record([])
+
+
+def test_windows_of_different_steps_have_rows_of_their_own_length() -> None:
     started = events_of([])[0]
     assert isinstance(started, RunStarted)
-    for events in ([], [started, replace(started, steps=7)]):
-        with pytest.raises(ValueError, match=f"saw {len(events)} start"):
-            record(events)
+    first, both = started.steps, record([started, replace(started, steps=2, total_steps=2 * started.chunks)])
+    rows = both.kinds
+    assert [len(row) for row in rows] == [first] * started.chunks + [2] * started.chunks
+    assert both.started.steps == first
+    codes = figure.map_codes(both)
+    assert codes.shape == (2 * started.chunks, first)
+    assert codes.mask[started.chunks :, 2:].all() and not codes.mask[: started.chunks].any()
+    assert not codes.mask[started.chunks :, :2].any()
+    assert text.step_map(both).count("|  |") == started.chunks
 
 
 # -- windows of a long video ----------------------------------------------------------------------------------------
@@ -201,7 +212,7 @@ def test_windows_are_told_apart_in_text_json_and_figure(long: RunRecord) -> None
         "chunk 3 |ww..!|",
     ]
     assert document.to_json(long)["windows"][1] == {
-        "first_chunk": 2, "chunks": 2, "prefix_chunks": 1, "total_steps": 5,
+        "first_chunk": 2, "chunks": 2, "prefix_chunks": 1, "total_steps": 5, "steps": 5,
     }  # fmt: skip
     drawn = figure.draw(long).axes[0]
     assert [line.get_ydata() for line in drawn.lines] == [[1.5, 1.5]]

@@ -13,10 +13,12 @@ from comfy.model_sampling import CONST
 from torch import Tensor
 
 from ....flowcache_core.engine import EngineSettings, generate
-from ....flowcache_core.errors import require
+from ....flowcache_core.errors import Found, require
+from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.kv.size import peak_bytes
 from ....flowcache_core.noise import host_noise
 from ....flowcache_core.plan.staggered import VideoWindow
+from ....flowcache_core.released import Released
 from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import Schedule, from_sigmas
 from ..naming import naming
@@ -51,8 +53,11 @@ class WanSampling(Sampling):
             known = request.inpainting
             self.inpaint = Inpaint(self.mask.expand(x.shape), known.latent_image, known.noise, request.sigmas)
         self.windows = choice.windows(x.shape[2], self.prefix_frames)
-        self.engines = [engine_settings(choice, part, self.schedule, self.settings, conds) for part in self.windows]
-        levels = (*self.schedule.sigmas[:-1], 0.0)
+        self.engines = [
+            engine_settings(choice, part, choice.schedule(part, self.schedule), self.settings, conds)
+            for part in self.windows
+        ]
+        levels = (*sorted({sigma for engine in self.engines for sigma in engine.schedule.sigmas[:-1]})[::-1], 0.0)
         self.recorder = Recorder.of(self.engines[0])
         names = names_that_run(self.guider, x[:, :, : choice.chunk_frames], levels, self.options)
         require_finite_inputs(x, conds, names)
@@ -66,7 +71,9 @@ class WanSampling(Sampling):
         )
 
     def check(self) -> None:
-        check(self.model, self.x, self.options)
+        check(self.model, self.x, self.options, self.choice.released)
+        if self.choice.released is not None:
+            self.choice.released.check_levels(from_sigmas(self.request.sigmas.tolist()))
 
     def run(self) -> Tensor:
         self.make_room()
@@ -116,7 +123,7 @@ class WanSampling(Sampling):
             self.settings.slot.keep(self.recorder)
 
     def make_room(self) -> None:
-        if self.choice.attention == "block-causal" and self.settings.kv_settings.device != "cpu":
+        if self.choice.attention == "block-causal" and self.engines[0].kv.device != "cpu":
             spec = kv_spec(self.model, self.x.shape, self.branches.count, self.x.device)
             needed = max(peak_bytes(spec, engine.kv, engine.plan) for engine in self.engines)
             make_room(self.guider.model_patcher, self.x.device, needed)
@@ -140,7 +147,8 @@ def engine_settings(
             later = starts(conds)[1:]
             require(not later, "start_2", later[:1], accepted)
     plan, recache = choice.plan(part, schedule.steps), frozenset[int]()
-    if switches := recached(conds):
+    switches = frozenset(starts(conds)[1:]) if choice.released and choice.released.recache else recached(conds)
+    if switches:
         with naming("AR Prompt Schedule"):
             accepted = "off with this plan; on with plan blockwise of the whole video"
             require(plan.name == "blockwise", "recache", True, accepted)
@@ -149,7 +157,7 @@ def engine_settings(
         plan=plan,
         schedule=schedule,
         solver=choice.solver,
-        kv=settings.kv_settings,
+        kv=kv_of(choice, settings),
         clean_pass=choice.clean_pass,
         attention=choice.attention,
         prefix_noise=choice.prefix_noise,
@@ -158,7 +166,25 @@ def engine_settings(
     )
 
 
-def check(model: Any, latents: Tensor, options: Mapping[str, Any]) -> None:
+def kv_of(choice: PlanChoice, settings: FlowCacheSettings) -> KVSettings:
+    """What the KV Cache Compressor chose, or what a released model keeps; SettingError when these are two things."""
+    own = choice.released.kv if choice.released else KVSettings()
+    if own.budget is None:
+        return settings.kv_settings
+    if settings.kv is None:
+        return own
+    assert choice.released is not None and own.compressor is not None
+    with naming("KV Cache Compressor"):
+        same = settings.kv.budget == own.budget and settings.kv.compressor == own.compressor
+        found = f"{settings.kv.budget} with {settings.kv.compressor and settings.kv.compressor.name}"
+        sink = getattr(own.compressor, "sink", None)
+        method = own.compressor.name + (f", sink {sink:g}" if sink else "")
+        accepted = f"{own.budget:g} with {method}, as {choice.released.title} was released; or plan blockwise"
+        require(same, "budget", Found(found), accepted)
+    return settings.kv
+
+
+def check(model: Any, latents: Tensor, options: Mapping[str, Any], released: Released | None = None) -> None:
     """SettingError naming what cannot be sampled chunk by chunk."""
     transformer = model.diffusion_model
     kind = type(transformer)
@@ -169,6 +195,8 @@ def check(model: Any, latents: Tensor, options: Mapping[str, Any]) -> None:
     require(latents.ndim == 5, "latent_image", shape, accepted)
     channels = transformer.in_dim
     require(shape[1] == channels, "latent_image", shape, f"{channels} channels, as this model takes")
+    if released is not None:
+        released.check_size(transformer.dim, len(transformer.blocks))
     refuse_clashes(options)
     refuse_one_graph(options)
 
@@ -176,13 +204,13 @@ def check(model: Any, latents: Tensor, options: Mapping[str, Any]) -> None:
 def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tensor) -> None:
     """Before the model is loaded: refuse what cannot be sampled and tell the host about the K/V."""
     model, settings = guider.model_patcher.model, settings_of(guider.model_options)
-    check(model, latent_image, guider.model_options)
-    steps, frames = max(1, len(sigmas) - 1), latent_image.shape[2]
+    check(model, latent_image, guider.model_options, choice.released)
+    steps, frames, kv = max(1, len(sigmas) - 1), latent_image.shape[2], kv_of(choice, settings)
     plans = [choice.plan(part, steps) for part in choice.windows(frames, 0)]
     needed, by_chunk = 0, choice.attention == "block-causal"
-    if by_chunk and settings.kv_settings.device != "cpu":
+    if by_chunk and kv.device != "cpu":
         spec = kv_spec(model, latent_image.shape, branch_bound(guider), latent_image.device)
-        needed = max(peak_bytes(spec, settings.kv_settings, plan) for plan in plans)
+        needed = max(peak_bytes(spec, kv, plan) for plan in plans)
     announce(guider, choice.chunk_frames if by_chunk else max(plan.frames for plan in plans), needed)
 
 

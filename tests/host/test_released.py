@@ -1,0 +1,106 @@
+"""Plan "as released": chunks, noise levels and K/V of a model together, in the real host."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hostkit import DIM, LAYERS, NODES, SAME, TEXT_DIM, compress, latent, load, module, node, ours, sample
+
+released, settings = module("flowcache_core.released"), module("nodes.adapters.run.settings")
+ROWS = dict(released.RELEASED)
+SELF_FORCING, LONGLIVE, TWO_STEPS = "Self-Forcing 1.3B", "LongLive 1.3B", "Causal-Forcing++ 1.3B, 2 steps"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The rows for models of the tests' size."""
+    for title, row in ROWS.items():
+        monkeypatch.setitem(released.RELEASED, title, replace(row, size=(DIM, LAYERS)))
+
+
+@pytest.fixture
+def model():
+    return load()
+
+
+def windowed(model):
+    method = {"method": "sink-window", "sink": 1.0}
+    return node("KVCompressor", model=model, budget=3.0, method=method, dtype=SAME, device=SAME)
+
+
+def run(model, title, frames=21, **options):
+    sampler = ours({"plan": "as released", "model": title})
+    levels = node("ReleasedSchedule", model=title)
+    return sample(model, sampler, start=latent(4 * frames - 3), sigmas=levels, **options)[0]
+
+
+def test_self_forcing_is_the_blockwise_plan_with_its_levels(small, model):
+    levels = node("ReleasedSchedule", model=SELF_FORCING)
+    assert levels.tolist() == pytest.approx([1, 15 / 16, 5 / 6, 0.625, 0])
+    plain = sample(model, ours(), start=latent(81), sigmas=levels)[0]
+    assert torch.equal(run(model, SELF_FORCING), plain)
+
+
+def test_longlive_keeps_its_window_and_sink(small, model):
+    slow = windowed(model)
+    levels = node("ReleasedSchedule", model=LONGLIVE)
+    expected = sample(slow, ours(), start=latent(81), sigmas=levels)[0]
+    assert torch.equal(run(model, LONGLIVE), expected)
+    # A compressor that says the same may be there, with a dtype of its own.
+    assert torch.equal(run(slow, LONGLIVE), expected)
+    assert settings.last_record(slow).started.budget_tokens == 3 * 3 * 2 * 4
+
+
+def test_another_window_is_refused_with_what_was_released(small, model):
+    with pytest.raises(Exception, match=r"(?s)KV Cache Compressor.*budget.*3 with sink-window, sink 1"):
+        run(compress(model, 2.0), LONGLIVE)
+    run(compress(model, 2.0), SELF_FORCING)  # released with everything kept: a budget is the user's own
+
+
+def test_the_first_frame_has_four_steps(small, model):
+    carried = compress(model, 100.0)
+    latents = run(carried, TWO_STEPS, frames=5)
+    assert latents.isfinite().all() and latents.shape[2] == 5
+    record = settings.last_record(carried)
+    assert [len(row) for row in record.kinds] == [4, 2, 2, 2, 2, 2]  # the first chunk is the second run's given one
+    assert record.kinds[1] == ["given", "given"] and record.total_steps == 4 + 4 * 2
+    text = NODES["FlowCacheReport"].execute(latent={"samples": latents}, model=carried).args[0]
+    assert "chunk" in text
+
+
+def test_wrong_levels_and_wrong_files_are_refused(small, model, monkeypatch):
+    sampler = ours({"plan": "as released", "model": SELF_FORCING})
+    with pytest.raises(Exception, match="sigmas.*0.9375"):
+        sample(model, sampler, start=latent(81), sigmas=torch.tensor([1.0, 0.9, 0.8, 0.5, 0.0]))
+    monkeypatch.setitem(released.RELEASED, SELF_FORCING, ROWS[SELF_FORCING])
+    with pytest.raises(Exception, match="width 24, 2 blocks.*1536"):
+        run(model, SELF_FORCING)
+
+
+def test_an_unknown_model_is_named_with_all_there_are():
+    verdict = NODES["FlowCacheReleasedSchedule"].validate_inputs(model="Wan 3")
+    assert "Wan 3" in verdict and LONGLIVE in verdict
+    with pytest.raises(Exception, match="Self-Forcing 1.3B"):
+        ours({"plan": "as released", "model": "Wan 3"})
+
+
+def test_video_to_video_begins_at_its_first_level(small, model):
+    title = "StreamDiffusionV2 1.3B, video to video"
+    video = {"samples": torch.randn(1, 16, 6, 4, 8, generator=torch.Generator().manual_seed(3))}
+    levels = node("ReleasedSchedule", model=title)
+    sampler = ours({"plan": "as released", "model": title})
+    one = sample(model, sampler, start=video, sigmas=levels)[0]
+    other = sample(model, sampler, start={"samples": torch.zeros_like(video["samples"])}, sigmas=levels)[0]
+    assert one.isfinite().all() and not torch.allclose(one, other)
+
+
+def test_longlive_computes_its_history_again_under_a_new_prompt(small, model):
+    carried = windowed(model)
+    first, second = (torch.randn(1, 7, TEXT_DIM, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    later = {"start_2": 3, "prompt_2": [[second, {}]]}
+    prompts = node("PromptSchedule", prompt_1=[[first, {}]], recache=False, **later)
+    run(carried, LONGLIVE, positive=prompts)
+    kinds = [event.kind for event in settings.last_record(carried).cache_passes]
+    assert "recache" in kinds
