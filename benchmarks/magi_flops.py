@@ -9,12 +9,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from flowcache_core.cost.shapes import MagiShape
 from flowcache_core.models.common.cached_attention import attending
 from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.models.magi.layers import attend_grouped
 from flowcache_core.models.magi.transformer import MagiTransformer
-
-from .mini_runs import magi_shape
 
 FULL = MagiConfig(dim=3072, ffn_dim=12288, num_layers=34, num_heads=24, kv_heads=8, head_dim=128, cond_dim=768)
 REDUCED = MagiConfig(dim=384, ffn_dim=1536, num_layers=4, num_heads=6, kv_heads=2, head_dim=64, cond_dim=96, bands=8)
@@ -64,7 +63,7 @@ def count(name: str, config: MagiConfig, device: str, side: int, frames: int, ch
     # The counter does not know the fused attention of CPUs; the plain one is two products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.forward_chunk(latents, t, rows, first_frame=0, attention=attending(memory, attend_grouped))
-    closed = magi_shape(config, TEXT_TOKENS).forward(tokens, chunks * tokens)
+    closed = MagiShape.of(config, text_tokens=TEXT_TOKENS).forward(tokens, chunks * tokens)
     return Count(name, device, tokens, chunks * tokens, float(counter.get_total_flops()), closed)
 
 

@@ -15,7 +15,6 @@ from flowcache_core.calibrate.runs import Pair, Setup, Specimen, Spread, generat
 from flowcache_core.cost import MagiShape, ModelShape, WanShape
 from flowcache_core.denoiser import Denoiser
 from flowcache_core.mini import MiniModel
-from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.report.quality import Quality, compare
 from flowcache_core.report.record import Recorder, RunRecord
@@ -71,14 +70,8 @@ def shape(of: Specimen) -> ModelShape:
     """What FLOPs are counted with."""
     if isinstance(of, MiniMagi):
         config = of.model.transformer.config
-        return magi_shape(config, config.text_len)
-    c = mini().transformer.config
-    return WanShape(c.dim, c.ffn_dim, c.num_layers, mini().encode_prompt("").shape[1], c.text_dim, c.in_dim * 4)
-
-
-def magi_shape(config: MagiConfig, text_tokens: int) -> MagiShape:
-    kv_dim = config.kv_heads * config.head_dim
-    return MagiShape(config.dim, config.ffn_dim, config.num_layers, kv_dim, text_tokens)
+        return MagiShape.of(config, text_tokens=config.text_len)
+    return WanShape.of(mini().transformer.config, mini().encode_prompt("").shape[1])
 
 
 def magi_setup(chunks: int, steps: int) -> Setup:

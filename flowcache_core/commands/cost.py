@@ -6,13 +6,15 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from ..cost import Cost, ModelShape, count
+from ..cost.assumed import counted_policy
 from ..cost.waterfall import Saving, waterfall
 from ..dry_run import command as dry_command
 from ..dry_run.command import KEPT_AS
-from ..dry_run.models import NAMES
+from ..dry_run.models import names
 from ..engine import EngineSettings
 from ..errors import Found, SettingError, require, require_count, require_finite
 from ..families import FAMILIES
@@ -20,9 +22,7 @@ from ..kv.settings import KVSettings
 from ..plan import PLANS
 from ..plan.base import MOST_FRAMES
 from ..presets import Preset, load_preset, model_file, models
-from ..reuse.base import ReusePolicy
 from ..reuse.build import policy_from_text
-from ..reuse.schedule import StaticSchedule, spread
 from ..schedule import MOST_STEPS, Schedule
 from ..video.magi import passes
 from .arguments import COUNTED, Parser
@@ -46,8 +46,9 @@ def parser() -> argparse.ArgumentParser:
     budget.add_argument("--kv-budget", type=float, help="chunks of finished history kept (B_budget)")
     budget.add_argument("--budget-total", type=float, help="chunks of K/V in all, active ones included (B_total)")
     dry = p.add_argument_group("dry run")
-    models = ", ".join(NAMES)
+    models = ", ".join(names())
     dry.add_argument("--dry-run", action="store_true", help=f"the real code at the real size, without values: {models}")
+    dry.add_argument("--weights", type=Path, help="your own file of such a model: its sizes instead of the published")
     dry.add_argument("--kv-dtype", choices=sorted(KEPT_AS), help="of the stored K/V (default: the model's)")
     dry.add_argument("--kv-device", choices=["cpu"], help="where K/V is kept (default: beside the model)")
     p.add_argument("--json", action="store_true", help="print one JSON object")
@@ -57,17 +58,6 @@ def parser() -> argparse.ArgumentParser:
 def published() -> list[str]:
     """Models with a published shape and run."""
     return [name for name in models() if "shape" in model_file(name)]
-
-
-def counted_policy(preset: Preset, steps: int, computed: int | None) -> ReusePolicy:
-    """The preset's policy, or, where it looks at the video, a schedule with as many computed steps."""
-    if computed is None and preset.policy.content_free and not preset.policy.reads_model:
-        return preset.policy
-    wanted = computed if computed is not None else preset.computed_steps
-    accepted = f"--computed N: how many of {steps} steps {preset.name!r} computes depends on the video"
-    require(wanted is not None, "computed", None, accepted)
-    warmup = preset.policy.warmup_steps
-    return StaticSchedule(warmup_steps=warmup, computed=spread(int(wanted or 0), steps, warmup))
 
 
 def shape_of(model: str, preset: str, steps: int) -> ModelShape:
@@ -86,9 +76,9 @@ def assumed_total(arguments: argparse.Namespace, preset: Preset) -> float | None
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """The command's result as the object that ``--json`` prints."""
     require(arguments.model in published(), "model", arguments.model, ", ".join(published()))
-    for field in ("kv_dtype", "kv_device"):
+    for field in ("kv_dtype", "kv_device", "weights"):
         given = getattr(arguments, field)
-        require(given is None, field, given, "nothing without --dry-run: the count is in bf16, beside the model")
+        require(given is None, field, given, "nothing without --dry-run: the count is of published sizes, in bf16")
     run = dict(model_file(arguments.model)["run"])
     preset = load_preset(arguments.model, arguments.preset)
     if arguments.policy is not None:

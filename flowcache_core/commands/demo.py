@@ -97,9 +97,7 @@ class Demo:
 
     def shape(self) -> WanShape:
         """What the mini model's FLOPs are counted with."""
-        c = self.mini.transformer.config
-        patch = c.in_dim * c.patch[0] * c.patch[1] * c.patch[2]
-        return WanShape(c.dim, c.ffn_dim, c.num_layers, self.prompt.shape[1], c.text_dim, patch)
+        return WanShape.of(self.mini.transformer.config, self.prompt.shape[1])
 
     def warm_up(self) -> None:
         """Two steps of one chunk, so that neither run pays for what torch does on its first calls."""

@@ -5,10 +5,13 @@ A multiply-add is two operations; norms, activations and rotary embedding are le
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from ..models.magi.config import MagiConfig
+from ..models.wan.transformer import WanConfig
 from ..report.events import CachePass, Event, StepTaken, WindowPass
 
 
@@ -70,6 +73,11 @@ class WanShape(ModelShape):
     text_dim: int = 4096
     patch_values: int = 64
 
+    @classmethod
+    def of(cls, config: WanConfig, text_tokens: int = 512) -> WanShape:
+        values = config.in_dim * math.prod(config.patch)
+        return cls(config.dim, config.ffn_dim, config.num_layers, text_tokens, config.text_dim, values)
+
     @property
     def kv_bytes_per_token(self) -> int:
         return 2 * 2 * self.dim * self.layers
@@ -87,7 +95,9 @@ class WanShape(ModelShape):
 
 @dataclass(frozen=True)
 class MagiShape(ModelShape):
-    """MAGI-1. nearly_clean_from: own step from which the distilled model's extra self-only pass runs (None: never)."""
+    """MAGI-1. nearly_clean_from: own step from which the distilled model's extra self-only pass runs (None: never).
+    gated: the feed-forward has a third matrix (24B).
+    """
 
     dim: int
     ffn_dim: int
@@ -95,6 +105,12 @@ class MagiShape(ModelShape):
     kv_dim: int
     text_tokens: int = 100
     nearly_clean_from: int | None = None
+    gated: bool = False
+
+    @classmethod
+    def of(cls, config: MagiConfig, nearly_clean_from: int | None = None, text_tokens: int = 100) -> MagiShape:
+        width = config.kv_heads * config.head_dim
+        return cls(config.dim, config.ffn_dim, config.num_layers, width, text_tokens, nearly_clean_from, config.gated)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -105,7 +121,8 @@ class MagiShape(ModelShape):
 
     def forward(self, tokens: int, context: int) -> float:
         d = self.dim
-        linear = 2.0 * tokens * (2 * d * d + 2 * d * self.kv_dim + 2 * d * d + 2 * d * self.ffn_dim)
+        feed = (3 if self.gated else 2) * d * self.ffn_dim
+        linear = 2.0 * tokens * (2 * d * d + 2 * d * self.kv_dim + 2 * d * d + feed)
         text = 2.0 * self.text_tokens * d * 2 * self.kv_dim + 4.0 * tokens * self.text_tokens * d
         return self.layers * (linear + text) + self.attention(tokens, context)
 

@@ -8,24 +8,26 @@ from typing import Any
 
 import torch
 
+from ..cost import Cost, count
+from ..cost.assumed import counted_policy
 from ..errors import require
 from ..kv.settings import KVSettings
-from ..presets import load_preset, model_file
+from ..presets import Preset, load_preset, model_file
 from ..reuse.never import Never
-from ..reuse.schedule import StaticSchedule, spread
 from .fake import DEVICE
-from .models import MAGI, MAGI_PRESETS, SELF_FORCING, pixels_of, subject
+from .models import SELF_FORCING, config_in, job, names, pixels_of, published
 from .run import DryRun, dry_run
 
 GIB, PETA = 2**30, 1e15
 NOT_HERE = ("policy", "rescale", "budget_total")
-TAKEN = "--preset, --steps, --chunks, --computed, --kv-budget, --kv-dtype and --kv-device"
+TAKEN = "--preset, --steps, --chunks, --computed, --weights, --kv-budget, --kv-dtype and --kv-device"
 KEPT_AS = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """The object that ``--json`` prints. SettingError for an argument that only the closed count takes."""
     name = arguments.model
+    require(name in names(), "model", name, ", ".join(names()))
     for field in NOT_HERE:
         given = getattr(arguments, field)
         require(given is None or given is False, field, given, f"nothing beside --dry-run, which takes {TAKEN}")
@@ -35,24 +37,33 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         changes["steps"] = arguments.steps
     if arguments.chunks is not None:
         changes["frames"] = pixels_of(name, arguments.chunks)
-    notes = []
+    notes: list[str] = []
     if name != SELF_FORCING:
-        preset = load_preset(MAGI_PRESETS if name in MAGI else name, arguments.preset)
-        if not preset.policy.content_free or arguments.computed is not None:
-            wanted = preset.computed_steps if arguments.computed is None else arguments.computed
-            if wanted is None:
+        preset = load_preset(published(name), arguments.preset)
+        if arguments.computed is not None or not follows_from_numbers(preset):
+            steps = arguments.steps or model_file(preset.model)["run"]["steps"]
+            if arguments.computed is None and preset.computed_steps is None:
                 changes["policy"] = Never()
                 notes.append("reuse depends on the video: every step taken as computed (--computed N for N of them)")
             else:
-                steps = arguments.steps or model_file(preset.model)["run"]["steps"]
-                warmup = preset.policy.warmup_steps
-                changes["policy"] = StaticSchedule(warmup_steps=warmup, computed=spread(wanted, steps, warmup))
+                changes["policy"] = counted_policy(preset, steps, arguments.computed)
+                wanted = arguments.computed or preset.computed_steps
                 notes.append(f"reuse depends on the video: {wanted} steps a chunk taken as computed")
-    result = dry_run(subject(name, arguments.preset, kv, **changes))
-    return as_json(name, arguments.preset, result, notes)
+    else:
+        require(arguments.computed is None, "computed", arguments.computed, f"nothing: {name} computes every step")
+    config = None if arguments.weights is None else config_in(arguments.weights, name)
+    one = job(name, arguments.preset, kv, config, **changes)
+    result = dry_run(one.subject)
+    closed = count(one.shape, one.subject.windows, one.tokens_per_frame, one.branches)
+    described = name if config is None else f"{arguments.weights.name} as {name}"
+    return as_json(described, arguments.preset, result, closed, notes)
 
 
-def as_json(name: str, preset: str, result: DryRun, notes: list[str]) -> dict[str, Any]:
+def follows_from_numbers(preset: Preset) -> bool:
+    return preset.policy.content_free and not preset.policy.reads_model
+
+
+def as_json(name: str, preset: str, result: DryRun, closed: Cost, notes: list[str]) -> dict[str, Any]:
     places = {"device": DEVICE, "host": "cpu"}
     return {
         "model": name,
@@ -63,8 +74,10 @@ def as_json(name: str, preset: str, result: DryRun, notes: list[str]) -> dict[st
             if (peak := result.memory.get(device)) is not None
         },
         "pflops_counted_by_torch": result.flops / PETA,
+        "pflops": closed.flops / PETA,
         "bytes_moved": dict(result.moved),
         "steps": result.steps,
+        "computed_steps": closed.computed_steps,
         "kernels_per_step": result.kernels / max(result.steps, 1),
         "syncs_per_step": result.syncs / max(result.steps, 1),
         "forwards_run": result.forwards_run,
@@ -79,12 +92,14 @@ def as_json(name: str, preset: str, result: DryRun, notes: list[str]) -> dict[st
 
 
 def as_text(result: Mapping[str, Any]) -> str:
-    lines = [f"{result['model']}, preset {result['preset']}, dry run of {result['steps']} steps"]
+    computed, steps = result["computed_steps"], result["steps"]
+    lines = [f"{result['model']}, preset {result['preset']}, dry run of {steps} steps, {computed} of them computed"]
     for place, peak in result["memory"].items():
         parts = sorted(peak["parts"].items(), key=lambda part: -part[1])
         split = ", ".join(f"{part} {size / GIB:.2f}" for part, size in parts)
         lines.append(f"  {place} memory   {peak['peak_bytes'] / GIB:.2f} GiB at its peak: {split}")
-    lines.append(f"  FLOPs           {result['pflops_counted_by_torch']:.1f} PFLOPs, counted by torch")
+    torchs, ours = result["pflops_counted_by_torch"], result["pflops"]
+    lines.append(f"  FLOPs           {torchs:.2f} PFLOPs counted by torch, {ours:.2f} by the cost model")
     for way, size in result["bytes_moved"].items():
         lines.append(f"  moved           {size / GIB:.3f} GiB from {way}")
     lines.append(f"  a step          {result['kernels_per_step']:.0f} kernels, {result['syncs_per_step']:.2f} syncs")

@@ -1,45 +1,133 @@
-"""What can be run dry by name: models at their published sizes, with the runs they were published with."""
+"""What can be run dry by name: models at their published sizes, or a user's own file, with the runs they are for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..cost.shapes import MagiShape, ModelShape, WanShape
 from ..denoiser import Denoiser
 from ..engine.settings import EngineSettings
-from ..errors import require
+from ..errors import SettingError, require
 from ..kv.settings import KVSettings
-from ..models.magi.config import MAGI_4_5B, MAGI_24B, MagiConfig
+from ..models.common.sharded import read_sharded
+from ..models.magi.config import MAGI_24B, MagiConfig
 from ..models.magi.denoiser import NULL
 from ..models.magi.text import NULL_TOKENS
 from ..models.magi.transformer import MagiTransformer
 from ..models.wan.denoiser import WanDenoiser
-from ..models.wan.transformer import WanConfig, WanTransformer
+from ..models.wan.keys import transformer_tensors
+from ..models.wan.skyreels_checkpoint import SIZES, official_config
+from ..models.wan.transformer import HEAD_DIM, WanConfig, WanTransformer
 from ..plan.blockwise import blockwise
-from ..presets import load_preset, model_file
+from ..presets import kind_of, model_file, models
 from ..schedule import shifted
 from ..solvers.renoise import ReNoise
 from ..video.magi import MagiSettings
 from ..video.skyreels import SkyReelsSettings
 from .run import Subject
 
-WAN_1_3B = WanConfig(dim=1536, ffn_dim=8960, num_layers=30, num_heads=12)
-WAN_14B = WanConfig(dim=5120, ffn_dim=13824, num_layers=40, num_heads=40)
-SKYREELS = {
-    "skyreels-v2-1.3b-540p": replace(WAN_1_3B, fps_embedding=True),
-    "skyreels-v2-14b-540p": WAN_14B,
-    "skyreels-v2-14b-720p": WAN_14B,
-}
-MAGI = {"magi-1-4.5b": MAGI_4_5B, "magi-1-24b": MAGI_24B}
-MAGI_PRESETS = "magi-1-4.5b"
+Config = WanConfig | MagiConfig
 SELF_FORCING = "self-forcing-1.3b"
-NAMES = (*SKYREELS, *MAGI, SELF_FORCING)
+# Models without presets of their own: whose runs they take.
+ALIKE = {"magi-1-24b": "magi-1-4.5b"}
 TEXT_TOKENS, CAPTION_ROWS = 512, 100
+
+
+def names() -> tuple[str, ...]:
+    return (*(model for model in models() if kind_of(model)), *ALIKE, SELF_FORCING)
+
+
+def published(name: str) -> str:
+    """The model whose presets and run ``name`` takes."""
+    return ALIKE.get(name, name)
+
+
+def config_of(name: str) -> Config:
+    """A model's published size."""
+    if name in ALIKE:
+        return MAGI_24B
+    if name == SELF_FORCING:  # Wan 2.1 1.3B, which SkyReels-V2 1.3B was trained from; it added the frame rate
+        return replace(_wan_config(model_file("skyreels-v2-1.3b-540p")["shape"]), fps_embedding=False)
+    shape = model_file(name)["shape"]
+    return _magi_config(shape) if shape["kind"] == "magi" else _wan_config(shape)
+
+
+def _wan_config(shape: Mapping[str, Any]) -> WanConfig:
+    dim = shape["dim"]
+    return WanConfig(dim, shape["ffn_dim"], shape["layers"], dim // HEAD_DIM, fps_embedding=SIZES[dim][1])
+
+
+def _magi_config(shape: Mapping[str, Any]) -> MagiConfig:
+    dim, heads = shape["dim"], shape["kv_dim"] // HEAD_DIM
+    return MagiConfig(dim, shape["ffn_dim"], shape["layers"], dim // HEAD_DIM, heads, HEAD_DIM, dim // 4)
+
+
+def config_in(weights: Path, name: str) -> Config:
+    """The size of the model in a user's file or folder, which runs as ``name`` does. SettingError for another kind."""
+    field = f"weights {weights.name}"
+    try:
+        tensors, metadata = read_sharded(weights)
+        if kind_of(published(name)) == "magi":
+            return MagiConfig.from_state_dict(tensors)
+        if weights.is_dir():
+            metadata = {**metadata, **official_config(weights)}
+        return WanConfig.from_state_dict(transformer_tensors(tensors, field), metadata)
+    except SettingError as error:
+        raise error.within(field) from error
+
+
+@dataclass(frozen=True)
+class Job:
+    """A subject with what the closed count needs: its shape, tokens of a latent frame and guidance branches."""
+
+    subject: Subject
+    shape: ModelShape
+    tokens_per_frame: int
+    branches: int
+
+
+def job(name: str, preset: str, kv: KVSettings, config: Config | None = None, **changes: Any) -> Job:
+    """config: instead of the published size. changes: fields of the run's settings (``policy``, ``steps`` ...)."""
+    require(name in names(), "model", name, ", ".join(names()))
+    config = config or config_of(name)
+    if isinstance(config, MagiConfig):
+        magi = MagiSettings.of_preset(published(name), preset, kv=kv, **changes)
+        shape = MagiShape.of(config, 3 * magi.steps // 4 if magi.nearly_clean else None, CAPTION_ROWS)
+        return _job(_magi(config, magi), (magi.engine(),), magi.height // 8, magi.width // 8, shape, 1)
+    if name == SELF_FORCING:
+        require(preset == "vanilla", "preset", preset, "vanilla: this model has no others")
+        steps, frames = changes.pop("steps", 4), changes.pop("frames", 21)
+        plan, schedule = blockwise(frames, 3, steps), shifted(steps, 5.0)
+        engine = EngineSettings(plan, schedule, solver=ReNoise(), kv=kv, clean_pass=True, **changes)
+        return _job(_wan(config, 1.0), (engine,), 60, 104, WanShape.of(config), 1)
+    sky = SkyReelsSettings.of_preset(name, preset, kv=kv, **changes)
+    return _job(_wan(config, sky.guidance), sky.engines, sky.height // 8, sky.width // 8, WanShape.of(config), 2)
+
+
+def _job(
+    build: Callable[[str], tuple[nn.Module, Denoiser]],
+    windows: tuple[EngineSettings, ...],
+    height: int,
+    width: int,
+    shape: ModelShape,
+    branches: int,
+) -> Job:
+    return Job(Subject(build, windows, height, width), shape, (height // 2) * (width // 2), branches)
+
+
+def pixels_of(name: str, chunks: int) -> int:
+    """The ``frames`` of :func:`job` for a video of so many chunks."""
+    if name == SELF_FORCING:
+        return 3 * chunks
+    latents = chunks * model_file(published(name))["run"]["chunk_frames"]
+    return 4 * latents if kind_of(published(name)) == "magi" else 4 * (latents - 1) + 1
 
 
 @contextmanager
@@ -50,35 +138,6 @@ def made_in(dtype: torch.dtype) -> Any:
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-def subject(name: str, preset: str, kv: KVSettings, **changes: Any) -> Subject:
-    """changes: fields of the run's settings (``policy``, ``steps``, ``frames``, ``reuse_device`` ...)."""
-    require(name in NAMES, "model", name, ", ".join(NAMES))
-    if name in SKYREELS:
-        if load_preset(name, preset).attention == "bidirectional":
-            kv = KVSettings()
-        sky = SkyReelsSettings.of_preset(name, preset, kv=kv, **changes)
-        windows, guidance = sky.engines, sky.guidance
-        return Subject(_wan(SKYREELS[name], guidance), windows, sky.height // 8, sky.width // 8)
-    if name in MAGI:
-        magi = MagiSettings.of_preset(MAGI_PRESETS, preset, kv=kv, **changes)
-        return Subject(_magi(MAGI[name], magi), (magi.engine(),), magi.height // 8, magi.width // 8)
-    require(preset == "vanilla", "preset", preset, "vanilla: this model has no others")
-    steps, frames = changes.pop("steps", 4), changes.pop("frames", 21)
-    engine = EngineSettings(
-        blockwise(frames, 3, steps), shifted(steps, 5.0), solver=ReNoise(), kv=kv, clean_pass=True, **changes
-    )
-    return Subject(_wan(WAN_1_3B, 1.0), (engine,), 60, 104)
-
-
-def pixels_of(name: str, chunks: int) -> int:
-    """The ``frames`` of :func:`subject` for a video of so many chunks."""
-    if name == SELF_FORCING:
-        return 3 * chunks
-    run = model_file(MAGI_PRESETS if name in MAGI else name)["run"]
-    latents = chunks * run["chunk_frames"]
-    return 4 * latents if name in MAGI else 4 * (latents - 1) + 1
 
 
 def _wan(config: WanConfig, guidance: float) -> Callable[[str], tuple[nn.Module, Denoiser]]:

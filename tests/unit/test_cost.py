@@ -10,8 +10,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flowcache_core.commands.cost import counted_policy, main
+from flowcache_core.commands.cost import main
 from flowcache_core.cost import MagiShape, WanShape
+from flowcache_core.cost.assumed import counted_policy
 from flowcache_core.errors import SettingError
 from flowcache_core.models.common.attention import attend_heads
 from flowcache_core.models.common.cached_attention import attending
