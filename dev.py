@@ -36,6 +36,7 @@ COMMANDS = {
     "bench": "print the README's quick figures; the others by name",
     "schedule": "the table of computed steps of a preset",
     "calibrate": "a preset for your own target: share of steps, dB or seconds",
+    "calibrate-heads": "how much sparsity each attention head of a model bears: p per head, as a preset",
     "train-mini": "train the bundled mini model again, on CPU or CUDA; resumes",
     "train-mini-magi": "train the bundled mini MAGI again, on the mini model's clips; resumes",
     "evaluate-mini": "measure how well the mini model does what its prompts say",

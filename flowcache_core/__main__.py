@@ -14,6 +14,7 @@ COMMANDS = {
     "demo": ".commands.demo",
     "cost": ".commands.cost",
     "calibrate": ".commands.calibrate",
+    "calibrate-heads": ".commands.calibrate_heads",
     "schedule": ".commands.schedule",
     "train-mini": ".commands.train_mini",
     "train-mini-magi": ".mini_magi.train",

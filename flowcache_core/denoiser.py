@@ -12,6 +12,7 @@ from .kv.cache import KVCache
 from .kv.spec import KVSpec as KVSpec
 from .plan.base import Chunk
 from .rows import Rows
+from .sparse.forward import SparseAttention
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class ChunkInput:
     kind: "step" is one of the chunk's own; the others are passes that only leave K/V (:meth:`Denoiser.encode`), whose
     step and sigma are those behind the last one: of a "prefix" chunk that is given, of a finished one once more
     ("clean"), of history under a new prompt ("recache"). prompt_from: the chunk whose prompt holds, None for its own
-    (only when history is computed again).
+    (only when history is computed again). sparse: what the forward's self-attention goes through, None where nothing is
+    left out of it.
     """
 
     chunk: Chunk
@@ -34,6 +36,7 @@ class ChunkInput:
     prompt_from: int | None = None
     kind: Literal["step", "prefix", "clean", "recache"] = "step"
     before: Tensor | None = None
+    sparse: SparseAttention | None = None
 
     @property
     def prompt_chunk(self) -> int:

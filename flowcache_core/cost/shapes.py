@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from ..models.magi.config import MagiConfig
 from ..models.wan.transformer import WanConfig
-from ..report.events import CachePass, Event, StepTaken, WindowPass
+from ..report.events import AttentionDensity, CachePass, Event, StepTaken, WindowPass
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,9 @@ class ModelShape(ABC):
         """
         if isinstance(event, StepTaken) and event.context_tokens:
             return event.branches * self.forward(event.tokens, event.context_tokens)
+        if isinstance(event, AttentionDensity):  # the forward itself is counted dense
+            saved = 1 - event.density - event.overhead
+            return -event.branches * saved * self.attention(event.tokens, event.context_tokens)
         if isinstance(event, CachePass):
             return event.branches * self.forward(event.tokens, event.context_tokens)
         if isinstance(event, WindowPass):

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..background import OnItsWay
 from ..report.events import NotFinite
 
 Place = tuple[int, int, int]
@@ -36,12 +37,12 @@ class FiniteWatch:
         """The tick is over: its flags set out for the CPU."""
         if self._noted:
             places, flags = zip(*self._noted, strict=True)
-            self._sent.append(_Flags.of(places, torch.stack(flags)))
+            self._sent.append(_Flags(places, OnItsWay.of(torch.stack(flags))))
             self._noted.clear()
 
     def arrived(self) -> Iterator[NotFinite]:
         """Steps that are known by now, in the order in which they were taken."""
-        while self._sent and self._sent[0].here:
+        while self._sent and self._sent[0].flags.here:
             yield from self._sent.pop(0).read()
 
     def rest(self) -> Iterator[NotFinite]:
@@ -56,27 +57,10 @@ class _Flags:
     """flags ``[steps, branches + 1, B]``: whether each branch's velocity and, last, the latents are finite."""
 
     places: tuple[Place, ...]
-    flags: Tensor
-    copied: torch.cuda.Event | None = None
-
-    @classmethod
-    def of(cls, places: tuple[Place, ...], flags: Tensor) -> _Flags:
-        if flags.device.type != "cuda":
-            return cls(places, flags)
-        target = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
-        target.copy_(flags, non_blocking=True)
-        copied = torch.cuda.Event()
-        copied.record(torch.cuda.current_stream(flags.device))
-        return cls(places, target, copied)
-
-    @property
-    def here(self) -> bool:
-        return self.copied.query() if self.copied is not None else self.flags.device.type == "cpu"
+    flags: OnItsWay
 
     def read(self) -> Iterator[NotFinite]:
-        if self.copied is not None:
-            self.copied.synchronize()
-        for (tick, chunk, step), rows in zip(self.places, self.flags.tolist(), strict=True):
+        for (tick, chunk, step), rows in zip(self.places, self.flags.wait().tolist(), strict=True):
             if not all(map(all, rows)):
                 branches, videos = _broken(rows[:-1]), _broken(zip(*rows, strict=True))
                 part: Literal["velocity", "latents"] = "velocity" if branches else "latents"

@@ -15,6 +15,7 @@ from ..noise import NoiseSource
 from ..plan.base import Chunk, Tick
 from ..plan.staggered import timestep_rows
 from ..report.events import CacheCompressed, CacheKind, CachePass, Event, WindowPass
+from ..sparse.run import SparseRun
 from .settings import EngineSettings
 
 
@@ -23,7 +24,7 @@ class Passes:
     """What a run asks of the model and its cache outside the steps.
 
     latents: the window ``[B, C, F, H, W]``, the run's own; finished and given chunks stand in it. cache: None with
-    bidirectional attention. seconds: spent in the denoiser so far.
+    bidirectional attention. sparse: None where all attention is dense. seconds: spent in the denoiser so far.
     """
 
     denoiser: Denoiser
@@ -33,6 +34,7 @@ class Passes:
     observe: Callable[[Event], None]
     cache: KVCache | None
     tokens_per_frame: int
+    sparse: SparseRun | None = None
     rows: tuple[tuple[float, ...], ...] = field(init=False)
     seconds: float = field(default=0.0, init=False)
 
@@ -50,14 +52,14 @@ class Passes:
         if self.cache is None:
             return
         if chunk.index in self.settings.recache:
-            self.recache(chunk)
+            self.recache(chunk, tick)
         begun = time.perf_counter()
         need = self.cache.begin(chunk)
         if need is not None:
             seconds = time.perf_counter() - begun
             self.observe(CacheCompressed(tick, chunk.index, need.tokens_before, need.tokens_after, seconds))
 
-    def recache(self, chunk: Chunk) -> None:
+    def recache(self, chunk: Chunk, tick: int) -> None:
         """Compute the newest whole chunks of history that fit beside ``chunk`` again, under its prompt (LongLive)."""
         assert self.cache is not None
         room = min(layout.capacity for layout in self.cache.layouts) // self.tokens_per_frame - chunk.frames
@@ -65,22 +67,34 @@ class Passes:
         self.cache.forget()
         for kept in (one for one in earlier if chunk.first_frame - one.first_frame <= room):
             self.cache.begin(kept)
-            self.encode("recache", kept, self.frames(kept), self.settings.clean_timestep, prompt_from=chunk.index)
+            latents, time = self.frames(kept), self.settings.clean_timestep
+            self.encode("recache", kept, latents, time, prompt_from=chunk.index, tick=tick)
             self.cache.commit(kept)
 
     def encode(
-        self, kind: CacheKind, chunk: Chunk, latents: Tensor, timestep: float, prompt_from: int | None = None
+        self,
+        kind: CacheKind,
+        chunk: Chunk,
+        latents: Tensor,
+        timestep: float,
+        prompt_from: int | None = None,
+        *,
+        tick: int = 0,
     ) -> None:
         """A forward that only (re)writes the chunk's K/V."""
         assert self.cache is not None
         begun = time.perf_counter()
-        item = ChunkInput(chunk, self.settings.plan.steps, 0.0, timestep, latents, prompt_from, kind)
+        steps = self.settings.plan.steps
+        sparse = None if self.sparse is None else self.sparse.forward(chunk, steps, lasting=True)
+        item = ChunkInput(chunk, steps, 0.0, timestep, latents, prompt_from, kind, sparse)
         self.denoiser.encode(item, self.cache)
         seconds = time.perf_counter() - begun
         self.seconds += seconds
         tokens = chunk.frames * self.tokens_per_frame
         context = self.cache.context_tokens(chunk)
         self.observe(CachePass(kind, chunk.index, self.denoiser.branches, tokens, context, seconds))
+        if self.sparse is not None and sparse is not None:
+            self.sparse.leave(sparse, tick, context)
 
     def prefix(self) -> None:
         """Write the K/V of the chunks that are given clean."""
@@ -98,12 +112,12 @@ class Passes:
         clean, level = self.frames(chunk), self.settings.prefix_noise
         return torch.lerp(clean, self.noise(chunk.index, tick, clean), level) if level else clean
 
-    def finished(self, chunk: Chunk, latents: Tensor) -> None:
+    def finished(self, chunk: Chunk, latents: Tensor, tick: int) -> None:
         """Leave a finished chunk's lasting K/V behind: of its clean latents where that is asked for and read."""
         if self.cache is None:
             return
         if self.settings.clean_pass and chunk.index != self.settings.plan.chunks[-1].index:
-            self.encode("clean", chunk, latents, self.settings.clean_timestep)
+            self.encode("clean", chunk, latents, self.settings.clean_timestep, tick=tick)
         self.cache.commit(chunk)
 
     def window(self, tick: Tick, items: Sequence[ChunkInput]) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,8 @@ from ..noise import NoiseSource, seeded_noise
 from ..plan.base import Chunk, Tick
 from ..report.events import ChunkFinished, Event, RunFinished, RunStarted, StepTaken
 from ..reuse.base import Decision, PolicyState, Reason
+from ..reuse.read import OneRead
+from ..sparse.run import SparseRun
 from .chunk import ActiveChunk
 from .finite import FiniteWatch
 from .passes import Passes
@@ -34,6 +36,10 @@ class Run:
     active: dict[int, ActiveChunk] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     finite: FiniteWatch = field(default_factory=FiniteWatch)
+    reader: OneRead = field(default_factory=OneRead)
+
+    def __post_init__(self) -> None:
+        self.policy.read_with(self.reader)
 
     @classmethod
     def begin(
@@ -51,7 +57,10 @@ class Run:
         # The largest piece of memory comes last, when nothing above can refuse the run any more.
         if cache is None and settings.attention != "bidirectional":
             cache = KVCache(spec, settings.kv, settings.plan)
-        passes = Passes(denoiser, settings, latents, noise, observe, cache, spec.tokens_per_frame)
+        sparse = None
+        if settings.sparse is not None and cache is not None:
+            sparse = SparseRun.begin(settings.sparse, spec, settings.plan, cache.capacity_tokens)
+        passes = Passes(denoiser, settings, latents, noise, observe, cache, spec.tokens_per_frame, sparse)
         return cls(denoiser, settings, passes, policy, observe)
 
     def execute(self) -> Tensor:
@@ -64,6 +73,9 @@ class Run:
             self.tick(tick)
         for event in self.finite.rest():
             self.observe(event)
+        if self.sparse is not None:
+            for told in self.sparse.rest():
+                self.observe(told)
         seconds = time.perf_counter() - self.started
         self.observe(RunFinished(seconds, seconds - self.passes.seconds))
         return self.passes.latents
@@ -75,6 +87,7 @@ class Run:
                 self.passes.begin_chunk(plan.chunks[step.chunk], tick.index)
                 self.activate(plan.chunks[step.chunk])
         items = [self.active[step.chunk].item(step.step, self.settings.schedule) for step in tick.steps]
+        self.ask_drifts(items)
         decisions = self.policy.decide(items)
         if self.settings.computes_all(tick.index):
             decisions = self.override(items, decisions, "last step")
@@ -82,14 +95,35 @@ class Run:
         if self.passes.cache is None and not all(decision.reuses for decision in decisions):
             window = self.passes.window(tick, items)
             decisions = self.override(items, decisions, "window pass")  # computed along with the whole window
+        self.decide_masks(items, decisions)
         for item, decision in zip(items, decisions, strict=True):
             self.step(item, decision, tick, window)
         self.finite.send()
         for event in self.finite.arrived():
             self.observe(event)
+        if self.sparse is not None:
+            for told in self.sparse.arrived():
+                self.observe(told)
         for item in items:
             if item.step == plan.steps - 1:
                 self.finish(item.chunk, tick)
+
+    @property
+    def sparse(self) -> SparseRun | None:
+        return self.passes.sparse
+
+    def ask_drifts(self, items: list[ChunkInput]) -> None:
+        """Have what mask reuse decides by read along with the policy's values."""
+        drifts = None if self.sparse is None else self.sparse.drifts([(item.chunk, item.step) for item in items])
+        if drifts is not None:
+            self.reader.ride(drifts)
+
+    def decide_masks(self, items: list[ChunkInput], decisions: list[Decision]) -> None:
+        """Which attention masks serve again in the chunks that are computed now."""
+        if self.sparse is None or self.passes.cache is None:
+            return
+        steps = [(item.chunk, item.step) for item, d in zip(items, decisions, strict=True) if not d.reuses]
+        self.sparse.decide(steps, self.passes.cache.layouts, self.reader.arrived())
 
     def override(self, items: list[ChunkInput], decisions: list[Decision], reason: Reason) -> list[Decision]:
         return [self.policy.override(item, d, reason) for item, d in zip(items, decisions, strict=True)]
@@ -118,7 +152,11 @@ class Run:
             velocity = window[:, :, :, item.chunk.first_frame : item.chunk.end_frame]
         else:
             assert passes.cache is not None
-            output = self.denoiser.compute(item, passes.cache, keep_residual=quantity.needs_residual)
+            sparse = None if self.sparse is None else self.sparse.forward(item.chunk, item.step)
+            asked = item if sparse is None else replace(item, sparse=sparse)
+            output = self.denoiser.compute(asked, passes.cache, keep_residual=quantity.needs_residual)
+            if self.sparse is not None and sparse is not None:
+                self.sparse.leave(sparse, tick.index, passes.cache.context_tokens(item.chunk))
             velocity, residual = output.velocity, output.residual
             passes.seconds += time.perf_counter() - begun
         taken = active.take(item, velocity, computed=not decision.reuses, residual=residual)
@@ -145,12 +183,16 @@ class Run:
         done = self.active.pop(chunk.index)
         self.policy.finish(chunk.index)
         self.passes.frames(chunk).copy_(done.latents)
-        self.passes.finished(chunk, done.latents)
+        self.passes.finished(chunk, done.latents, tick.index)
+        if self.sparse is not None:
+            self.sparse.finish(chunk.index)
         self.observe(ChunkFinished(tick.index, chunk.index, chunk.first_frame, done.latents))
 
     def release(self) -> None:
         """Drop every tensor of the run."""
         self.active.clear()
+        if self.sparse is not None:
+            self.sparse.release()
         if self.passes.cache is not None:
             self.passes.cache.release()
 

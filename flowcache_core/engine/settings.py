@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..errors import require, require_finite
 from ..fields import require_types
+from ..kv.layout import capacity_tokens, largest_chunk_frames
 from ..kv.settings import KVSettings
 from ..plan.base import Plan
 from ..reuse.base import ReusePolicy
@@ -14,6 +15,7 @@ from ..reuse.quantity import Quantity, Velocity
 from ..schedule import Schedule
 from ..solvers.base import Solver
 from ..solvers.euler import Euler
+from ..sparse.settings import SparseSettings
 
 ATTENTION = ("block-causal", "bidirectional")
 
@@ -30,7 +32,7 @@ class EngineSettings:
     Redrawn at every window pass; with K/V it is drawn once, when the prefix is written.
     recache: chunks, each alone when it begins, before which the kept history is computed again under their prompt.
     reuse_device: where computed steps (latents, velocity, increment, residual) are kept until they are reused; None for
-    the latents' own device.
+    the latents' own device. sparse: self-attention in blocks that are worth it, None for all of it.
     """
 
     plan: Plan
@@ -45,6 +47,7 @@ class EngineSettings:
     prefix_noise: float = 0.0
     recache: frozenset[int] = frozenset()
     reuse_device: str | None = None
+    sparse: SparseSettings | None = None
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -58,11 +61,20 @@ class EngineSettings:
             require(not self.clean_pass, "clean_pass", True, "False: bidirectional attention keeps no K/V")
             accepted = "velocity, increment or a forecast: a whole window hands out no residual per chunk"
             require(not self.quantity.needs_residual, "reused quantity", self.quantity.name, accepted)
+            accepted = "none with bidirectional attention: masks are per chunk and its K/V"
+            require(self.sparse is None, "sparse", self.sparse and self.sparse.method.name, accepted)
             require(not self.recache, "recache", sorted(self.recache), "none: bidirectional attention keeps no K/V")
+        if self.sparse is not None:
+            self.sparse.settled(self.plan, 1, self.longest_context)
         first, last = self.plan.first_tick, self.plan.last_tick
         for chunk in self.recache:
             alone = chunk in first and last.get(chunk - 1, -1) < first[chunk]
             require(alone, "recache", chunk, "a chunk that begins after the one before is done (plan blockwise)")
+
+    @property
+    def longest_context(self) -> int:
+        """Latent frames that a chunk can see at most, its own included."""
+        return capacity_tokens(self.plan, 1, max(self.kv.budgets, default=None))
 
     def computes_all(self, tick: int) -> bool:
         """Whether no chunk may reuse at this tick."""
@@ -70,5 +82,7 @@ class EngineSettings:
 
     def notes(self) -> tuple[str, ...]:
         """One sentence for every setting that cannot help in this run. Never an error: those are found on creation."""
-        found = (self.policy.note(self.plan.steps), self.kv.note(self.plan))
+        found = [self.policy.note(self.plan.steps), self.kv.note(self.plan)]
+        if self.sparse is not None:
+            found.append(self.sparse.note(self.longest_context, largest_chunk_frames(self.plan), self.plan.steps))
         return tuple(note for note in found if note)

@@ -47,6 +47,9 @@ def to_json(record: RunRecord) -> dict[str, Any]:
             "cache_passes": [asdict(event) for event in record.cache_passes],
             "window_passes": [asdict(event) for event in record.window_passes],
             "not_finite": [asdict(event) for event in record.not_finite],
+            "attention_density": record.attention_density,
+            "densities": [asdict(event) for event in record.densities],
+            "head_densities": [asdict(event) for event in record.head_densities],
             "fault": record.fault,
             "notes": list(record.notes),
         }

@@ -114,6 +114,44 @@ class WindowPass:
     seconds: float
 
 
+@dataclass(frozen=True)
+class AttentionDensity:
+    """How much of its self-attention a forward of a chunk computed where that was not all. Told when it is known, which
+    may be ticks later, and before ``RunFinished``.
+
+    step: the chunk's own, None for a pass that is no step. branches: those that have K/V. density: computed share of
+    all pairs of tokens, mean over layers, heads, branches and videos. overhead: what choosing the blocks cost, as a
+    share of the dense attention. masks_made, masks_served: of heads in layers and branches, made for this forward, and
+    taken over from an earlier one.
+    """
+
+    tick: int
+    chunk: int
+    step: int | None
+    branches: int
+    tokens: int
+    context_tokens: int
+    density: float
+    overhead: float
+    masks_made: int
+    masks_served: int
+
+
+@dataclass(frozen=True)
+class HeadDensities:
+    """Of a chunk that is done: the share ``density[layer][head]`` its attention computed, mean over computed steps."""
+
+    chunk: int
+    density: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Remarked:
+    """A sentence about a setting that did not work out in this run, known only now."""
+
+    text: str
+
+
 CacheKind = Literal["prefix", "clean", "recache"]
 """A prefix chunk, a finished one, or history under a new prompt."""
 
@@ -159,4 +197,16 @@ class RunFinished:
     engine_seconds: float
 
 
-Event = RunStarted | StepTaken | NotFinite | WindowPass | CachePass | CacheCompressed | ChunkFinished | RunFinished
+Event = (
+    RunStarted
+    | StepTaken
+    | NotFinite
+    | WindowPass
+    | CachePass
+    | CacheCompressed
+    | AttentionDensity
+    | HeadDensities
+    | Remarked
+    | ChunkFinished
+    | RunFinished
+)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..files import whole_file
+from . import density_figure
 from .record import Kind, RunRecord
 from .text import headline
 
@@ -60,6 +61,8 @@ def draw(record: RunRecord) -> Figure:
     heights = {"map": min(5.0, max(1.0, (0.36 if chunks <= _CURVE_ROWS else 0.13) * chunks))}
     if _distances(record):
         heights["distance"] = 1.3
+    if record.densities and record.head_densities:
+        heights["heads"] = min(2.5, max(0.9, 0.16 * chunks))
     if record.started.kv_tokens:
         heights["kv"] = 1.3
     height = sum(heights.values()) + 0.62 * len(heights) + 0.75
@@ -75,6 +78,8 @@ def draw(record: RunRecord) -> Figure:
     if "distance" in axes:
         _distance(axes["distance"], record)
         axes["distance"].sharex(axes["map"])
+    if "heads" in axes:
+        density_figure.heads(axes["heads"], record)
     if "kv" in axes:
         _kv(axes["kv"], record)
     return figure
@@ -110,6 +115,9 @@ def _map(axes: Axes, record: RunRecord) -> None:
     handles = [Patch(color=COLOURS[k], label=LABELS[k]) for k in present]
     if chunks <= _CURVE_ROWS and _accumulated(axes, record):
         handles.append(Patch(color=_BAR, label="accumulated distance (full cell: threshold)"))
+    if chunks <= _CURVE_ROWS and density_figure.step_bars(axes, record):
+        label = "self-attention computed (full cell: all)"
+        handles.append(Patch(facecolor=density_figure.BAR, edgecolor=_SOFT, label=label))
     _legend(axes, handles)
 
 

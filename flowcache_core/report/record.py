@@ -8,11 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from .events import (
+    AttentionDensity,
     CacheCompressed,
     CachePass,
     ChunkFinished,
     Event,
+    HeadDensities,
     NotFinite,
+    Remarked,
     RunFinished,
     RunStarted,
     StepTaken,
@@ -66,6 +69,9 @@ class RunRecord:
     cache_passes: tuple[CachePass, ...]
     window_passes: tuple[WindowPass, ...]
     not_finite: tuple[NotFinite, ...]
+    densities: tuple[AttentionDensity, ...]
+    head_densities: tuple[HeadDensities, ...]
+    remarks: tuple[str, ...]
     chunks_finished: int
     seconds: float | None
     engine_seconds: float | None
@@ -136,10 +142,24 @@ class RunRecord:
         )
 
     @property
+    def step_densities(self) -> dict[tuple[int, int], float]:
+        """(chunk, step) -> computed share of its self-attention, of the steps whose attention was not all computed."""
+        return {(event.chunk, event.step): event.density for event in self.densities if event.step is not None}
+
+    @property
+    def attention_density(self) -> float | None:
+        """Computed share of the self-attention of all computed steps; None where nothing was left out."""
+        if not self.densities:
+            return None
+        shares = self.step_densities
+        pairs = [(step, step.tokens * step.context_tokens) for step in self.steps_taken if step.context_tokens]
+        return sum(n * shares.get((step.chunk, step.step), 1.0) for step, n in pairs) / sum(n for _, n in pairs)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """One sentence for every setting that could not help: known at the start, or seen only in the run."""
         seen = (self._threshold_note(), self._window_note())
-        return (*self.started.notes, *(note for note in seen if note))
+        return (*self.started.notes, *self.remarks, *(note for note in seen if note))
 
     def _threshold_note(self) -> str | None:
         if not self.threshold or self.seconds is None:
@@ -216,6 +236,9 @@ class Recorder:
             cache_passes=tuple(e for e in events if isinstance(e, CachePass)),
             window_passes=tuple(e for e in events if isinstance(e, WindowPass)),
             not_finite=tuple(e for e in events if isinstance(e, NotFinite)),
+            densities=tuple(e for e in events if isinstance(e, AttentionDensity)),
+            head_densities=tuple(e for e in events if isinstance(e, HeadDensities)),
+            remarks=tuple(dict.fromkeys(e.text for e in events if isinstance(e, Remarked))),
             chunks_finished=self._chunks_finished,
             seconds=sum(e.seconds for e in finished) if complete else None,
             engine_seconds=sum(e.engine_seconds for e in finished) if complete else None,
@@ -263,10 +286,10 @@ def in_one_row(events: Iterable[Event], spans: Sequence[WindowSpan]) -> Iterator
     for event in events:
         if isinstance(event, RunStarted):
             window, first_tick = window + 1, next_tick
-        if isinstance(event, StepTaken | NotFinite | CacheCompressed | WindowPass):
+        if isinstance(event, StepTaken | NotFinite | CacheCompressed | WindowPass | AttentionDensity):
             event = replace(event, tick=first_tick + event.tick)
             next_tick = max(next_tick, event.tick + 1)
-        if isinstance(event, StepTaken | NotFinite | CacheCompressed | CachePass):
+        if isinstance(event, StepTaken | NotFinite | CacheCompressed | CachePass | AttentionDensity | HeadDensities):
             event = replace(event, chunk=spans[window].first_chunk + event.chunk)
         yield event
 

@@ -67,7 +67,11 @@ def step_map(record: RunRecord) -> str:
     """
     rows = record.kinds
     width = len(str(len(rows) - 1))
-    lines = [f"chunk {index:>{width}} |{''.join(CHARACTERS[k] for k in row)}|" for index, row in enumerate(rows)]
+    shares = _chunk_shares(record)
+    lines = [
+        f"chunk {index:>{width}} |{''.join(CHARACTERS[k] for k in row)}|{shares.get(index, '')}"
+        for index, row in enumerate(rows)
+    ]
     for number, window in reversed(list(enumerate(record.windows))[1:]):
         lines.insert(window.first_chunk, f"-- window {number + 1} of {len(record.windows)}")
     if len(lines) > _MAP_ROWS:
@@ -76,12 +80,33 @@ def step_map(record: RunRecord) -> str:
         lines[half:-half] = [f"... {hidden} more chunks ..."]
     present = {k for row in rows for k in row} - {"pending"}
     legend = ", ".join(f"{CHARACTERS[k]} {_MEANING[k]}" for k in CHARACTERS if k in present)
+    if shares:
+        legend = f"{legend}; behind a chunk: computed share of its self-attention" if legend else legend
     return "\n".join([*lines, *([legend] if legend else [])])
+
+
+def _chunk_shares(record: RunRecord) -> dict[int, str]:
+    """What stands behind the chunks that attended sparsely."""
+    means = {told.chunk: sum(map(sum, told.density)) / sum(map(len, told.density)) for told in record.head_densities}
+    return {chunk: f" {mean:.2f}" for chunk, mean in means.items()} if record.densities else {}
+
+
+def attention(record: RunRecord) -> str | None:
+    """What sparse attention came to, in one sentence; None where nothing was left out."""
+    share = record.attention_density
+    if share is None:
+        return None
+    steps = len(record.step_densities)
+    made, served = (sum(getattr(event, name) for event in record.densities) for name in ("masks_made", "masks_served"))
+    masks = f"; {served / (made + served):.0%} of the masks served again" if served else ""
+    return f"self-attention: {share:.0%} computed, sparse in {steps} of {record.computed_steps} computed steps{masks}"
 
 
 def summary(record: RunRecord) -> str:
     """One run: headline, where its values stopped being finite, map, compressions, notes."""
     lines = [headline(record), *([record.fault] if record.fault else []), step_map(record)]
+    if (sparse := attention(record)) is not None:
+        lines.append(sparse)
     if record.compressions:
         last = record.compressions[-1]
         tokens = f"{last.tokens_before} to {last.tokens_after} tokens a layer"

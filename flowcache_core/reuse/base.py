@@ -14,6 +14,7 @@ from ..errors import require_count
 from ..fields import require_types
 from ..options import option
 from ..schedule import Schedule
+from .read import OneRead
 
 Reason = Literal[
     "first step",
@@ -142,10 +143,15 @@ class ReusePolicy(ABC):
 
 @dataclass
 class PolicyState(ABC):
-    """A policy's state in one run, one :class:`ChunkProgress` per chunk."""
+    """A policy's state in one run, one :class:`ChunkProgress` per chunk. reader: for values of the device."""
 
     schedule: Schedule
     chunks: dict[int, ChunkProgress] = field(default_factory=dict, init=False)
+    reader: OneRead = field(default_factory=OneRead, init=False)
+
+    def read_with(self, reader: OneRead) -> None:
+        """Read through ``reader``, where what others want to know of the device rides along."""
+        self.reader = reader
 
     @abstractmethod
     def decide(self, items: Sequence[ChunkInput]) -> list[Decision]:

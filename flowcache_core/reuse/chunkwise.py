@@ -10,6 +10,7 @@ from ..denoiser import ChunkInput, ModelView
 from ..schedule import Schedule
 from .by_distance import ByDistance
 from .distance import DistanceState
+from .read import OneRead
 from .thresholded import ThresholdedState
 
 
@@ -28,6 +29,10 @@ class Chunkwise(ByDistance):
 @dataclass
 class ChunkwiseState(ThresholdedState):
     distance: DistanceState
+
+    def read_with(self, reader: OneRead) -> None:
+        super().read_with(reader)
+        self.distance.read_with(reader)
 
     def finish(self, chunk: int) -> None:
         super().finish(chunk)

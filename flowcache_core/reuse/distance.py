@@ -14,6 +14,7 @@ from ..denoiser import ChunkInput, ModelView
 from ..fields import require_types
 from ..options import option
 from ..schedule import Schedule
+from .read import OneRead
 
 TINY = 1e-8
 
@@ -56,6 +57,9 @@ class DistanceState(ABC):
     def measure(self, items: Sequence[ChunkInput]) -> list[Change | None]:
         """Change of each chunk since its previous step; None at its first. At most one device sync."""
 
+    def read_with(self, reader: OneRead) -> None:  # noqa: B027 - a table reads nothing
+        """Read values of the device through ``reader``."""
+
     def finish(self, chunk: int) -> None:  # noqa: B027 - a table keeps nothing of a chunk
         """Drop what is kept of a finished chunk."""
 
@@ -66,6 +70,10 @@ class FeatureState(DistanceState):
 
     feature: Callable[[ChunkInput], Tensor]
     previous: dict[int, Tensor] = field(default_factory=dict)
+    reader: OneRead = field(default_factory=OneRead)
+
+    def read_with(self, reader: OneRead) -> None:
+        self.reader = reader
 
     def measure(self, items: Sequence[ChunkInput]) -> list[Change | None]:
         sums: list[Tensor] = []
@@ -77,7 +85,7 @@ class FeatureState(DistanceState):
             if before is not None:
                 sums += [(now - before).abs().sum(), before.abs().sum()]
             self.previous[item.chunk.index] = now
-        values = iter(torch.stack(sums).tolist() if sums else [])
+        values = iter(self.reader.read(torch.stack(sums)) if sums else [])
         return [Change(next(values), next(values)) if seen else None for seen in known]
 
     def finish(self, chunk: int) -> None:

@@ -64,7 +64,7 @@ class EasyCacheState(ThresholdedState):
                 moved = (item.latents - track.before).float().abs().mean()
                 values.append(track.ratio * moved / (track.velocity.abs().mean() + TINY))
             track.before = item.latents
-        numbers = iter(torch.stack(values).tolist() if values else [])
+        numbers = iter(self.reader.read(torch.stack(values)) if values else [])
         return [next(numbers) if seen else None for seen in known]
 
     def observe(self, item: ChunkInput, velocity: Tensor) -> None:

@@ -16,6 +16,7 @@ from ..schedule import Schedule
 from .base import Decision, PolicyState
 from .by_distance import ByDistance
 from .distance import Distance, DistanceState, TimeDistance
+from .read import OneRead
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class TeaCacheState(PolicyState):
     policy: TeaCache
     distance: DistanceState
     accumulated: float = 0.0
+
+    def read_with(self, reader: OneRead) -> None:
+        super().read_with(reader)
+        self.distance.read_with(reader)
 
     def finish(self, chunk: int) -> None:
         super().finish(chunk)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .calibrated import Calibrated
 from .method import SparseMethod
 from .top_k import TopK
 from .window import Window
 from .xattention import XAttention
 
-METHODS: dict[str, type[SparseMethod]] = {method.name: method for method in (XAttention, TopK, Window)}
+METHODS: dict[str, type[SparseMethod]] = {method.name: method for method in (XAttention, Calibrated, TopK, Window)}

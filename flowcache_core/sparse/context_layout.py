@@ -14,19 +14,19 @@ from ..errors import require_count
 class ContextLayout:
     """``chunks``: index and tokens of every chunk in the context, oldest first, the chunk's own last.
 
-    compressions: how often this memory has been compressed, for afterwards other tokens lie in the same places. batch:
-    videos at once. Two equal layouts have every block in the same place.
+    dropped: tokens that compression has taken out of this memory, in all layers together: afterwards others lie in the
+    same places. batch: videos at once. Two equal layouts have every block in the same place.
     """
 
     chunks: tuple[tuple[int, int], ...]
-    compressions: int = 0
+    dropped: int = 0
     batch: int = 1
 
     def __post_init__(self) -> None:
         for index, tokens in self.chunks:
             require_count("chunk", index, minimum=0)
             require_count("tokens", tokens, minimum=1)
-        require_count("compressions", self.compressions, minimum=0)
+        require_count("dropped", self.dropped, minimum=0)
         require_count("batch", self.batch, minimum=1)
 
     @property
@@ -42,7 +42,7 @@ class ContextLayout:
         if self.sizes == before.sizes:
             return 0
         first = before.sizes[0]
-        grown = self.sizes == (first, *before.sizes) and self.compressions == before.compressions
+        grown = self.sizes == (first, *before.sizes) and self.dropped == before.dropped
         return first // block if grown and first % block == 0 else None
 
 

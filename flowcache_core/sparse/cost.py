@@ -49,7 +49,7 @@ def sparse_density(forwards: Sequence[Forward], overall: float) -> float:
     require_finite("density", overall, minimum=0.0, maximum=1.0)
     total = sum(forward.pairs for forward in forwards)
     taken = sum(forward.pairs for forward in forwards if forward.dense)
-    accepted = f"more than {taken / total:.3g}: what the forwards that stay dense take alone"
+    accepted = f"more than {taken / total:.3g}: what the chunks that stay dense take alone in this video"
     require(overall * total > taken or overall == 1, "density", overall, accepted)
     return (overall * total - taken) / (total - taken) if total > taken else 1.0
 

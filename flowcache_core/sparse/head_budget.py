@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .assignment import assign
-from .head_errors import HeadErrors
+from .head_errors import Subject
 
 
 @dataclass(frozen=True)
@@ -22,20 +24,31 @@ class HeadBudget:
     density: float
 
 
-def share_out(errors: HeadErrors, density: float) -> HeadBudget:
+class Measured(Protocol):
+    """Errors and densities of heads at candidates."""
+
+    @property
+    def subject(self) -> Subject: ...
+
+    def means(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """``[layers * heads, candidates]`` each."""
+        ...
+
+
+def share_out(errors: Measured, density: float) -> HeadBudget:
     """The least summed error at a mean density of at most ``density``. SettingError when no table is so sparse."""
     table = assign(*errors.means(), density)
     return _budget(errors, table.choice, table.error, table.density)
 
 
-def shared(errors: HeadErrors, candidate: int) -> HeadBudget:
+def shared(errors: Measured, candidate: int) -> HeadBudget:
     """One p for all heads: what :func:`share_out` is compared with, at the density this one has."""
     error, density = errors.means()
     choice = (candidate,) * len(error)
     return _budget(errors, choice, float(error[:, candidate].sum()), float(density[:, candidate].mean()))
 
 
-def _budget(errors: HeadErrors, choice: tuple[int, ...], error: float, density: float) -> HeadBudget:
+def _budget(errors: Measured, choice: tuple[int, ...], error: float, density: float) -> HeadBudget:
     subject = errors.subject
     p = np.array(subject.candidates)[list(choice)].tolist()
     cuts = range(0, len(p) + 1, subject.heads)

@@ -103,17 +103,27 @@ class MaskMemory:
         return Refresh(own.predicted, adopted)
 
     def kept(
-        self, key: Key, layer: int, q: Tensor, own_keys: Tensor, predict: Callable[[Sequence[int]], Tensor]
+        self,
+        key: Key,
+        layer: int,
+        q: Tensor,
+        own_keys: Tensor,
+        predict: Callable[[Sequence[int]], Tensor],
+        columns: int | None = None,
     ) -> Tensor:
         """bool ``[B, heads, Qb, Kb]``: the masks of ``layer`` at the step decided. ``predict(heads)`` makes those of
         some heads, ``[B, len(heads), Qb, Kb]``; ``q`` and ``own_keys`` are the chunk's, as :func:`means` takes them.
+        columns: Kb where the model may see less of the context than before: then all heads predict.
         """
         own = self.masks[key]
         now = means(q, own_keys)
         own.means[layer] = now
         fresh = torch.nonzero(own.predicted[layer]).flatten().tolist()
+        before = own.kept[layer]
+        if before is None or columns not in (None, before.shape[-1]):
+            fresh = list(range(self.heads))
         if fresh:
-            own.kept[layer] = _replaced(own.kept[layer], predict(fresh), fresh, self.heads, 1)
+            own.kept[layer] = _replaced(before, predict(fresh), fresh, self.heads, 1)
             own.anchors[layer] = _replaced(own.anchors[layer], _taken(now, fresh, 2), fresh, self.heads, 2)
         kept = own.kept[layer]
         assert kept is not None

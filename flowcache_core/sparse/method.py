@@ -6,13 +6,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import require_count
 from .mask import SparseMask, blocks
+
+if TYPE_CHECKING:
+    from .cost import Forward
 
 FIXED_POINT = 2.0**28
 """Scores are added as whole numbers of this fraction: a sum then does not depend on the order of its terms, so every
@@ -55,13 +58,20 @@ class SparseMethod(ABC):
         """SettingError when settings per layer or head are not for ``layers`` of ``heads``; most methods have none."""
         return None
 
+    def fitted(self, forwards: Sequence[Forward]) -> SparseMethod:
+        """This method for a run of these forwards, where a density of the whole run was asked for: those that stay
+        dense take their part of it. SettingError (field "density") when they take all of it.
+        """
+        return self
+
     def mask(self, q: Tensor, k: Tensor, layer: int = 0, heads: Sequence[int] | None = None) -> SparseMask:
         """The mask of ``heads`` (None for all) of one layer, from their queries and keys; see :meth:`score`."""
         chosen = range(q.shape[1]) if heads is None else heads
         rows, columns = blocks(q.shape[2], self.block), blocks(k.shape[2], self.block)
         # A host may run the model under autocast, where the softmax's input would lose half of its digits.
         device = q.device.type
-        full = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+        on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        full = torch.autocast(device, enabled=False) if on else nullcontext()
         with torch.no_grad(), full:
             if columns == 1 or self.dense(layer):
                 kept = torch.ones(q.shape[0], len(chosen), rows, columns, dtype=torch.bool, device=q.device)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import require, require_count
+from ..plan.base import Plan
 from .attend import AUTO, ENGINE_NAMES
+from .cost import Forward
 from .mask_reuse import MaskReuse
 from .method import SparseMethod
 from .xattention import XAttention
@@ -49,6 +51,21 @@ class SparseSettings:
         """
         short = context_tokens <= self.dense_chunks * chunk_tokens
         return short or step < self.dense_steps or (lasting and self.dense_lasting)
+
+    def forwards(self, plan: Plan, tokens_per_frame: int, capacity: int) -> Iterator[Forward]:
+        """The steps of ``plan`` as if all were computed; no chunk sees more than ``capacity`` tokens."""
+        largest = max(chunk.frames for chunk in plan.chunks) * tokens_per_frame
+        for chunk in plan.chunks[plan.prefix_chunks :]:
+            context = min(chunk.end_frame * tokens_per_frame, capacity)
+            for step in range(plan.steps):
+                dense = self.dense(step, context, largest)
+                yield Forward(chunk.frames * tokens_per_frame, context, dense)
+
+    def settled(self, plan: Plan, tokens_per_frame: int, capacity: int) -> SparseMethod:
+        """The method for a run of ``plan``. SettingError (field "density") for one that its dense part exceeds
+        alone.
+        """
+        return self.method.fitted(tuple(self.forwards(plan, tokens_per_frame, capacity)))
 
     def note(self, longest_context: int, chunk_tokens: int, steps: int) -> str | None:
         """A sentence when nothing can become sparse in a video of these sizes, None when something can."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
 
 from .antidiagonal import antidiagonal_scores, require_stride
+from .cost import Forward, sparse_density
 from .method import SparseMethod, keep_best, row_count
 from .xattention import require_p
 
@@ -17,7 +18,8 @@ from .xattention import require_p
 class TopK(SparseMethod):
     """Antidiagonal scores as in XAttention, then the best ``density * Kb`` blocks of every row, whatever they hold.
 
-    density: share of a row's blocks, rounded to whole ones, at least one. stride: see :class:`XAttention`.
+    density: share of a row's blocks, rounded to whole ones, at least one; in a run, of all its self-attention, what
+    stays dense included. stride: see :class:`XAttention`.
     """
 
     name: ClassVar[str] = "top-k"
@@ -42,3 +44,6 @@ class TopK(SparseMethod):
 
     def dense(self, layer: int) -> bool:
         return self.density == 1
+
+    def fitted(self, forwards: Sequence[Forward]) -> SparseMethod:
+        return replace(self, density=sparse_density(forwards, self.density))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from .cost import Forward, sparse_density
 from .mask import blocks
 from .method import SparseMethod, keep_best, row_count
 from .xattention import require_p
@@ -18,7 +19,8 @@ from .xattention import require_p
 class Window(SparseMethod):
     """Keeps the ``density * Kb`` blocks of the context that lie nearest to a row's own, rounded, at least one.
 
-    The queries are those of the newest keys, so an early row of a chunk sees its own chunk and what came before it.
+    In a run the density is of all its self-attention, what stays dense included. The queries are those of the newest
+    keys, so an early row of a chunk sees its own chunk and what came before it.
     """
 
     name: ClassVar[str] = "window"
@@ -40,6 +42,9 @@ class Window(SparseMethod):
 
     def dense(self, layer: int) -> bool:
         return self.density == 1
+
+    def fitted(self, forwards: Sequence[Forward]) -> SparseMethod:
+        return replace(self, density=sparse_density(forwards, self.density))
 
     def _middles(self, tokens: int, device: torch.device) -> Tensor:
         starts = torch.arange(blocks(tokens, self.block), device=device) * self.block

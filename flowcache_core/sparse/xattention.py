@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ..errors import require
 from .antidiagonal import antidiagonal_scores, require_stride
+from .cost import Forward
 from .method import SparseMethod, fixed_point
 
 _P_STEPS = 2**22
@@ -32,6 +34,7 @@ class XAttention(SparseMethod):
 
     p: float | Sequence[Sequence[float]] = 0.9
     stride: int = 16
+    tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,11 +57,17 @@ class XAttention(SparseMethod):
         return antidiagonal_scores(q, k, self.block, self.stride)
 
     def select(self, scores: Tensor, layer: int, heads: Sequence[int]) -> Tensor:
-        p = torch.tensor(self._row(layer, heads), dtype=torch.float64)
-        kept = top_p(scores, p)
-        if bool((p == 1).any()):  # on the CPU; blocks too light to count are kept too
-            kept |= (p == 1).to(kept.device).reshape(-1, 1, 1)
+        if not isinstance(self.p, Sequence):
+            return torch.ones_like(scores, dtype=torch.bool) if self.p == 1 else top_p(scores, self.p)
+        row = self._table(scores.device)[layer]
+        steps = row if len(heads) == len(row) else torch.stack([row[head] for head in heads])
+        kept = _top_p(scores, steps.reshape(-1, 1, 1))
+        if 1 in self.p[layer]:  # blocks too light to count are kept too
+            kept |= (steps == _P_STEPS).reshape(-1, 1, 1)
         return kept
+
+    def fitted(self, forwards: Sequence[Forward]) -> SparseMethod:
+        return replace(self)  # what it keeps on a device ends with the run
 
     def dense(self, layer: int) -> bool:
         return self.p == 1 if not isinstance(self.p, Sequence) else all(p == 1 for p in self.p[layer])
@@ -70,8 +79,12 @@ class XAttention(SparseMethod):
             accepted = f"a table for this model: {layers} layers of {heads} heads"
             require(given == [heads] * layers, "p", f"a table of {len(given)} layers of {counts} heads", accepted)
 
-    def _row(self, layer: int, heads: Sequence[int]) -> list[float]:
-        return [self.p[layer][head] for head in heads] if isinstance(self.p, Sequence) else [self.p] * len(heads)
+    def _table(self, device: torch.device) -> Tensor:
+        """int64 ``[layers, heads]``: p in steps, copied to ``device`` once."""
+        assert isinstance(self.p, Sequence)
+        if device not in self.tables:
+            self.tables[device] = torch.tensor([[_steps(p) for p in row] for row in self.p], device=device)
+        return self.tables[device]
 
 
 def require_p(field: str, p: float) -> None:
@@ -84,8 +97,16 @@ def top_p(scores: Tensor, p: float | Tensor) -> Tensor:
     """bool like ``scores [..., heads, Qb, Kb]``: from the best block down (of equal ones the earlier first), a block is
     kept while the mass of those before it is below ``p`` times the row's total. ``p``: one number, or ``[heads]``.
     """
-    steps = (torch.as_tensor(p, dtype=torch.float64).cpu() * _P_STEPS).floor().long().to(scores.device)
+    steps = torch.tensor([_steps(one) for one in p.flatten().tolist()]) if isinstance(p, Tensor) else _steps(p)
+    return _top_p(scores, steps if isinstance(steps, int) else steps.to(scores.device).reshape(-1, 1, 1))
+
+
+def _steps(p: float) -> int:
+    return math.floor(p * _P_STEPS)
+
+
+def _top_p(scores: Tensor, steps: int | Tensor) -> Tensor:
     mass, order = fixed_point(scores).sort(dim=-1, descending=True, stable=True)
     after = mass.cumsum(-1)
-    keep = (after - mass) * _P_STEPS < after[..., -1:] * steps.reshape(-1, 1, 1)
+    keep = (after - mass) * _P_STEPS < after[..., -1:] * steps
     return torch.zeros_like(keep).scatter_(-1, order, keep)

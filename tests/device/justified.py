@@ -30,9 +30,13 @@ JUSTIFIED: Mapping[tuple[str, str], Reason] = {
     (INTO, "models/magi/transformer.py caption_rows"): Reason("prompt", "which of a caption's rows are seen"),
     (BACK, "reuse/distance.py begin"): Reason("run", "the table of a distance that depends on the timestep alone"),
     (BACK, "engine/finite.py read"): Reason("run", "whether every step left finite values: flags, read at the end"),
+    (INTO, "sparse/xattention.py _table"): Reason("run", "p of every head"),
     # decisions that look at the video: law 5
-    (BACK, "reuse/distance.py measure"): Reason("tick", "the distances of all chunks of a tick, at once"),
-    (BACK, "reuse/easycache.py measure"): Reason("tick", "the predicted changes of all chunks of a tick, at once"),
+    (BACK, "reuse/read.py read"): Reason(
+        "tick", "the distances of all chunks of a tick, and how far masks have drifted"
+    ),
+    (BACK, "reuse/read.py arrived"): Reason("tick", "how far masks have drifted, where no policy looks at the video"),
+    (BACK, "sparse/run.py _tell"): Reason("run", "what share of its attention every step computed, read at the end"),
     # drawn on the host, so that a seed means the same on every device
     (INTO, "noise.py draw"): Reason("asked", "noise of a solver that re-noises, and of a prefix"),
     (INTO, "kv/random.py score"): Reason("asked", "compressor random, the control"),
@@ -50,7 +54,12 @@ JUSTIFIED: Mapping[tuple[str, str], Reason] = {
     (INTO, "reuse/forecast.py velocity"): Reason("asked", "velocity and latents of it"),
 }
 # Waited for before the first tick and after the last one.
-AT_THE_ENDS = {"errors.py require_finite_values", "reuse/distance.py begin", "engine/finite.py read"}
+AT_THE_ENDS = {
+    "errors.py require_finite_values",
+    "reuse/distance.py begin",
+    "engine/finite.py read",
+    "sparse/run.py _tell",
+}
 DECISIONS = frozenset(site for (_, site), reason in JUSTIFIED.items() if reason.often == "tick")
 
 

@@ -21,7 +21,7 @@ from flowcache_core.models.magi.transformer import MagiTransformer
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
 from flowcache_core.plan import blockwise, staggered, window
-from flowcache_core.report.events import CacheCompressed, Event, StepTaken
+from flowcache_core.report.events import AttentionDensity, CacheCompressed, Event, StepTaken
 from flowcache_core.schedule import magi, magi_distill_times, shifted
 
 WAN = WanConfig(dim=48, ffn_dim=64, num_layers=2, num_heads=3, text_dim=20, freq_dim=32, fps_embedding=True)
@@ -123,7 +123,8 @@ def watched(denoiser: Denoiser, engine: EngineSettings, device: str, count: Coun
 
     def observe(event: Event) -> None:
         result.events.append(event)
-        tick = getattr(event, "tick", None if result.syncs else -1)
+        late = isinstance(event, AttentionDensity)  # told when it is known, of a tick that may be long over
+        tick = None if late else getattr(event, "tick", None if result.syncs else -1)
         if count is not None and tick is not None:  # a pass over a finished chunk has none: it counts to what follows
             result.syncs.setdefault(tick, []).extend(count.syncs)
             result.copies.setdefault(tick, []).extend(count.copies)

@@ -187,7 +187,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             return original(self, *args)
 
         monkeypatch.setattr(torch.Tensor, name, reading)
-    monkeypatch.setattr("flowcache_core.engine.finite._Flags.here", False)
+    monkeypatch.setattr("flowcache_core.background.OnItsWay.here", False)
     return seen
 
 

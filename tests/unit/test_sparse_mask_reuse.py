@@ -153,8 +153,8 @@ class Run:
         return self.method.mask(*self.tensors(chunk, step, layer, sum(layout.sizes))).kept
 
 
-def layout(*chunks: int, compressions: int = 0, batch: int = 1) -> ContextLayout:
-    return ContextLayout(tuple((chunk, OWN) for chunk in chunks), compressions, batch)
+def layout(*chunks: int, dropped: int = 0, batch: int = 1) -> ContextLayout:
+    return ContextLayout(tuple((chunk, OWN) for chunk in chunks), dropped, batch)
 
 
 ALL = [(layer, list(range(HEADS))) for layer in range(LAYERS)]
@@ -210,7 +210,7 @@ def test_heads_are_renewed_one_by_one() -> None:
 @pytest.mark.parametrize(
     "then",
     [
-        layout(0, 1, 2, compressions=1),
+        layout(0, 1, 2, dropped=1),
         layout(1, 2),
         layout(1, 0, 2),
         ContextLayout(((0, OWN), (1, 8), (2, OWN))),
@@ -354,7 +354,7 @@ def test_nothing_waits_for_the_device() -> None:
         (lambda: MaskReuse(max_age=0), "max_age"),
         (lambda: ContextLayout(((0, 0),)), "tokens"),
         (lambda: ContextLayout(((-1, 5),)), "chunk"),
-        (lambda: ContextLayout(((0, 5),), -1), "compressions"),
+        (lambda: ContextLayout(((0, 5),), -1), "dropped"),
         (lambda: ContextLayout(((0, 5),), 0, 0), "batch"),
     ],
 )

@@ -15,8 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from flowcache_core.errors import SettingError
-from flowcache_core.sparse import METHODS, SparseMethod, TopK, Window, XAttention, antidiagonal
+from flowcache_core.sparse import METHODS, Calibrated, SparseMethod, TopK, Window, XAttention, antidiagonal
 from flowcache_core.sparse.antidiagonal import antidiagonal_scores
+from flowcache_core.sparse.head_errors import Subject
+from flowcache_core.sparse.head_table import HeadTable
 from flowcache_core.sparse.mask import SparseMask
 from flowcache_core.sparse.xattention import top_p
 
@@ -164,7 +166,15 @@ def test_a_table_gives_every_layer_and_head_its_own_p() -> None:
 
 # -- all methods -------------------------------------------------------------------------------------------------------
 
-EVERY: list[SparseMethod] = [XAttention(block=16, stride=4, p=0.6), TopK(16, 0.3, 4), Window(16, 0.3)]
+
+def table(density: float) -> Calibrated:
+    """Four heads in each of two layers, all alike but for their errors."""
+    subject = Subject("0" * 64, 2, 4, 16, 4, (0.3, 0.6, 1.0))
+    errors = tuple((0.2 + head, 0.1, 0.0) for head in range(8))
+    return Calibrated(density=density, table=HeadTable(subject, errors, ((0.2, 0.5, 1.0),) * 8))
+
+
+EVERY: list[SparseMethod] = [XAttention(block=16, stride=4, p=0.6), TopK(16, 0.3, 4), Window(16, 0.3), table(0.4)]
 
 
 def test_the_registry_names_every_method() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ...kv.cache import KVCache
 from ...plan.base import Chunk
 from ...rows import Rows
+from ...sparse.forward import SparseAttention
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention without a mask: q ``[B, heads, tokens, head_dim]``, k and v with fewer tokens, heads or batch where they
@@ -45,7 +46,8 @@ class CachedAttention:
     the newest tokens are seen, the chunk's own included; 0 for all. observe: whether the compressor samples these
     queries. copies: branches that store the same K/V beside (one forward that writes for several). rows: the chunk's
     tokens that are in this forward, None for all; the others are seen as they were computed last, and the compressor
-    keeps the queries of the last whole forward.
+    keeps the queries of the last whole forward. sparse: what the attention goes through, None where nothing is left out
+    of it; a forward of some rows is dense.
     """
 
     cache: KVCache
@@ -56,9 +58,13 @@ class CachedAttention:
     observe: bool = True
     copies: range = range(0)
     rows: Rows | None = None
+    sparse: SparseAttention | None = None
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return self.attend(q, *self.context(layer, q, k, v))
+        keys, values = self.context(layer, q, k, v)
+        if self.sparse is None:
+            return self.attend(q, keys, values)
+        return self.sparse.attend(layer, self.branches, q, keys, values, self.attend)
 
     def context(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         for branches in (*(range(branch, branch + 1) for branch in self.copies), self.branches):

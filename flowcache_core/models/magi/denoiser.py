@@ -240,6 +240,7 @@ class MagiDenoiser:
             observe=observe,
             copies=range(branches.start, last),
             rows=rows,
+            sparse=item.sparse,
         )
 
     def visible_tokens(self, item: ChunkInput, cache: KVCache) -> int:

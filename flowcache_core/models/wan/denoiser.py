@@ -83,7 +83,9 @@ class WanDenoiser:
             self.times(item),
             self.text(item.prompt_chunk, item.latents.shape[0]),
             first_frame=item.chunk.first_frame,
-            attention=CachedAttention(cache, item.chunk, range(self.branches), attend_heads, rows=rows),
+            attention=CachedAttention(
+                cache, item.chunk, range(self.branches), attend_heads, rows=rows, sparse=item.sparse
+            ),
             fps=self.fps,
             return_residual=keep_residual,
             rope=self.rope(item.latents, cache.plan.frames),

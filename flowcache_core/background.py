@@ -1,0 +1,39 @@
+"""Small tensors that reach the CPU while the device goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class OnItsWay:
+    """A tensor that has set out for the CPU: there at once on the CPU, a few ticks later on CUDA, on other devices only
+    when it is asked for.
+    """
+
+    sent: Tensor
+    copied: torch.cuda.Event | None = None
+
+    @classmethod
+    def of(cls, values: Tensor) -> OnItsWay:
+        if values.device.type != "cuda":
+            return cls(values)
+        target = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        target.copy_(values, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(values.device))
+        return cls(target, copied)
+
+    @property
+    def here(self) -> bool:
+        """Whether :meth:`wait` returns without waiting."""
+        return self.copied.query() if self.copied is not None else self.sent.device.type == "cpu"
+
+    def wait(self) -> Tensor:
+        """The values, to be read with ``tolist`` or ``cpu``; where the copy is still under way it is waited for."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.sent
