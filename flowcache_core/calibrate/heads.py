@@ -20,6 +20,7 @@ from ..engine import EngineSettings
 from ..errors import require
 from ..kv.cache import KVCache
 from ..kv.spec import KVSpec
+from ..rows import Rows
 from ..sparse.attend import choose_engine
 from ..sparse.engines import Call
 from ..sparse.forward import Dense
@@ -96,8 +97,10 @@ class Measuring:
     def kv_spec(self, latents: Tensor) -> KVSpec:
         return self.inner.kv_spec(latents)
 
-    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
-        output = self.inner.compute(item, cache, keep_residual=keep_residual)
+    def compute(
+        self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
+    ) -> ChunkOutput:
+        output = self.inner.compute(item, cache, keep_residual=keep_residual, rows=rows)
         if (item.chunk.index, item.step) in self.places:
 
             def forward(sparse: object) -> Tensor:

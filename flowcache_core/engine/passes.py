@@ -86,7 +86,7 @@ class Passes:
         begun = time.perf_counter()
         steps = self.settings.plan.steps
         sparse = None if self.sparse is None else self.sparse.forward(chunk, steps, lasting=True)
-        item = ChunkInput(chunk, steps, 0.0, timestep, latents, prompt_from, kind, sparse)
+        item = ChunkInput(chunk, steps, 0.0, timestep, latents, prompt_from, kind, sparse=sparse)
         self.denoiser.encode(item, self.cache)
         seconds = time.perf_counter() - begun
         self.seconds += seconds
