@@ -1,1 +1,1 @@
-"""What produces every figure the README states. ``python dev.py bench`` runs them; results go to benchmarks/results."""
+"""What produces the figures of docs/figures.md. ``python dev.py bench`` runs them; results go to benchmarks/results."""

@@ -1,6 +1,6 @@
 """Quality against compute for every method, on the same model, plans, prompts and seeds.
 
-    python dev.py bench curve            the blockwise setup of the README, all methods
+    python dev.py bench curve            the blockwise setup of docs/figures.md, all methods
     python -m benchmarks.curve --setup staggered --pairs 8 --methods ours,teacache
 
 Rows are saved as they are made; a second call goes on where the first stopped.
