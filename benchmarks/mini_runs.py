@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcache_core.calibrate.bundled import Mini, MiniMagi
+from flowcache_core.calibrate.bundled import Mini, MiniMagi, MiniWan, Scenes
 from flowcache_core.calibrate.runs import Pair, Setup, Specimen, Spread, generated, paired, videos
 from flowcache_core.cost import MagiShape, ModelShape, WanShape
 from flowcache_core.denoiser import Denoiser
@@ -19,6 +19,8 @@ from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.report.quality import Quality, compare
 from flowcache_core.report.record import Recorder, RunRecord
 from flowcache_core.reuse.base import ReusePolicy
+
+from .meaning import JUDGES, Rates, held_out_scenes, right
 
 # What no calibration has seen; flowcache_core/calibrate/bundled.py has the prompts of those.
 PROMPTS = (
@@ -34,9 +36,10 @@ PROMPTS = (
 LONG = Setup(chunks=8)
 
 
-def pairs(first_seed: int, count: int = 16) -> tuple[Pair, ...]:
+def pairs(first_seed: int, count: int = 16, model: str = "mini") -> tuple[Pair, ...]:
     """``count`` prompt-seed pairs; every prompt comes with seeds of its own."""
-    return paired(PROMPTS, first_seed, count)
+    prompts = PROMPTS if model == "mini" else [scene.prompt for scene in held_out_scenes(count)]
+    return paired(prompts, first_seed, count)
 
 
 HELD_OUT = pairs(1000)
@@ -44,7 +47,7 @@ HELD_OUT = pairs(1000)
 
 @dataclass(frozen=True)
 class Method:
-    """One point of one method: engine settings, or another number of steps."""
+    """One point of one method: engine settings (and ``kind``, see :func:`run`), or another number of steps."""
 
     name: str
     point: str
@@ -52,9 +55,12 @@ class Method:
     setup: Setup | None = None
 
 
+MODELS: dict[str, type[MiniWan]] = {model.name: model for model in (Mini, Scenes)}
+
+
 @cache
-def specimen() -> Mini:
-    return Mini()
+def specimen(model: str = "mini") -> MiniWan:
+    return MODELS[model]()
 
 
 @cache
@@ -71,7 +77,8 @@ def shape(of: Specimen) -> ModelShape:
     if isinstance(of, MiniMagi):
         config = of.model.transformer.config
         return MagiShape.of(config, text_tokens=config.text_len)
-    return WanShape.of(mini().transformer.config, mini().encode_prompt("").shape[1])
+    assert isinstance(of, MiniWan)
+    return WanShape.of(of.model.transformer.config, of.model.encode_prompt("").shape[1])
 
 
 def magi_setup(chunks: int, steps: int) -> Setup:
@@ -88,14 +95,15 @@ def run(
 ) -> tuple[RunRecord, Tensor]:
     """One engine run over a batch of pairs, of the mini model if nothing else is asked for.
 
-    kind: a denoiser of other behaviour over the mini model. Returns the record and the latents
-    ``[len(batch), 16, F, 8, 8]``.
+    kind: a denoiser of other behaviour over a model of Wan's architecture. Returns the record and the latents
+    ``[len(batch), 16, F, h, w]``.
     """
     of = of or specimen()
     recorder = Recorder.of(of.settings(setup, **changes), shape(of).event)
     denoiser: Denoiser | None = None
     if kind is not WanDenoiser:
-        usual = specimen().denoiser([prompt for prompt, _ in batch], setup)
+        usual = of.denoiser([prompt for prompt, _ in batch], setup)
+        assert isinstance(usual, WanDenoiser)
         denoiser = kind(usual.transformer, usual.prompts, usual.guidance)
     latents = generated(of, setup, batch, denoiser=denoiser, observe=recorder, **changes)
     return recorder.record(), latents
@@ -103,7 +111,10 @@ def run(
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration's figures over all pairs: medians, and the 10th percentile of PSNR."""
+    """One configuration's figures over all pairs: medians, and the 10th percentile of PSNR.
+
+    right: share of right answers to whether the videos do what their prompts say; rates: by question (meaning.py).
+    """
 
     name: str
     computed: float
@@ -112,9 +123,18 @@ class Row:
     psnr_p10: float
     ssim: float
     flicker: float
+    right: float | None = None
+    rates: Rates = field(default_factory=dict)
 
     @classmethod
-    def of(cls, name: str, records: Sequence[RunRecord], full: RunRecord, qualities: Sequence[Quality]) -> Row:
+    def of(
+        cls,
+        name: str,
+        records: Sequence[RunRecord],
+        full: RunRecord,
+        qualities: Sequence[Quality],
+        rates: Rates | None = None,
+    ) -> Row:
         psnr = Spread.of(quality.psnr for quality in qualities)
         return cls(
             name=name,
@@ -124,12 +144,15 @@ class Row:
             psnr_p10=psnr.p10,
             ssim=Spread.of(quality.ssim for quality in qualities).median,
             flicker=Spread.of(quality.flicker for quality in qualities).median,
+            right=right(rates or {}),
+            rates=rates or {},
         )
 
-    HEADER = f"{'method':44} {'computed':>8} {'FLOPs':>6} {'PSNR':>6} {'p10':>6} {'SSIM':>6} {'flicker':>7}"
+    HEADER = f"{'method':44} {'computed':>8} {'FLOPs':>6} {'PSNR':>6} {'p10':>6} {'SSIM':>6} {'flicker':>7} {'right':>6}"
 
     def __str__(self) -> str:
-        figures = f"{self.psnr:6.2f} {self.psnr_p10:6.2f} {self.ssim:6.3f} {self.flicker:7.4f}"
+        meant = "" if self.right is None else f" {self.right:6.1%}"
+        figures = f"{self.psnr:6.2f} {self.psnr_p10:6.2f} {self.ssim:6.3f} {self.flicker:7.4f}{meant}"
         return f"{self.name:44} {self.computed:8.1%} {self.flops:6.1%} {figures}"
 
 
@@ -147,6 +170,10 @@ class Comparison:
         self.full, latents = run(setup, batch, of=self.specimen, **base)
         self.reference = videos(self.specimen, latents)
 
+    def rates(self, outcomes: Sequence[Tensor]) -> Rates:
+        """How often videos of the pairs, in their order, do what the prompts say."""
+        return JUDGES[self.specimen.name](self.batch, outcomes)
+
     def row(self, name: str, setup: Setup | None = None, **changes: Any) -> Row:
         """Figures of one method; ``setup`` when it needs another one (fewer steps)."""
         setup, changes = setup or self.setup, {**self.base, **changes}
@@ -158,4 +185,4 @@ class Comparison:
         records = [record for record, _ in runs]
         outcomes = videos(self.specimen, torch.cat([latents for _, latents in runs]))
         scored = [compare(video, reference) for video, reference in zip(outcomes, self.reference, strict=True)]
-        return Row.of(name, records, self.full, scored)
+        return Row.of(name, records, self.full, scored, self.rates(outcomes))

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from .. import mini, mini_magi
+from .. import mini, mini_magi, mini_scenes
 from ..engine import EngineSettings
+from ..mini_scenes.data import Scene, random_scenes
 from ..models.magi.denoiser import MagiDenoiser
 from ..models.wan.denoiser import WanDenoiser
 from ..models.wan.vae import WanVAE
@@ -27,23 +28,39 @@ PROMPTS = tuple(f"a {colour} {shape} moving {way}" for colour, shape, way in (
 ))  # fmt: skip
 
 
-class Mini(Specimen):
-    """The mini model; its weights are read when they are first needed."""
+SCENE_SEED = 2**42
+"""Of the scenes that the scenes model is calibrated on: neither training nor evaluation draws from it."""
 
-    name = "mini"
+
+def scene_prompts(count: int, seed: int = SCENE_SEED) -> tuple[str, ...]:
+    """Prompts of random scenes, those in which most happens (motion, camera, events) first."""
+
+    def happens(scene: Scene) -> int:
+        actors = sum((actor.motion != "resting") + bool(actor.enters) + bool(actor.turns) for actor in scene.actors)
+        return actors + (scene.pan != "still") + bool(scene.back) + bool(scene.changes)
+
+    return tuple(scene.prompt for scene in sorted(random_scenes(count, seed), key=happens, reverse=True))
+
+
+class MiniWan(Specimen):
+    """A bundled model of Wan's architecture; its weights are read when they are first needed.
+
+    load, file: how its weights are read and the transformer's file.
+    """
+
     plans = ("blockwise", "staggered", "window")
-    default = Setup()
-    prompts = PROMPTS
+    load: ClassVar[Callable[[], mini.MiniModel]]
+    file: ClassVar[Path]
 
     @cached_property
     def model(self) -> mini.MiniModel:
-        model = mini.load_mini()
+        model = type(self).load()
         fast_on_cpu(model.vae)
         return model
 
     @cached_property
     def sha256(self) -> str:  # type: ignore[override]
-        return digest(mini.TRANSFORMER_FILE)
+        return digest(self.file)
 
     def settings(self, setup: Setup, **changes: Any) -> EngineSettings:
         chunk = self.model.chunk_frames
@@ -64,6 +81,27 @@ class Mini(Specimen):
 
     def shift(self, setup: Setup) -> float:
         return self.model.shift
+
+
+class Mini(MiniWan):
+    """The mini model: one shape on a plain ground."""
+
+    name = "mini"
+    default = Setup()
+    prompts = PROMPTS
+    load = staticmethod(mini.load_mini)
+    file = mini.TRANSFORMER_FILE
+
+
+class Scenes(MiniWan):
+    """Mini scenes: several shapes, a camera, events. At the guidance it was evaluated with."""
+
+    name = "scenes"
+    default = Setup(guidance=mini_scenes.GUIDANCE)
+    prompts = scene_prompts(len(PROMPTS))
+    load = staticmethod(mini_scenes.load_mini_scenes)
+    file = mini_scenes.TRANSFORMER_FILE
+    batch = 8
 
 
 class MiniMagi(Specimen):

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..calibrate.bundled import PROMPTS, Mini, MiniMagi
+from ..calibrate.bundled import PROMPTS, Mini, MiniMagi, Scenes
 from ..calibrate.choose import Choice, Chooser, Target, policy_row, preset_row, required
 from ..calibrate.record import Record
 from ..calibrate.recording import Facts, Recording
@@ -34,7 +34,7 @@ from ..solvers import SOLVERS
 from .arguments import NAME, Parser, require_device
 
 CALIBRATION_SEED, DECIDING_SEED = 5000, 7000
-BUNDLED: dict[str, type[Specimen]] = {specimen.name: specimen for specimen in (Mini, MiniMagi)}
+BUNDLED: dict[str, type[Specimen]] = {specimen.name: specimen for specimen in (Mini, Scenes, MiniMagi)}
 SHIPPED = {"slow": 0.5, "balanced": 0.3, "fast": 0.2}
 
 

@@ -42,8 +42,6 @@ from .arguments import CHUNKS, STEPS, Parser
 EXTRAS = {"torchmetrics": "torchmetrics", "matplotlib": "matplotlib", "av": "av"}  # module -> package
 LONG, QUICK = (8, 50), (4, 30)  # chunks and steps, by default and with --quick
 DEFAULT_PRESET = "balanced"
-CALIBRATED = "mini"  # whose presets these are
-ELSEWHERE = "the preset was calibrated on the mini model; on this one its quality is not known"
 VANILLA, FLOWCACHE = "vanilla", "flowcache"
 FILES = (f"{VANILLA}.mp4", f"{FLOWCACHE}.mp4", "compare.mp4", "map.png", "report.json")
 
@@ -53,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     models = ", ".join(BUNDLED)
     p.add_argument("--model", default="mini", help=f"a bundled model: {models} (default: %(default)s)")
     p.add_argument("--prompt", default="a red circle moving right", help="what to show (default: %(default)s)")
-    presets = ", ".join(preset_names("mini"))
+    presets = ", ".join(dict.fromkeys(name for model in BUNDLED for name in preset_names(model)))
     file = "a file that calibrate wrote (FILE.json, or FILE.json:NAME where it holds several)"
     p.add_argument("--preset", help=f"{presets}, or {file} (default: {DEFAULT_PRESET})")
     p.add_argument("--rescale", action="store_true", help="stretch a preset that was made for another number of steps")
@@ -132,8 +130,6 @@ def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
     kind = PLANS[options.plan].abreast(mini.chunk_frames, steps)
     plan = kind.plan(chunks * mini.chunk_frames, steps)
     reuse = make_reuse(options, steps, mini.shift)
-    if options.model != CALIBRATED and reuse.preset is not None:
-        reuse = replace(reuse, preset=replace(reuse.preset, curve=()), warning=reuse.warning or ELSEWHERE)
     compressor, kept = make_compressor(options.compressor), options.kv_budget
     if kept == "half":
         kept = max(chunks / 2, 1.0 if compressor is None else compressor.min_budget)
@@ -163,7 +159,7 @@ def make_reuse(options: argparse.Namespace, steps: int, shift: float) -> Reuse:
     if options.policy is not None or (options.threshold is not None and options.preset is None):
         require(options.preset is None, "preset", options.preset, "no preset together with --policy")
         return Reuse(changed(policy_from_text(options.policy or Chunkwise.name), given), Velocity())
-    preset = load_preset("mini", options.preset or DEFAULT_PRESET)
+    preset = load_preset(options.model, options.preset or DEFAULT_PRESET)
     # The default is for 50 steps and serves --quick too; a preset asked for by name is not changed unasked.
     preset, warning = preset.fit(steps, shift, rescale=options.rescale or options.preset is None)
     return Reuse(changed(preset.policy, given), preset.quantity, preset, warning)

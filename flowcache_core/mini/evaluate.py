@@ -187,7 +187,7 @@ def main(argv: list[str]) -> int:
     parser = Parser(prog="evaluate-mini", description=__doc__)
     parser.add_argument("--scenes", action="store_true", help="the scenes model instead (--scenes --help says more)")
     add_arguments(parser, steps=50, guidance=GUIDANCE)
-    add_run_arguments(parser)
+    add_run_arguments(parser, "mini")
     options = parser.parse_args(argv)
     check(options)
     prompts = [clip.prompt for clip in asked(options)]

@@ -17,9 +17,10 @@ from ..reuse.base import ReusePolicy
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in STORAGE_DTYPES}
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """Preset, K/V budget, compressor and storage."""
-    presets = ", ".join(preset_names("mini"))
+def add_run_arguments(parser: argparse.ArgumentParser, model: str) -> None:
+    """Preset of ``model``, K/V budget, compressor and storage."""
+    presets = ", ".join(preset_names(model))
+    parser.set_defaults(model=model)
     parser.add_argument("--preset", help=f"reuse of steps: {presets}, or a file that calibrate wrote (default: none)")
     parser.add_argument("--rescale", action="store_true", help="stretch a preset made for another number of steps")
     parser.add_argument("--kv-budget", type=budget, help="finished chunks to keep: a number, half, none (default)")
@@ -45,7 +46,4 @@ def run_changes(options: argparse.Namespace, shift: float) -> dict[str, Any]:
 
 def one_by_one(policy: ReusePolicy | None) -> bool:
     """Whether a policy looks at the content, so that videos of one batch would decide for one another."""
-    if policy is None or policy.name in ("never", "schedule", "interval", "magcache"):
-        return False
-    distance = getattr(policy, "distance", None)
-    return distance is None or not distance.content_free
+    return policy is not None and not policy.content_free

@@ -24,7 +24,7 @@ TRANSFORMER_FILE = WEIGHTS / "flowcache_mini_scenes_transformer.safetensors"
 VAE_FILE = WEIGHTS / "flowcache_mini_scenes_vae.safetensors"
 GUIDANCE = 2.0
 
-__all__ = ["GUIDANCE", "TRANSFORMER_FILE", "VAE_FILE", "encode_prompt", "load_mini_scenes"]
+__all__ = ["GUIDANCE", "TRANSFORMER_FILE", "VAE_FILE", "VOCABULARY", "encode_prompt", "load_mini_scenes"]
 
 
 def load_mini_scenes(device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> MiniModel:

@@ -127,7 +127,7 @@ def main(argv: list[str], load: Callable[[], MiniModel] = load_mini_scenes) -> i
     parser.add_argument("--recall", action="store_true", help=f"the recall test too, {RECALL_CHUNKS} chunks")
     parser.add_argument("--event", choices=EVENTS, help="only scenes with such an event, to have enough of them")
     parser.add_argument("--quick", action="store_true", help="leave out the autoencoder's rates")
-    add_run_arguments(parser)
+    add_run_arguments(parser, "scenes")
     options = parser.parse_args(argv)
     check(options)
     mini = load()

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..errors import SettingError, is_finite, listed, require, require_count, require_finite
 from ..families import FAMILIES
@@ -19,7 +17,7 @@ from ..report.events import RunStarted
 from ..reuse.base import ReusePolicy
 from ..reuse.build import build_policy, build_quantity
 from ..reuse.quantity import Quantity
-from ..reuse.schedule import StaticSchedule
+from ..reuse.schedule import StaticSchedule, stretch
 from ..schedule import MOST_STEPS, require_shift
 
 FOLDER = Path(__file__).parent
@@ -121,15 +119,6 @@ class Preset:
         if self.guidance is not None:
             found += f" (median, calibrated at guidance {self.guidance:g})"
         return found if run.budget_tokens is None else f"{found}, with the whole history kept"
-
-
-def stretch(computed: Sequence[int], made_for: int, steps: int) -> tuple[int, ...]:
-    """The same share and shape of schedule on another number of steps; first and last step stay computed."""
-    scale = (steps - 1) / max(1, made_for - 1)
-    count = max(2, round(len(computed) * steps / made_for))
-    places = np.linspace(0, len(computed) - 1, count)
-    nodes = np.interp(places, range(len(computed)), sorted(computed)) * scale
-    return tuple(sorted({round(float(node)) for node in nodes} | {0, steps - 1}))
 
 
 def models() -> tuple[str, ...]:

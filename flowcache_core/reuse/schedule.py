@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
 
+import numpy as np
+
 from ..denoiser import ChunkInput, ModelView
 from ..errors import require
 from ..options import option, replaced
@@ -128,3 +130,12 @@ def spread(count: int, steps: int, warmup_steps: int) -> tuple[int, ...]:
     tail = count - warmup_steps
     span = steps - warmup_steps
     return tuple(range(warmup_steps)) + tuple(warmup_steps + (i + 1) * span // tail - 1 for i in range(tail))
+
+
+def stretch(computed: Sequence[int], made_for: int, steps: int) -> tuple[int, ...]:
+    """The same share and shape of schedule on another number of steps; first and last step stay computed."""
+    scale = (steps - 1) / max(1, made_for - 1)
+    count = max(2, round(len(computed) * steps / made_for))
+    places = np.linspace(0, len(computed) - 1, count)
+    nodes = np.interp(places, range(len(computed)), sorted(computed)) * scale
+    return tuple(sorted({round(float(node)) for node in nodes} | {0, steps - 1}))

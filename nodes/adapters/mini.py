@@ -1,7 +1,10 @@
-"""The bundled mini models in the host's classes: one of Wan's architecture, one of MAGI-1's, one VAE for both."""
+"""The bundled models in the host's classes: two of Wan's architecture, one of MAGI-1's, their VAEs and language."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +12,10 @@ import comfy.latent_formats
 import comfy.sd
 import comfy.utils
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+from torch import Tensor
 
+from ...flowcache_core import mini, mini_scenes
 from ...flowcache_core.errors import SettingError
-from ...flowcache_core.mini import TRANSFORMER_FILE, VAE_FILE
 from ...flowcache_core.mini.noise_levels import SHIFT
 from ...flowcache_core.mini_magi import TEXT_SCALE, text_guidance
 from ...flowcache_core.mini_magi import TRANSFORMER_FILE as MAGI_FILE
@@ -21,15 +25,29 @@ from .magi.model import MagiVariant, magi_patcher
 ACCEPTED = "the pack's own file; reinstall FlowCache"
 
 
-def load_mini_wan() -> Any:
+@dataclass(frozen=True)
+class Bundled:
+    """One model of the list. load: its MODEL. vae: the file of its VAE. encode: its language, text to embedding."""
+
+    load: Callable[[], Any]
+    vae: Path
+    encode: Callable[[str], Tensor]
+
+    def load_vae(self) -> Any:
+        """VAE. SettingError when the file is missing or damaged."""
+        weights, metadata = _read(self.vae)
+        return comfy.sd.VAE(sd=weights, metadata=metadata)
+
+
+def load_wan(file: Path) -> Any:
     """MODEL with its shift set. SettingError when a file of the pack is missing or damaged."""
-    weights, metadata = _read(TRANSFORMER_FILE)
+    weights, metadata = _read(file)
     model = comfy.sd.load_diffusion_model_state_dict(weights, metadata=metadata)
     return ModelSamplingSD3().patch(model, SHIFT)[0]
 
 
-def load_mini_magi() -> Any:
-    """MODEL of the other architecture on the same latents, guided by the text as it was evaluated."""
+def load_magi() -> Any:
+    """MODEL of the other architecture on the mini model's latents, guided by the text as it was evaluated."""
     try:
         config, weights = read_magi(MAGI_FILE)
     except SettingError as error:
@@ -38,12 +56,11 @@ def load_mini_magi() -> Any:
     return magi_patcher(config, weights, MAGI_FILE.name, variant, latent_format=comfy.latent_formats.Wan21)
 
 
-MODELS = {"wan": load_mini_wan, "magi": load_mini_magi}
-
-
-def load_mini_vae() -> Any:
-    weights, metadata = _read(VAE_FILE)
-    return comfy.sd.VAE(sd=weights, metadata=metadata)
+MODELS = {
+    "wan": Bundled(partial(load_wan, mini.TRANSFORMER_FILE), mini.VAE_FILE, mini.encode_prompt),
+    "magi": Bundled(load_magi, mini.VAE_FILE, mini.encode_prompt),
+    "scenes": Bundled(partial(load_wan, mini_scenes.TRANSFORMER_FILE), mini_scenes.VAE_FILE, mini_scenes.encode_prompt),
+}
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

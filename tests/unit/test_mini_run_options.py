@@ -16,7 +16,7 @@ from flowcache_core.reuse.build import build_policy
 
 def changes(*given: str, chunks: int = 4, steps: int = 50):
     parser = argparse.ArgumentParser()
-    add_run_arguments(parser)
+    add_run_arguments(parser, "mini")
     options = parser.parse_args(list(given))
     options.chunks, options.steps = chunks, steps
     return run_changes(options, 3.0)
