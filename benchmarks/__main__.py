@@ -1,4 +1,6 @@
-"""``python dev.py bench [NAME ...]``: benchmarks by name; without names, those that need only this repository."""
+"""``python dev.py bench [NAME ...] [--option ...]``: benchmarks by name; without names, those that need only this
+repository. Options go to the one benchmark that is named.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from flowcache_core.__main__ import BAD_INPUT, NOT_FINITE
-from flowcache_core.errors import NotFiniteError, SettingError
+from flowcache_core.errors import NotFiniteError, SettingError, require
 
 from .results import require_writable
 
@@ -26,27 +28,33 @@ BENCHMARKS = {
     "ablation": "the paper's tables 2, 5 and 6 on the mini model, with pictures",
     "cuda": "step times and peak memory of the 1.3B shape with random weights; needs a CUDA device",
 }
+OPTIONS = ("redundancy", "compression", "curve", "onerun", "reach", "magi")
+"""Those that have options of their own."""
 DEFAULT = ("redundancy", "length", "overhead", "compression", "ablation")
 
 
 def main(argv: Sequence[str]) -> int:
     """Exit status 2 for an unknown name, else the worst of the benchmarks' own."""
-    if any(argument in ("-h", "--help") for argument in argv):
+    first = next((i for i, argument in enumerate(argv) if argument.startswith("-")), len(argv))
+    names, options = list(argv[:first]) or list(DEFAULT), list(argv[first:])
+    if not argv[:first] and any(argument in ("-h", "--help") for argument in options):
         print(
-            "python dev.py bench [NAME ...]\n" + "\n".join(f"  {name:12} {text}" for name, text in BENCHMARKS.items())
+            "python dev.py bench [NAME ...] [--option ...]\n"
+            + "\n".join(f"  {name:12} {text}" for name, text in BENCHMARKS.items())
         )
         return 0
-    names = list(argv) or list(DEFAULT)
     unknown = [name for name in names if name not in BENCHMARKS]
     if unknown:
         print(SettingError("bench", unknown[0], ", ".join(BENCHMARKS)), file=sys.stderr)
         return 2
     status = 0
     try:
+        alone = not options or names[0] in OPTIONS and not names[1:]
+        require(alone, "options", " ".join(options), f"with one of {', '.join(OPTIONS)} alone")
         require_writable()
         for name in names:
             print(f"== {name}: {BENCHMARKS[name]}", flush=True)
-            status = max(status, importlib.import_module(f".{name}", __package__).main([]))
+            status = max(status, importlib.import_module(f".{name}", __package__).main(options))
     except SettingError as error:
         print(f"bench: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -148,7 +148,9 @@ class Row:
             rates=rates or {},
         )
 
-    HEADER = f"{'method':44} {'computed':>8} {'FLOPs':>6} {'PSNR':>6} {'p10':>6} {'SSIM':>6} {'flicker':>7} {'right':>6}"
+    HEADER = (
+        f"{'method':44} {'computed':>8} {'FLOPs':>6} {'PSNR':>6} {'p10':>6} {'SSIM':>6} {'flicker':>7} {'right':>6}"
+    )
 
     def __str__(self) -> str:
         meant = "" if self.right is None else f" {self.right:6.1%}"

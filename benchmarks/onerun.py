@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from flowcache_core.calibrate.bundled import PROMPTS, Mini
+from flowcache_core.calibrate.bundled import PROMPTS, Mini, MiniWan
 from flowcache_core.calibrate.choose import Chooser, Target
 from flowcache_core.calibrate.record import Record
 from flowcache_core.calibrate.recording import Facts, Recording
@@ -28,7 +28,8 @@ from flowcache_core.commands.arguments import Parser
 from flowcache_core.errors import require_count
 from flowcache_core.presets import load_preset
 
-from .curve import SHIPPED, at_shares
+from .curve import at_shares
+from .methods import SHIPPED
 from .mini_runs import Comparison, Row, pairs, specimen
 from .results import save, stored
 
@@ -44,7 +45,7 @@ class HalfSize(Mini):
         return super().noise(chunks, seed)[..., side, side]
 
 
-def recorded(of: Mini, setup: Setup, batch: Sequence[Pair]) -> Recording:
+def recorded(of: MiniWan, setup: Setup, batch: Sequence[Pair]) -> Recording:
     """What the runs of these pairs show, one after the other."""
     facts = Facts.of(of.settings(setup), of.name, of.sha256, of.shift(setup), setup.guidance)
     recording = Recording(facts, setup.chunks)

@@ -37,8 +37,8 @@ class MiniModel(Node):
                     optional=True,
                     tooltip=(
                         "wan: chunk after chunk, plan blockwise, 64x64. magi: MAGI-1's architecture, plan sliding "
-                        "window and Basic Guider, 64x64. scenes: as wan, 128x128, several shapes before hills, a camera "
-                        "and events; 4 to 8 times slower."
+                        "window and Basic Guider, 64x64. scenes: as wan, 128x128, several shapes before hills, a "
+                        "camera and events; 4 to 8 times slower."
                     ),
                 )
             ],

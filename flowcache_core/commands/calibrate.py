@@ -66,10 +66,19 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--pairs", type=int, help="pairs to calibrate on, twice as many decide (default: 6); implies --thorough"
     )
+    p.add_argument("--shares", type=shares, help=f"points of the measured curve (default: {listed(SHARES)})")
     p.add_argument("--dry-run", action="store_true", help="say how many forwards and minutes it takes, and stop")
     p.add_argument("--name", default="calibrated", help="name of the preset (default: calibrated)")
     p.add_argument("--out", type=Path, default=Path("out/calibrated.json"), help="file to write (default: %(default)s)")
     return p
+
+
+def shares(given: str) -> tuple[float, ...]:
+    return tuple(float(one) for one in given.split(","))
+
+
+def listed(given: Sequence[float]) -> str:
+    return ",".join(f"{one:g}" for one in given)
 
 
 @dataclass
@@ -219,6 +228,8 @@ def check(options: argparse.Namespace) -> None:
     """What can be refused before weights are read."""
     if options.steps is not None:
         require_count("steps", options.steps, minimum=6, maximum=200)
+    for share in options.shares or ():
+        require_finite("shares", share, minimum=0.04, maximum=1.0)
     if options.pairs is not None:
         require_count("pairs", options.pairs, minimum=2, maximum=len(PROMPTS))
         options.thorough = True
@@ -307,7 +318,8 @@ def full(call: Calibration) -> int:
     """Probe, search, decide, write."""
     options, thorough, steps = call.options, call.thorough(), call.setup.steps
     asked = [options.target] if options.target is not None else list(SHIPPED.values()) if options.ship else []
-    wanted = totals(call.setup, [*SHARES, *asked])
+    measured = options.shares or SHARES
+    wanted = totals(call.setup, [*measured, *asked])
     if options.dry_run:
         return dry_run(call, thorough.forwards(wanted, 1))
     print(
@@ -319,7 +331,7 @@ def full(call: Calibration) -> int:
         left = time_left(done + 1, len(wanted), time.monotonic() - begun)
         share, psnr = total / (call.setup.chunks * steps), curve[-1].psnr
         print(f"  {share:5.0%}  {psnr:6.2f} dB, {steps_of(curve[-1].split, steps)}; about {left} left", flush=True)
-    regular = [point for point in curve if point.total in totals(call.setup, SHARES)]
+    regular = [point for point in curve if point.total in totals(call.setup, measured)]
     if options.ship:
         rows = {}
         for name, share in SHIPPED.items():

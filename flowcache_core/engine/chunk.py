@@ -65,9 +65,13 @@ class ActiveChunk:
 
     def advance(self, item: ChunkInput, velocity: Tensor) -> None:
         """One solver step from ``item.latents``; frames of the chunk that are given stay as they are."""
-        self.latents = self.solver.step(item.latents, self.guide(velocity, item), item.step)
+        self.latents = self.holding(self.solver.step(item.latents, self.guide(velocity, item), item.step))
+
+    def holding(self, latents: Tensor) -> Tensor:
+        """``latents``, written to, with the frames that are given put back."""
         if self.held is not None:
-            self.latents[:, :, : self.held.shape[2]] = self.held
+            latents[:, :, : self.held.shape[2]] = self.held
+        return latents
 
     def close_gap(self, item: ChunkInput, velocity: Tensor) -> ChunkInput:
         """The computed step ``item``, from where its reused predecessors lead when gone through again knowing it."""

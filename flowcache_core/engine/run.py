@@ -37,6 +37,7 @@ class Run:
     started: float = field(default_factory=time.perf_counter)
     finite: FiniteWatch = field(default_factory=FiniteWatch)
     reader: OneRead = field(default_factory=OneRead)
+    first_low: Tensor | None = None
 
     def __post_init__(self) -> None:
         self.policy.read_with(self.reader)
@@ -144,7 +145,7 @@ class Run:
     def step(self, item: ChunkInput, decision: Decision, tick: Tick, window: Tensor | None) -> None:
         begun = time.perf_counter()
         active, quantity, passes = self.active[item.chunk.index], self.settings.quantity, self.passes
-        residual = None
+        residual, branches = None, self.denoiser.branches
         if decision.reuses:
             velocity = active.reused_velocity(item, self.settings.schedule.sigmas[item.step + 1], self.denoiser)
             passes.seconds += (time.perf_counter() - begun) if quantity.needs_residual else 0.0
@@ -158,6 +159,7 @@ class Run:
             if self.sparse is not None and sparse is not None:
                 self.sparse.leave(sparse, tick.index, passes.cache.context_tokens(item.chunk))
             velocity, residual = output.velocity, output.residual
+            branches = branches if output.branches is None else output.branches
             passes.seconds += time.perf_counter() - begun
         taken = active.take(item, velocity, computed=not decision.reuses, residual=residual)
         if not decision.reuses:
@@ -171,7 +173,7 @@ class Run:
                 taken,
                 decision,
                 tick=tick.index,
-                branches=self.denoiser.branches,
+                branches=branches,
                 tokens=item.chunk.frames * passes.tokens_per_frame,
                 context_tokens=passes.cache.context_tokens(item.chunk) if passes.cache and alone else 0,
                 kv_tokens=0 if passes.cache is None else passes.cache.tokens,
@@ -182,11 +184,22 @@ class Run:
     def finish(self, chunk: Chunk, tick: Tick) -> None:
         done = self.active.pop(chunk.index)
         self.policy.finish(chunk.index)
-        self.passes.frames(chunk).copy_(done.latents)
-        self.passes.finished(chunk, done.latents, tick.index)
+        latents = self.anchored(done)
+        self.passes.frames(chunk).copy_(latents)
+        self.passes.finished(chunk, latents, tick.index)
         if self.sparse is not None:
             self.sparse.finish(chunk.index)
-        self.observe(ChunkFinished(tick.index, chunk.index, chunk.first_frame, done.latents))
+        self.observe(ChunkFinished(tick.index, chunk.index, chunk.first_frame, latents))
+
+    def anchored(self, done: ActiveChunk) -> Tensor:
+        """A finished chunk's latents with what is put back of the first one that was denoised."""
+        anchor = self.settings.anchor
+        if anchor is None:
+            return done.latents
+        if self.first_low is None:
+            self.first_low = anchor.low(done.latents)
+            return done.latents
+        return done.holding(anchor.apply(done.latents, self.first_low))
 
     def release(self) -> None:
         """Drop every tensor of the run."""

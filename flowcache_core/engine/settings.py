@@ -16,6 +16,7 @@ from ..schedule import Schedule
 from ..solvers.base import Solver
 from ..solvers.euler import Euler
 from ..sparse.settings import SparseSettings
+from .anchor import LowFrequencies
 
 ATTENTION = ("block-causal", "bidirectional")
 
@@ -31,6 +32,7 @@ class EngineSettings:
     prefix_noise: noise level at which the model sees prefix chunks, and is told so; the latents themselves stay clean.
     Redrawn at every window pass; with K/V it is drawn once, when the prefix is written.
     recache: chunks, each alone when it begins, before which the kept history is computed again under their prompt.
+    anchor: what is put back into finished chunks of the video's first one, None for nothing.
     reuse_device: where computed steps (latents, velocity, increment, residual) are kept until they are reused; None for
     the latents' own device. sparse: self-attention in blocks that are worth it, None for all of it.
     """
@@ -46,6 +48,7 @@ class EngineSettings:
     attention: str = "block-causal"
     prefix_noise: float = 0.0
     recache: frozenset[int] = frozenset()
+    anchor: LowFrequencies | None = None
     reuse_device: str | None = None
     sparse: SparseSettings | None = None
 

@@ -90,20 +90,29 @@ def reconstructed(mini: MiniModel, videos: Tensor) -> Tensor:
     return torch.cat([mini.vae.decode(mini.vae.encode(part)) for part in videos.split(2)])
 
 
-def recall(mini: MiniModel, options: argparse.Namespace, changes: dict[str, Any]) -> dict[str, Rates]:
-    """The recall test: each video begins with a true first chunk, and the prompt leaves out what must be remembered."""
-    scenes = recall_scenes(options.samples, options.seed)
-    frames = data.first_frame(RECALL_CHUNKS)
-    videos = data.render(scenes, frames)
+def recall_of(mini: MiniModel, samples: int, seed: int, steps: int, guidance: float, **changes: Any) -> Rates:
+    """The recall test: each video begins with a true first chunk, and the prompt leaves out what must be remembered.
+
+    changes: fields of the engine's settings, such as a K/V budget.
+    """
+    scenes = recall_scenes(samples, seed)
+    begun = data.render(scenes, data.first_frame(1))
     with torch.no_grad():
-        prefix = torch.cat([mini.vae.encode(part) for part in videos[:, :, : data.first_frame(1)].split(8)])
-    run: dict[str, Any] = {"chunks": RECALL_CHUNKS, "steps": options.steps, "guidance": options.guidance}
+        prefix = torch.cat([mini.vae.encode(part) for part in begun.split(8)])
+    run: dict[str, Any] = {"chunks": RECALL_CHUNKS, "steps": steps, "guidance": guidance}
     run |= {"prefix": prefix, "at_once": 1 if one_by_one(changes.get("policy")) else AT_ONCE, **changes}
     outcomes = {}
     for hidden, words in (("colour", COLOURS), ("shape", SHAPES)):
         prompts = [without(scene.prompt, words) for scene in scenes]
-        outcomes[hidden] = recall_rates(scenes, sample(mini, prompts, seed=options.seed, **run))
-    generated = {**outcomes["colour"], "shape": outcomes["shape"]["shape"]}
+        outcomes[hidden] = recall_rates(scenes, sample(mini, prompts, seed=seed, **run))
+    return {**outcomes["colour"], "shape": outcomes["shape"]["shape"]}
+
+
+def recall(mini: MiniModel, options: argparse.Namespace, changes: dict[str, Any]) -> dict[str, Rates]:
+    """The recall test as the command asks for it, with the true videos' rates beside it."""
+    generated = recall_of(mini, options.samples, options.seed, options.steps, options.guidance, **changes)
+    scenes = recall_scenes(options.samples, options.seed)
+    videos = data.render(scenes, data.first_frame(RECALL_CHUNKS))
     columns = {"generated": generated, "true videos": recall_rates(scenes, videos)}
     if not options.quick:
         columns["autoencoder"] = recall_rates(scenes, reconstructed(mini, videos))

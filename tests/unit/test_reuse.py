@@ -24,9 +24,11 @@ from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import Change, LatentDistance, PatchDistance, TimeDistance
 from flowcache_core.reuse.easycache import EasyCache
 from flowcache_core.reuse.forecast import Forecast, Offset, Taylor
+from flowcache_core.reuse.front_loaded import FrontLoaded
 from flowcache_core.reuse.interval import Interval
 from flowcache_core.reuse.magcache import MagCache
 from flowcache_core.reuse.never import Never
+from flowcache_core.reuse.published import Published
 from flowcache_core.reuse.quantity import Computed, Velocity
 from flowcache_core.reuse.schedule import StaticSchedule, in_step, spread
 from flowcache_core.reuse.teacache import TeaCache
@@ -93,6 +95,9 @@ CURVE = (1.0, 0.97, 0.96, 0.95, 0.97, 0.96, 0.97, 0.97, 0.96, 0.97)
         EasyCache(threshold=0.25, warmup_steps=2),
         MagCache(threshold=0.2, warmup_steps=1, curve=CURVE),
         Interval(interval=3, warmup_steps=1, always_last=False),
+        Interval(interval=2, growth=0.5, warmup_steps=1),
+        FrontLoaded(first_share=0.5, share=0.5, lead=0.0),
+        Published(),
         StaticSchedule(computed=(0, 1, 4)),
         Never(),
     ],
