@@ -48,15 +48,15 @@ class ChunkOutput:
     """Velocities ``[branches, B, C, f, H, W]`` (noise minus clean) and, when asked, the block-stack residual.
 
     rows: the tokens at which they hold, None for all: a model may compute all where it was asked for some. repeated:
-    branches that were not run, whose last velocity serves again. branches: how many
-    were run, None for all but the repeated ones (the others were known otherwise).
+    branches that were not run, whose last velocity serves again. branches: how many were run, None for all (the
+    velocity of the others was known otherwise).
     """
 
     velocity: Tensor
     residual: Tensor | None = None
     rows: Rows | None = None
-    repeated: frozenset[int] = frozenset() branches: how many
-    were run, None for all but the repeated ones (the others were known otherwise).
+    repeated: frozenset[int] = frozenset()
+    branches: int | None = None
 
 
 class ModelView(Protocol):
