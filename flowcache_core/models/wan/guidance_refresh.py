@@ -21,8 +21,8 @@ class GuidanceRefresh(WanDenoiser):
     one with text. What the branch without text would have answered is taken to lie as far from it as it last did.
 
     The idea of TRAC (arXiv 2610.02779), which plans such refreshes over the whole video. Half a forward is saved at
-    each step without one, and its K/V of the branch without text stay as old as its last. The last step's are fresh. Steps with
-    sparse attention, whose masks are kept for all branches, run both.
+    each step without one, and the K/V of the branch without text stay as old as its last; those of the last step are
+    fresh. Steps with sparse attention, whose masks are kept for all branches, run both.
     """
 
     every: int = 2
