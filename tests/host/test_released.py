@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import folder_paths
 import pytest
 import torch
 from hostkit import DIM, LAYERS, NODES, SAME, TEXT_DIM, compress, latent, load, module, node, ours, sample
+from safetensors.torch import save_file
+from tiny_files import wan_weights
 
 released, settings = module("flowcache_core.released"), module("nodes.adapters.run.settings")
 ROWS = dict(released.RELEASED)
@@ -104,3 +107,52 @@ def test_longlive_computes_its_history_again_under_a_new_prompt(small, model):
     run(carried, LONGLIVE, positive=prompts)
     kinds = [event.kind for event in settings.last_record(carried).cache_passes]
     assert "recache" in kinds
+
+
+LAYOUTS = {
+    # As each project saves its generator: under an average of the weights, by a trainer, or plain.
+    "Self-Forcing 1.3B": lambda weights: {"generator_ema": under("model.", weights)},
+    "Causal-Forcing 1.3B, chunks of 3": lambda weights: {
+        "generator": under("model.", zeros(weights)),
+        "generator_ema": under("model._fsdp_wrapped_module.", weights),
+    },
+    "Reward-Forcing 1.3B": lambda weights: {
+        "generator": under("model.", zeros(weights)),
+        "generator_ema": under("model.", weights),
+    },
+    "LongLive 1.3B": lambda weights: {"generator": under("model.", weights)},
+    "StreamDiffusionV2 1.3B, video to video": lambda weights: {"generator": under("model.", weights)},
+    "Krea Realtime 14B": None,
+}
+
+
+def under(prefix, weights):
+    return {prefix + key: value for key, value in weights.items()}
+
+
+def zeros(weights):
+    return {key: torch.zeros_like(value) for key, value in weights.items()}
+
+
+@pytest.mark.parametrize("title", LAYOUTS)
+def test_each_projects_file_loads_and_runs(title, monkeypatch, tmp_path):
+    """The layouts of the real files, every official key, other sizes: the same video as from the plain weights."""
+    weights, wrap = wan_weights(), LAYOUTS[title]
+    monkeypatch.setitem(
+        folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".pt", ".safetensors"})
+    )
+    name = "model.safetensors" if wrap is None else "model.pt"
+    if wrap is None:
+        save_file(under("model.", weights), tmp_path / name)
+    else:
+        torch.save(wrap(weights), tmp_path / name)
+    monkeypatch.setitem(released.RELEASED, title, replace(ROWS[title], size=(128, 2)))
+    prompt = [[torch.randn(1, 3, 4096, generator=torch.Generator().manual_seed(2)), {}]]
+
+    def video(model):
+        return run(model, title, frames=6 if ROWS[title].chunk_frames == 1 else 9, positive=prompt)
+
+    raw = node("LoadARModel", model_name=name, weight_dtype="default", family={"family": "causal wan"})
+    save_file(weights, tmp_path / "plain.safetensors")
+    plain = node("LoadARModel", model_name="plain.safetensors", weight_dtype="default", family={"family": "causal wan"})
+    assert torch.equal(video(raw), video(plain)) and video(raw).isfinite().all()

@@ -27,7 +27,7 @@ def test_development_requirements_are_exact_and_cover_every_supported_python() -
     newer, older = set(), set()
     for line in text("requirements-dev.txt").splitlines():
         if line and not line.startswith("#"):
-            pin = re.fullmatch(r'([a-z]+)==[\d.]+(?:; python_version (>=|<) "3\.11")?', line)
+            pin = re.fullmatch(r'([a-z-]+)==[\d.]+(?:; python_version (>=|<) "3\.11")?', line)
             assert pin, line
             newer |= {pin[1]} if pin[2] != "<" else set()
             older |= {pin[1]} if pin[2] != ">=" else set()
