@@ -51,9 +51,10 @@ class Run:
         noise: NoiseSource,
         observe: Callable[[Event], None],
         cache: KVCache | None,
+        following: Callable[[PolicyState], PolicyState],
     ) -> Run:
         """latents: the window, written to by the run."""
-        policy = settings.policy.begin(settings.schedule, denoiser)
+        policy = following(settings.policy.begin(settings.schedule, denoiser))
         spec = denoiser.kv_spec(latents)
         # The largest piece of memory comes last, when nothing above can refuse the run any more.
         if cache is None and settings.attention != "bidirectional":
@@ -220,12 +221,14 @@ def generate(
     noise_source: NoiseSource | None = None,
     observe: Callable[[Event], None] = lambda event: None,
     cache: KVCache | None = None,
+    following: Callable[[PolicyState], PolicyState] = lambda state: state,
 ) -> Tensor:
     """Denoise one window of a video.
 
     noise: standard normal ``[B, C, F, H, W]``, F = the plan's latent frames. prefix: clean latents of the plan's prefix
     frames. noise_source: for solvers that re-noise and for ``prefix_noise`` (default: seeded with 0). cache: only to
-    bring one's own (a counting one, say). Returns clean latents ``[B, C, F, H, W]``. Raises SettingError when shapes do
+    bring one's own (a counting one, say). following: whose decisions the run follows, given its policy's own state
+    (those of another rank, say). Returns clean latents ``[B, C, F, H, W]``. Raises SettingError when shapes do
     not fit the plan, or noise or prefix hold NaN or infinite values. A run whose values stop being finite goes on to
     its end; the observer is told (:class:`..report.events.NotFinite`).
     """
@@ -242,7 +245,7 @@ def generate(
         expected = (*noise.shape[:2], prefix_frames, *noise.shape[3:])
         require(tuple(prefix.shape) == expected, "prefix", tuple(prefix.shape), f"shape {expected}")
         latents[:, :, :prefix_frames] = prefix
-    run = Run.begin(denoiser, settings, latents, noise_source or seeded_noise(0), observe, cache)
+    run = Run.begin(denoiser, settings, latents, noise_source or seeded_noise(0), observe, cache, following)
     try:
         return run.execute()
     finally:

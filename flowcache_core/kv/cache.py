@@ -6,6 +6,7 @@ view of it. It never grows: with a budget its size is B_budget + B_active chunks
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -178,19 +179,30 @@ class KVCache:
 
     def share(self, chunk: Chunk, source: int, target: int) -> None:
         """Give branch ``target`` what branch ``source`` holds of a finished chunk; only where :attr:`keeps_alike`."""
+        self.take_over(chunk, target, self.held(chunk, source))
+
+    def held(self, chunk: Chunk, branch: int) -> Iterator[Tensor]:
+        """What a branch holds of a finished chunk, for :meth:`take_over`: parts of the buffers as they are stored."""
         first = self._chunk_starts[chunk.index]
         last = first + self._tokens_of(chunk)
         for layout, buffer in zip(self.layouts, self._layers, strict=True):
             for stored in (buffer.keys, buffer.values):
                 raw = stored.view(torch.uint8) if stored.element_size() == 1 else stored  # fp8 cannot be selected
-                if buffer.positions is None:
-                    raw[target, ..., first:last, :] = raw[source, ..., first:last, :]
-                    continue
-                # By a mask over all that is kept: how many tokens it is, only the device knows.
-                held = buffer.positions[source, 0, 0, : layout.clean_tokens]
-                own = ((held >= first) & (held < last)).unsqueeze(-1)
-                kept = raw[target, ..., : layout.clean_tokens, :]
-                kept.copy_(torch.where(own, raw[source, ..., : layout.clean_tokens, :], kept))
+                # All that is kept, where something was dropped: how many tokens of the chunk, only the device knows.
+                span = slice(first, last) if buffer.positions is None else slice(0, layout.clean_tokens)
+                yield raw[branch, ..., span, :]
+
+    def take_over(self, chunk: Chunk, branch: int, parts: Iterable[Tensor]) -> None:
+        """Replace what a branch holds of a finished chunk by what another one (of another cache, of the same run on
+        another rank) does; only where :attr:`keeps_alike`."""
+        first = self._chunk_starts[chunk.index]
+        last = first + self._tokens_of(chunk)
+        layers = [layer for layer in zip(self.layouts, self._layers, strict=True) for _ in ("keys", "values")]
+        for (layout, buffer), own, part in zip(layers, self.held(chunk, branch), parts, strict=True):
+            if buffer.positions is not None:
+                at = buffer.positions[branch, 0, 0, : layout.clean_tokens]
+                part = torch.where(((at >= first) & (at < last)).unsqueeze(-1), part, own)
+            own.copy_(part)
 
     def forget(self) -> None:
         """Drop all history, so that it can be written again. Only while no chunk is active."""
@@ -263,6 +275,8 @@ class KVCache:
                 chunk_starts=self._chunk_starts,
                 layer=index,
                 event=buffer.events,
+                first_head=self.spec.first_head,
+                all_heads=self.spec.all_kv_heads,
             )
             kept = compressor.keep(region, need.after).to(keys.device)
             positions[..., : need.after] = positions.gather(-1, kept)

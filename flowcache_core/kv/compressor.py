@@ -30,7 +30,8 @@ class Region:
     ``queries`` ``[N, q_heads, Lq, d]`` of the chunk computed last, None when the method asked for none or none has been
     computed; ``positions`` ``[N, kv_heads, L]`` token index in the video (frame * tokens_per_frame + place in frame);
     ``chunk_starts`` first position of every chunk; ``chunk_tokens`` of the largest chunk, the unit of a
-    budget; ``event`` counts this layer's compressions from 0.
+    budget; ``event`` counts this layer's compressions from 0; ``first_head`` and ``all_heads``: where these K/V heads
+    stand among the model's, None when they are all.
     """
 
     keys: Tensor
@@ -42,6 +43,8 @@ class Region:
     chunk_starts: tuple[int, ...]
     layer: int
     event: int
+    first_head: int = 0
+    all_heads: int | None = None
 
 
 @dataclass(frozen=True)

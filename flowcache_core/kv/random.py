@@ -31,4 +31,7 @@ class Random(Compressor):
         # Layers and events stay far below 2**12 and 2**19, so no two of them share a stream.
         stream = (self.seed << 31) | (region.layer << 19) | region.event
         generator = torch.Generator().manual_seed(stream)
-        return torch.rand(region.keys.shape[:3], generator=generator).to(region.positions.device)
+        batch, heads, tokens = region.keys.shape[:3]
+        # Drawn for all heads of the model, so that a rank with some of them keeps the same tokens.
+        scores = torch.rand(batch, region.all_heads or heads, tokens, generator=generator)
+        return scores[:, region.first_head : region.first_head + heads].to(region.positions.device)

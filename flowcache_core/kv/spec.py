@@ -12,7 +12,8 @@ class KVSpec:
     """Shape of a model's K/V: enough to allocate a cache and to count its bytes.
 
     ``dtype`` and ``device`` are the model's; a cache may store in others (``KVSettings``). ``query_heads``: where
-    several of them share a K/V head; None for as many as ``kv_heads``.
+    several of them share a K/V head; None for as many as ``kv_heads``. ``first_head``, ``all_kv_heads``: where these
+    K/V heads stand among the model's, when ranks share them; None when they are all.
     """
 
     layers: int
@@ -24,6 +25,8 @@ class KVSpec:
     dtype: torch.dtype = torch.float32
     device: str | torch.device = "cpu"
     query_heads: int | None = None
+    first_head: int = 0
+    all_kv_heads: int | None = None
 
     @property
     def heads(self) -> int:

@@ -26,6 +26,7 @@ from ...kv.cache import KVCache
 from ...plan.base import Chunk
 from ...rows import Rows
 from ..common.cached_attention import CachedAttention, LayerAttention, attending_alone
+from ..common.token_share import TokenShare
 from .guidance import (
     GuidanceScales,
     guide,
@@ -83,6 +84,25 @@ class MagiDenoiser:
     def branches(self) -> int:
         return 1 if self.guidance is None else 3
 
+    @property
+    def here(self) -> tuple[int, ...]:
+        """The branches that this denoiser runs: all of them but where ranks share them."""
+        return tuple(range(self.branches))
+
+    @property
+    def stored(self) -> range:
+        """Of these the branches that keep K/V, in the order in which the cache holds them."""
+        return range(1 if self.guidance is None else 2)
+
+    @property
+    def share(self) -> TokenShare | None:
+        """The part of the tokens that goes through the blocks here, None for all."""
+        return None
+
+    def joined(self, velocity: Tensor) -> Tensor:
+        """Velocities of all branches, from those run here."""
+        return velocity
+
     def kv_spec(self, latents: Tensor) -> KVSpec:
         config = self.transformer.config
         return KVSpec(
@@ -90,7 +110,7 @@ class MagiDenoiser:
             kv_heads=config.kv_heads,
             head_dim=config.head_dim,
             tokens_per_frame=self.transformer.tokens_per_frame(latents),
-            branches=1 if self.guidance is None else 2,
+            branches=len(self.stored),
             batch=latents.shape[0],
             dtype=self.transformer.dtype,
             device=latents.device,
@@ -103,20 +123,21 @@ class MagiDenoiser:
         """The forward of a chunk alone keeps no K/V over which some rows could be computed. So a step in part leaves
         it out, and where distilled weights need it the step is a whole one.
         """
+        self.share_finished(cache, cache.plan.first_tick[item.chunk.index] + item.step)
         if self.mixes(item, cache):
             rows = None
         repeated = frozenset({ALONE} if rows is not None and self.guidance is not None else ())
         parts = [
             self.nothing(item, cache) if branch in repeated else self.forward(item, branch, cache, keep_residual, rows)
-            for branch in range(self.branches)
+            for branch in self.here
         ]
-        velocity = torch.stack([one for one, _ in parts])
+        velocity = self.joined(torch.stack([one for one, _ in parts]))
         residual = torch.cat([residual for _, residual in parts]) if keep_residual else None
         return ChunkOutput(velocity, residual, rows, repeated)
 
     def from_residual(self, item: ChunkInput, residual: Tensor) -> Tensor:
-        x = item.latents.repeat(self.branches, 1, 1, 1, 1)
-        return -self.transformer.from_residual(x, residual).unflatten(0, (self.branches, -1))
+        x = item.latents.repeat(len(self.here), 1, 1, 1, 1)
+        return self.joined(-self.transformer.from_residual(x, residual).unflatten(0, (len(self.here), -1)))
 
     def window(self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput]) -> Tensor:
         raise SettingError("attention", "bidirectional", "block-causal: MAGI-1 knows no other")
@@ -144,8 +165,6 @@ class MagiDenoiser:
         """Velocity ``[B, ...]`` and block-stack residual of one branch at one step."""
         dropped = branch != TEXT
         text = NULL if dropped else item.prompt_chunk
-        if not dropped:
-            self.share_finished(cache, cache.plan.first_tick[item.chunk.index] + item.step)
         if branch != ALONE:
             attention = self.attention(item, range(branch, branch + 1), cache, rows=rows)
             result = self.run(item, text, attention, item.chunk.first_frame, dropped, keep_residual, rows)
@@ -197,6 +216,7 @@ class MagiDenoiser:
             return_residual=keep_residual,
             kernel=self.kernel,
             rows=rows,
+            share=self.share,
         )
         velocity, residual = result if isinstance(result, tuple) else (result, result.new_zeros(()))
         return -velocity, residual

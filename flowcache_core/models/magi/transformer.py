@@ -29,6 +29,7 @@ from ..common.cached_attention import LayerAttention
 from ..common.checkpoint import load_strict, require_fit
 from ..common.operations import CastingOperations, LayerNorm1p, Operations
 from ..common.sharded import read_weights
+from ..common.token_share import TokenShare
 from .config import BLOCKS, LATENT_CHANNELS, MagiConfig
 from .fp8 import dequantize
 from .layers import AttentionKernel, CaptionEmbedder, MagiBlock, Rope, TimeEmbedder, rope_table
@@ -103,6 +104,7 @@ class MagiTransformer(nn.Module):
         return_residual: bool = False,
         kernel: AttentionKernel = F.scaled_dot_product_attention,
         rows: Rows | None = None,
+        share: TokenShare | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Velocity ``[B, 16, f, H, W]`` (fp32) of a chunk whose first latent frame is frame ``first_frame`` of the
         video.
@@ -115,7 +117,8 @@ class MagiTransformer(nn.Module):
 
         ``attention``: every layer's self-attention, which remembers earlier chunks. kernel: computes the attention to
         the caption. With ``return_residual`` also what the blocks added to the tokens ``[B, tokens, dim]``. rows: run
-        these tokens only, each at its own place; velocity and residual mean something at their places only.
+        these tokens only, each at its own place; velocity and residual mean something at their places only. share: the
+        part of the tokens that goes through the blocks here.
         """
         require_count("first_frame", first_frame, minimum=0)
         tokens = self.patch_tokens(x)
@@ -132,12 +135,19 @@ class MagiTransformer(nn.Module):
             require(rows.tokens == tokens.shape[1], "rows", rows.grid, f"rows of {tokens.shape[1]} tokens")
             places = rows.on(x.device)
             stream, table = tokens[:, places], (table[0][places], table[1][places])
+        grid = (1, stream.shape[1])
+        if share is not None:
+            stream, table = share.take(stream, 1), (share.take(table[0], 0), share.take(table[1], 0))
         for index, layer in enumerate(self._layers()):
 
             def own(q: Tensor, k: Tensor, v: Tensor, index: int = index) -> Tensor:
-                return attention(index, q, k, v)
+                if share is None:
+                    return attention(index, q, k, v)
+                return share.to_tokens(attention(index, *share.to_heads((q, k, v), grid)), grid)
 
             stream = layer(stream, condition, table, own, caption, kernel)
+        if share is not None:
+            stream = share.join(stream, 1, grid[1])
         if rows is not None:
             stream = tokens.index_copy(1, places, stream)
         velocity = self._head(stream, x)

@@ -16,6 +16,7 @@ from ...rows import Rows
 from ..common.attention import attend_heads
 from ..common.cached_attention import CachedAttention
 from ..common.rope import RopeAxes
+from ..common.token_share import TokenShare
 from .transformer import PreparedText, WanTransformer
 
 
@@ -58,7 +59,7 @@ class WanDenoiser:
             kv_heads=config.num_heads,
             head_dim=config.head_dim,
             tokens_per_frame=self.transformer.tokens_per_frame(latents),
-            branches=self.branches,
+            branches=len(self.here),
             batch=latents.shape[0],
             dtype=self.transformer.dtype,
             device=latents.device,
@@ -84,12 +85,13 @@ class WanDenoiser:
             self.text(item.prompt_chunk, item.latents.shape[0]),
             first_frame=item.chunk.first_frame,
             attention=CachedAttention(
-                cache, item.chunk, range(self.branches), attend_heads, rows=rows, sparse=item.sparse
+                cache, item.chunk, range(len(self.here)), attend_heads, rows=rows, sparse=item.sparse
             ),
             fps=self.fps,
             return_residual=keep_residual,
             rope=self.rope(item.latents, cache.plan.frames),
             rows=rows,
+            share=self.share,
         )
 
     def from_residual(self, item: ChunkInput, residual: Tensor) -> Tensor:
@@ -103,9 +105,9 @@ class WanDenoiser:
         # One fill per run of equal ones: numbers of the host reach a device as arguments, as a tensor they are a copy.
         runs = [(time, len(list(group))) for time, group in groupby(timesteps)]
         row = torch.cat([torch.full((count,), time, device=x.device) for time, count in runs])
-        times = row.expand(x.shape[0], -1)
+        times = row.expand(self.branches * latents.shape[0], -1)
         text, rope = self.text(0, latents.shape[0]), self.rope(latents, latents.shape[2])
-        return self.split(self.transformer(x, times, text, fps=self.fps, rope=rope))
+        return self.split(self.transformer(x, times, text, fps=self.fps, rope=rope, share=self.share))
 
     def guide(self, velocity: Tensor, item: ChunkInput) -> Tensor:
         if velocity.shape[0] == 1:
@@ -122,20 +124,32 @@ class WanDenoiser:
 
     # -- branches run as one batch, branch-major ---------------------------------------------------------------------
 
+    @property
+    def here(self) -> range:
+        """The branches that this denoiser runs: all of them but where ranks share them."""
+        return range(self.branches)
+
+    @property
+    def share(self) -> TokenShare | None:
+        """The part of the tokens that goes through the blocks here, None for all."""
+        return None
+
     def batched(self, latents: Tensor) -> Tensor:
-        return latents if self.branches == 1 else latents.repeat(self.branches, 1, 1, 1, 1)
+        return latents if len(self.here) == 1 else latents.repeat(len(self.here), 1, 1, 1, 1)
 
     def split(self, velocity: Tensor) -> Tensor:
-        return velocity.unflatten(0, (self.branches, -1))
+        """Of all branches ``[branches, B, ...]``, from those run here ``[here * B, ...]``."""
+        return velocity.unflatten(0, (len(self.here), -1))
 
     def times(self, item: ChunkInput) -> Tensor:
+        """Of all branches, also those that are not run here: :meth:`.WanTransformer.forward`."""
         return torch.full((self.branches * item.latents.shape[0],), item.timestep, device=item.latents.device)
 
     def text(self, chunk: int, batch: int) -> PreparedText:
         """The chunk's prompt for all branches, every layer's cross-attention K/V computed once per run."""
         start = max(first for first in self.prompts if first <= chunk)
         if (start, batch) not in self.texts:
-            contexts = [context.expand(batch, -1, -1) for context in self.prompts[start][: self.branches]]
+            contexts = [context.expand(batch, -1, -1) for context in self.prompts[start][self.here.start : self.here.stop]]
             self.texts[start, batch] = self.transformer.prepare_text(torch.cat(contexts))
         return self.texts[start, batch]
 

@@ -31,6 +31,7 @@ from ..common.checkpoint import load_strict, read_state_dict
 from ..common.layers import count_layers
 from ..common.rope import RopeAxes, apply_rope
 from ..common.scaled_fp8 import LISTED_FORMATS, dequantised, is_beside
+from ..common.token_share import TokenShare
 from .keys import transformer_tensors
 
 HEAD_DIM = 128
@@ -307,13 +308,16 @@ class WanTransformer(nn.Module):
         chunk_frames: Sequence[int] | None = None,
         fps: int | None = None,
         rope: RopeAxes | None = None,
+        share: TokenShare | None = None,
     ) -> Tensor:
         """Velocity ``[B, out_dim, F, H, W]`` (fp32) of a whole window in one pass.
 
         ``timesteps`` is ``[B]`` or ``[B, F]``; ``context`` the text encoder's ``[B, T, text_dim]`` or what
         :meth:`prepare_text` made of it. With ``chunk_frames`` (lengths that add up to F) a chunk sees itself and the
         chunks before it, and ``context`` may be a sequence with one prompt per chunk. Without, every frame sees every
-        frame. ``rope``: :meth:`rope` of a stretch of video that has these frames; made for this call without.
+        frame. ``rope``: :meth:`rope` of a stretch of video that has these frames; made for this call without. ``share``:
+        the part of the tokens that goes through the blocks here. ``timesteps`` may have more rows than x: their first
+        ones count, and are the same bits as in the larger batch.
         """
         tokens, frames = self.tokens_per_frame(x), x.shape[2]
         chunks = [frames] if chunk_frames is None else list(chunk_frames)
@@ -327,9 +331,9 @@ class WanTransformer(nn.Module):
         def self_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attend_block_causal(q, k, v, lengths)
 
-        e, e0 = self._time(timesteps, fps, frames)
+        e, e0 = self._time(timesteps, fps, frames, x.shape[0])
         table = self._table(x, first_frame, rope)
-        stream = self._stack(self._embed(x), e0, texts, lengths, table, self_attention)
+        stream = self._stack(self._embed(x), e0, texts, lengths, table, self_attention, share)
         return self._head(stream, e, x)
 
     def forward_chunk(
@@ -344,24 +348,26 @@ class WanTransformer(nn.Module):
         return_residual: bool = False,
         rope: RopeAxes | None = None,
         rows: Rows | None = None,
+        share: TokenShare | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Velocity of one chunk ``x [B, C, f, H, W]`` whose first latent frame is frame ``first_frame`` of the video.
 
         ``attention``: every layer's self-attention, which remembers earlier chunks. With ``return_residual`` also
-        returns what the block stack added to the tokens, ``[B, tokens, dim]``, for :meth:`from_residual`. ``rope``: as
-        in :meth:`forward`; with it no values are copied to the device. ``rows``: run only these tokens through the
-        blocks, each at its own place; velocity and residual mean something at their places only.
+        returns what the block stack added to the tokens, ``[B, tokens, dim]``, for :meth:`from_residual`. ``rope``,
+        ``share``, ``timesteps``: as in :meth:`forward`; with ``rope`` no values are copied to the device. ``rows``: run
+        only these tokens through the blocks, each at its own place; velocity and residual mean something at their
+        places only.
         """
 
         def self_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return attention(layer, q, k, v).transpose(1, 2).flatten(2)
 
-        e, e0 = self._time(timesteps, fps, x.shape[2])
+        e, e0 = self._time(timesteps, fps, x.shape[2], x.shape[0])
         tokens = self._embed(x)
         table = self._table(x, first_frame, rope)
         if rows is None:
             lengths = [tokens.shape[1] * tokens.shape[2]]
-            stream = self._stack(tokens, e0, [context], lengths, table, self_attention)
+            stream = self._stack(tokens, e0, [context], lengths, table, self_attention, share)
         else:
             count = tokens.shape[1] * tokens.shape[2]
             require(rows.tokens == count, "rows", rows.grid, f"rows of {count} tokens")
@@ -371,7 +377,7 @@ class WanTransformer(nn.Module):
                 part = part.unsqueeze(1)
             else:  # a time of its own for every frame
                 part, e0 = part.unsqueeze(2), e0[:, index // tokens.shape[2]]
-            part = self._stack(part, e0, [context], [rows.count], table[index], self_attention)
+            part = self._stack(part, e0, [context], [rows.count], table[index], self_attention, share)
             stream = tokens.flatten(1, 2).index_copy(1, index, part.flatten(1, 2)).view_as(tokens)
         velocity = self._head(stream, e, x)
         return (velocity, (stream - tokens).flatten(1, 2)) if return_residual else velocity
@@ -379,7 +385,7 @@ class WanTransformer(nn.Module):
     def from_residual(self, x: Tensor, timesteps: Tensor, residual: Tensor, fps: int | None = None) -> Tensor:
         """Velocity as if the block stack had added ``residual [B, tokens, dim]`` again: embedding and head only."""
         tokens = self._embed(x)
-        e, _ = self._time(timesteps, fps, x.shape[2])
+        e, _ = self._time(timesteps, fps, x.shape[2], x.shape[0])
         return self._head(tokens + residual.view_as(tokens), e, x)
 
     def patch_tokens(self, x: Tensor) -> Tensor:
@@ -437,13 +443,15 @@ class WanTransformer(nn.Module):
             e0 = e0 + self.fps_projection(self.fps_embedding.weight[0 if fps == 16 else 1])
         return e, e0.unflatten(-1, (6, -1))
 
-    def _time(self, timesteps: Tensor, fps: int | None, frames: int) -> tuple[Tensor, Tensor]:
-        """e ``[B, F or 1, dim]`` and e0 ``[B, F or 1, 6, dim]`` for timesteps ``[B]`` or ``[B, F]``."""
+    def _time(self, timesteps: Tensor, fps: int | None, frames: int, batch: int) -> tuple[Tensor, Tensor]:
+        """e ``[B, F or 1, dim]`` and e0 ``[B, F or 1, 6, dim]`` for the first B = ``batch`` rows of timesteps, ``[B]``
+        or ``[B, F]``. How many rows a product has may decide its last bits."""
         if timesteps.dim() == 1:
             timesteps = timesteps.unsqueeze(1)
         ok = timesteps.dim() == 2 and timesteps.shape[1] in (1, frames)
         require(ok, "timesteps", tuple(timesteps.shape), f"[B] or [B, {frames}]")
-        return self._time_embedding(timesteps, fps)
+        e, e0 = self._time_embedding(timesteps, fps)
+        return e[:batch], e0[:batch]
 
     def _table(self, x: Tensor, first_frame: int, rope: RopeAxes | None) -> Tensor:
         """Rotations of all of x's tokens."""
@@ -458,13 +466,24 @@ class WanTransformer(nn.Module):
         lengths: Sequence[int],
         table: Tensor,
         self_attention: SelfAttention,
+        share: TokenShare | None,
     ) -> Tensor:
-        """All blocks over ``stream [B, F, S, dim]``; one text for all tokens, or one for each of ``lengths``."""
+        """All blocks over ``stream [B, F, S, dim]``; one text for all tokens, or one for each of ``lengths``. With
+        ``share`` its part of every frame, joined behind the last block."""
+        runs, places = stream.shape[1:3]
+        if share is not None:
+            stream = share.take(stream, 2)
+            table = share.take(table.unflatten(0, (runs, places)), 1).flatten(0, 1)
+            lengths = [length // places * stream.shape[2] for length in lengths]
         prepared = [text if isinstance(text, PreparedText) else self.prepare_text(text) for text in texts]
         for layer, block in enumerate(self._blocks()):
 
             def own(q: Tensor, k: Tensor, v: Tensor, layer: int = layer) -> Tensor:
-                return self_attention(layer, q, k, v)
+                if share is None:
+                    return self_attention(layer, q, k, v)
+                attended = self_attention(layer, *share.to_heads((q, k, v), (runs, places)))
+                attended = attended.unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
+                return share.to_tokens(attended, (runs, places)).transpose(1, 2).flatten(2)
 
             def cross(q: Tensor, layer: int = layer) -> Tensor:
                 parts = q.split(list(lengths), 2) if len(prepared) > 1 else (q,)
@@ -472,7 +491,7 @@ class WanTransformer(nn.Module):
                 return out[0] if len(out) == 1 else torch.cat(out, 1)
 
             stream = block(stream, e0, table, own, cross)
-        return stream
+        return stream if share is None else share.join(stream, 2, places)
 
     def _head(self, stream: Tensor, e: Tensor, x: Tensor) -> Tensor:
         """Tokens ``[B, F, S, dim]`` to velocities shaped like ``x``."""

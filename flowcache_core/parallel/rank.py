@@ -1,0 +1,77 @@
+"""``python -m flowcache_core.parallel.rank COMMAND``: one rank of a command, as :mod:`.launch` or torchrun starts it.
+
+Rank 0 speaks; what goes wrong on any rank is left where the starter finds it and says it once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from ..errors import NotFiniteError, SettingError, one_line
+from .errors import RankError
+
+ERRORS = "FLOWCACHE_RANK_ERRORS"  # folder for one text a rank
+REFUSED, FAILED, LOST = 2, 1, 75
+
+
+def follow_starter() -> None:
+    """End this process when the one that started it has ended: its end of our standard input is closed then."""
+
+    def wait() -> None:
+        with suppress(OSError, ValueError):
+            while os.read(0, 1024):
+                pass
+        os._exit(LOST)
+
+    if ERRORS in os.environ:
+        threading.Thread(target=wait, daemon=True, name="flowcache-starter").start()
+
+
+def leave_error(text: str) -> None:
+    """Where the starter looks; on the terminal where nobody does."""
+    folder, rank = os.environ.get(ERRORS), os.environ.get("RANK", "0")
+    if folder is None:
+        print(f"rank {rank}: {text}", file=sys.stderr)
+        return
+    with suppress(OSError):
+        (Path(folder) / rank).write_text(text, encoding="utf-8")
+
+
+def as_rank(work: Callable[[], int]) -> int:
+    """The exit status of ``work`` on this rank, its error left for the starter."""
+    follow_starter()
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    try:
+        return work()
+    except SettingError as error:
+        leave_error(str(error))
+        return REFUSED
+    except RankError as error:
+        leave_error(str(error))
+        return LOST
+    except NotFiniteError as error:
+        leave_error(str(error))
+        return FAILED
+    except Exception as error:  # a fault of ours: its place helps whoever reports it
+        leave_error(one_line(f"{type(error).__name__}: {error}", 400))
+        traceback.print_exc()
+        return FAILED
+
+
+def main(argv: Sequence[str]) -> int:
+    from ..__main__ import COMMANDS
+
+    module = importlib.import_module(COMMANDS[argv[0]], "flowcache_core")
+    return as_rank(lambda: int(module.main(argv[1:])))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
