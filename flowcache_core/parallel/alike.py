@@ -56,7 +56,9 @@ def _sums_on_device(tensor: Tensor) -> Tensor:
     """int64 ``[2]``: the sum of all bytes' words, and of every seventh."""
     flat = tensor.detach().contiguous().flatten()
     kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(flat.element_size())
-    words = torch.view_as_real(flat).flatten().view(torch.int32) if kind is None or flat.is_complex() else flat.view(kind)
+    words = (
+        torch.view_as_real(flat).flatten().view(torch.int32) if kind is None or flat.is_complex() else flat.view(kind)
+    )
     return torch.stack([words.sum(dtype=torch.int64), words[::7].sum(dtype=torch.int64)])
 
 

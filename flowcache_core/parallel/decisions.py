@@ -1,4 +1,4 @@
-"""Decisions made once, on rank 0, and told to the others: ranks that measure for themselves could differ in a last bit."""
+"""Decisions made once, on rank 0, and told to the others: ranks that measure by themselves may differ in a last bit."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..denoiser import ChunkInput
 from ..reuse.base import Decision, PolicyState, Reason, ReusePolicy
+from ..reuse.read import OneRead
 from .errors import answered
 from .mesh import Mesh
 
@@ -34,6 +35,11 @@ class ToldDecisions(PolicyState):
         with answered(self.mesh.timeout):
             dist.broadcast(told, 0)
         return [_decision(row) for row in told.tolist()]
+
+    def read_with(self, reader: OneRead) -> None:
+        super().read_with(reader)
+        if self.own is not None:
+            self.own.read_with(reader)
 
     def observe(self, item: ChunkInput, velocity: Tensor) -> None:
         if self.own is not None:

@@ -14,6 +14,7 @@ from ..models.common.cached_attention import CachedAttention
 from ..models.common.token_share import TokenShare
 from ..models.magi.denoiser import NULL, PREVIOUS, TEXT, MagiDenoiser
 from ..plan.base import Chunk
+from ..rows import Rows
 from .errors import answered
 from .exchange import HeadShare, all_branches
 from .mesh import Mesh
@@ -68,10 +69,12 @@ class MagiOnRanks(MagiDenoiser):
         """Whether the two forwards that keep K/V run on two ranks."""
         return self.guidance is not None and self.mesh.cfg is not None
 
-    def attention(self, item: ChunkInput, branches: range, cache: KVCache, observe: bool = True) -> CachedAttention:
+    def attention(
+        self, item: ChunkInput, branches: range, cache: KVCache, observe: bool = True, rows: Rows | None = None
+    ) -> CachedAttention:
         if self.apart:  # the one that is kept here is the cache's first
             branches = range(branches.start - self.stored.start, branches.stop - self.stored.start)
-        return super().attention(item, branches, cache, observe)
+        return super().attention(item, branches, cache, observe, rows)
 
     def encode(self, item: ChunkInput, cache: KVCache) -> None:
         if not self.apart:
@@ -104,9 +107,7 @@ class MagiOnRanks(MagiDenoiser):
         tokens = item.chunk.frames * spec.tokens_per_frame
         for layer in range(spec.layers):
             like = torch.empty(0, dtype=spec.dtype, device=self.mesh.device)
-            k, v = (
-                self.receive(like.new_empty(spec.batch, spec.kv_heads, tokens, spec.head_dim)) for _ in range(2)
-            )
+            k, v = (self.receive(like.new_empty(spec.batch, spec.kv_heads, tokens, spec.head_dim)) for _ in range(2))
             cache.write(layer, own, item.chunk, k, v)
             if observe:
                 q = self.receive(like.new_empty(spec.batch, spec.heads, tokens, spec.head_dim))

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-
 Grid = tuple[int, int]
 """Runs of tokens of equal length, such as the frames of a chunk, and places in each: their product is all tokens."""
 

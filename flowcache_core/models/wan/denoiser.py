@@ -149,7 +149,8 @@ class WanDenoiser:
         """The chunk's prompt for all branches, every layer's cross-attention K/V computed once per run."""
         start = max(first for first in self.prompts if first <= chunk)
         if (start, batch) not in self.texts:
-            contexts = [context.expand(batch, -1, -1) for context in self.prompts[start][self.here.start : self.here.stop]]
+            own = self.prompts[start][self.here.start : self.here.stop]
+            contexts = [context.expand(batch, -1, -1) for context in own]
             self.texts[start, batch] = self.transformer.prepare_text(torch.cat(contexts))
         return self.texts[start, batch]
 

@@ -315,9 +315,9 @@ class WanTransformer(nn.Module):
         ``timesteps`` is ``[B]`` or ``[B, F]``; ``context`` the text encoder's ``[B, T, text_dim]`` or what
         :meth:`prepare_text` made of it. With ``chunk_frames`` (lengths that add up to F) a chunk sees itself and the
         chunks before it, and ``context`` may be a sequence with one prompt per chunk. Without, every frame sees every
-        frame. ``rope``: :meth:`rope` of a stretch of video that has these frames; made for this call without. ``share``:
-        the part of the tokens that goes through the blocks here. ``timesteps`` may have more rows than x: their first
-        ones count, and are the same bits as in the larger batch.
+        frame. ``rope``: :meth:`rope` of a stretch of video that has these frames; made for this call without.
+        ``share``: the part of the tokens that goes through the blocks here. ``timesteps`` may have more rows than x:
+        their first ones count, and are the same bits as in the larger batch.
         """
         tokens, frames = self.tokens_per_frame(x), x.shape[2]
         chunks = [frames] if chunk_frames is None else list(chunk_frames)
