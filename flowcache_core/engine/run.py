@@ -51,7 +51,7 @@ class Run:
         noise: NoiseSource,
         observe: Callable[[Event], None],
         cache: KVCache | None,
-        following: Callable[[PolicyState], PolicyState],
+        following: Callable[[PolicyState], PolicyState] = lambda state: state,
     ) -> Run:
         """latents: the window, written to by the run."""
         policy = following(settings.policy.begin(settings.schedule, denoiser))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 
-import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ..errors import one_line
 from .errors import RankError
@@ -39,7 +39,7 @@ class Ranks:
     environment: Mapping[str, str] = field(default_factory=dict)
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list, init=False)
     said: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
-    store: dist.TCPStore | None = field(default=None, init=False)
+    store: TCPStore | None = field(default=None, init=False)
 
     def __enter__(self) -> Ranks:
         try:
@@ -151,13 +151,13 @@ def fault(codes: Sequence[int | None], errors: Sequence[str], timeout: float) ->
     return f"ranks lost one another: no answer within {timeout:g} s"
 
 
-def local_store(timeout: float) -> dist.TCPStore:
+def local_store(timeout: float) -> TCPStore:
     """The store at which ranks of this machine meet, on a free port that nobody outside it can reach."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         port = listening.getsockname()[1]
-        return dist.TCPStore(
+        return TCPStore(
             "127.0.0.1",
             port,
             is_master=True,
