@@ -78,12 +78,14 @@ def draw(rows: Sequence[dict[str, Any]], title: str, name: str) -> Path:
     """PSNR over computed share, one line a method, as ``results/<name>.png``."""
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     axes = figure.subplots()
-    for name in dict.fromkeys(row["method"] for row in rows):
-        points = sorted((cost(row), row["psnr"]) for row in rows if row["method"] == name)
-        ours = name.startswith("ours")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        points = sorted((cost(row), row["psnr"]) for row in rows if row["method"] == method)
+        ours = method.startswith("ours")
         style: dict[str, Any] = {"linewidth": 2.6, "zorder": 3} if ours else {"linewidth": 1.2, "alpha": 0.85}
-        marker = "*" if name == "ours (shipped)" else "o"
-        axes.plot(*zip(*points, strict=True), marker=marker, markersize=12 if marker == "*" else 4, label=name, **style)
+        marker = "*" if method == "ours (shipped)" else "o"
+        axes.plot(
+            *zip(*points, strict=True), marker=marker, markersize=12 if marker == "*" else 4, label=method, **style
+        )
     axes.set_xlabel("share of the steps computed")
     axes.set_ylabel("PSNR against the uncached run, dB (median)")
     axes.set_title(title)
@@ -122,7 +124,7 @@ def main(argv: Sequence[str]) -> int:
     for method in methods(subject):
         if (method.name, method.point) in done or not method.name.startswith(wanted):
             continue
-        row = comparison.row(f"{method.name} {method.point}", setup=method.setup, **method.changes)
+        row = comparison.row(f"{method.name} {method.point}", setup=method.setup, **method.settings())
         print(row, flush=True)
         rows.append({"method": method.name, "point": method.point, **asdict(row)})
         content = {"model": model, "setup": options.setup, "guidance": setup.guidance, "pairs": count}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -165,12 +166,16 @@ def guidance(subject: Subject) -> Iterator[Method]:
 
 
 def magcache(subject: Subject) -> Iterator[Method]:
-    curve = magnitude_curve(subject)
+    def settings(threshold: float, cap: int) -> dict[str, Any]:
+        curve = magnitude_curve(subject)
+        return {"policy": MagCache(threshold=threshold, max_reuses=cap, curve=curve, warmup_steps=subject.warmup)}
+
     for threshold, cap in subject.some(((0.03, 2), (0.06, 3), (0.12, 4), (0.24, 6), (0.5, 8), (1.0, 12))):
-        policy = MagCache(threshold=threshold, max_reuses=cap, curve=curve, warmup_steps=subject.warmup)
-        yield Method("magcache", f"{threshold:g}/{cap}", {"policy": policy, "quantity": Residual()})
+        measured = partial(settings, threshold, cap)
+        yield Method("magcache", f"{threshold:g}/{cap}", {"quantity": Residual()}, measured=measured)
 
 
+@cache
 def magnitude_curve(subject: Subject) -> tuple[float, ...]:
     """MagCache's offline curve on this model: mean |r_t| / |r_(t-1)| of the residual, from one uncached run."""
     of, setup, batch = specimen(subject.model), subject.setup, subject.calibration

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -47,12 +47,19 @@ HELD_OUT = pairs(1000)
 
 @dataclass(frozen=True)
 class Method:
-    """One point of one method: engine settings (and ``kind``, see :func:`run`), or another number of steps."""
+    """One point of one method: engine settings (and ``kind``, see :func:`run`), or another number of steps.
+
+    measured: settings that must be measured first.
+    """
 
     name: str
     point: str
     changes: dict[str, Any] = field(default_factory=dict)
     setup: Setup | None = None
+    measured: Callable[[], dict[str, Any]] | None = None
+
+    def settings(self) -> dict[str, Any]:
+        return self.changes if self.measured is None else {**self.changes, **self.measured()}
 
 
 MODELS: dict[str, type[MiniWan]] = {model.name: model for model in (Mini, Scenes)}
