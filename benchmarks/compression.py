@@ -24,8 +24,8 @@ from .mini_runs import HELD_OUT, LONG, MODELS, Comparison, Row, pairs, specimen
 from .results import save
 
 BUDGET = 3.5
-PAIRS, STEPS = {"mini": 16, "scenes": 4}, {"mini": 50, "scenes": 24}
-RECALL_SAMPLES = 6
+PAIRS, STEPS = {"mini": 16, "scenes": 4}, {"mini": 50, "scenes": 16}
+RECALL_SAMPLES = 4
 
 
 def main(argv: Sequence[str]) -> int:
