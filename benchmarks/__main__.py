@@ -24,6 +24,7 @@ BENCHMARKS = {
     "reach": "how far errors are carried on in the bundled models: what the reach prior rests on (long)",
     "levers": "what each part of the shipped reuse is worth, the oracle bound, the cost of deciding (long)",
     "magi": "the mini MAGI: reuse, compression, FLOPs of one forward against the formula (long)",
+    "sparse": "sparse attention: density against quality and FLOPs, masks that serve again, engines' seconds (long)",
     "host": "our sampler against ComfyUI's own, on a real ComfyUI",
     "ablation": "the paper's tables 2, 5 and 6 on the mini model, with pictures",
     "cuda": "step times and peak memory of the 1.3B shape with random weights; needs a CUDA device",
