@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from flowcache_core.sparse import XAttention
 from flowcache_core.sparse.attend import choose_engine, dense
 from flowcache_core.sparse.engines import Call
 from flowcache_core.sparse.mask import SparseMask
+from flowcache_core.sparse.xattention import XAttention
 
 QUERIES, KEYS, HEADS, DIM, BLOCK, STRIDE = 1536, 6144, 4, 128, 128, 16
 DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1)
@@ -66,19 +66,14 @@ def measure(tell: Callable[[str], None] = print) -> list[dict[str, Any]]:
             rows.append(Timed(name, engine, density, *best(call)))
             tell(str(rows[-1]))
 
-        note("dense", 1.0, lambda q=q, k=k, v=v: dense(q, k, v))
+        note("dense", 1.0, partial(dense, q, k, v))
         method = XAttention(BLOCK, 0.9, STRIDE)
-        note("prediction", 0.0, lambda q=q, k=k, method=method: method.mask(q, k))
+        note("prediction", 0.0, partial(method.mask, q, k))
         for engine_name in ("gather", "flex"):
             choice = choose_engine(engine_name, Call.of(q, k, BLOCK))
             if choice.engine is None:
                 tell(f"{name:9} {engine_name}: {choice.note}")
                 continue
             for density in DENSITIES:
-                mask = random_mask(density)
-
-                def attend(q: Tensor = q, k: Tensor = k, v: Tensor = v, mask: Any = mask, engine: Any = choice.engine):  # type: ignore[no-untyped-def]
-                    return engine.attend(q, k, v, mask)
-
-                note(engine_name, density, attend)
+                note(engine_name, density, partial(choice.engine.attend, q, k, v, random_mask(density)))
     return [asdict(row) for row in rows]

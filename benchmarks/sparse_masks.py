@@ -12,10 +12,10 @@ from torch import Tensor
 from flowcache_core.calibrate.runs import Pair, Setup, Specimen, generated
 from flowcache_core.denoiser import ChunkInput, ChunkOutput
 from flowcache_core.kv.cache import KVCache
-from flowcache_core.sparse import XAttention
 from flowcache_core.sparse.forward import Dense, SparseForward
 from flowcache_core.sparse.mask_reuse import MaskReuse
 from flowcache_core.sparse.settings import SparseSettings
+from flowcache_core.sparse.xattention import XAttention
 
 DRIFTS = (0.05, 0.1, 0.2, 0.5)
 

@@ -18,12 +18,14 @@ from flowcache_core.mini.measure import measure as seen
 from flowcache_core.presets.sparse import SparsePreset
 from flowcache_core.report.quality import compare
 from flowcache_core.report.record import RunRecord
-from flowcache_core.sparse import TopK, Window, XAttention
 from flowcache_core.sparse.attend import attend
 from flowcache_core.sparse.cost import overall_density
 from flowcache_core.sparse.forward import Dense
 from flowcache_core.sparse.method import SparseMethod
 from flowcache_core.sparse.settings import SparseSettings
+from flowcache_core.sparse.top_k import TopK
+from flowcache_core.sparse.window import Window
+from flowcache_core.sparse.xattention import XAttention
 
 from .mini_runs import run
 

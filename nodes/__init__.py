@@ -13,6 +13,7 @@ from .released import ReleasedSchedule
 from .report import Report
 from .reuse import ChunkwiseReuse
 from .samplers import ARSampler
+from .sparse import SparseAttention
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     LoadARModel,
@@ -25,6 +26,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MiniPrompt,
     ChunkwiseReuse,
     KVCompressor,
+    SparseAttention,
     ARSampler,
     ReleasedSchedule,
     PromptSchedule,

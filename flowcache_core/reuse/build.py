@@ -23,8 +23,8 @@ def build_policy(settings: Mapping[str, Any]) -> ReusePolicy:
     """
     values = _mapping("policy", settings)
     if "distance" in values and not isinstance(values["distance"], Distance):
-        values["distance"] = _build("distance", DISTANCES, values["distance"])
-    return _build("policy", POLICIES, values)
+        values["distance"] = build_part("distance", DISTANCES, values["distance"])
+    return build_part("policy", POLICIES, values)
 
 
 def policy_from_text(text: str) -> ReusePolicy:
@@ -40,7 +40,7 @@ def policy_from_text(text: str) -> ReusePolicy:
 
 def build_quantity(settings: str | Mapping[str, Any]) -> Quantity:
     """A reused quantity from its name, or from ``{"name": ..., <its fields>}``."""
-    return _build("reused quantity", QUANTITIES, settings)
+    return build_part("reused quantity", QUANTITIES, settings)
 
 
 def _mapping(what: str, settings: object) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def _mapping(what: str, settings: object) -> dict[str, Any]:
     return dict(settings)
 
 
-def _build(what: str, registry: Mapping[str, type[Part]], settings: object) -> Part:
+def build_part(what: str, registry: Mapping[str, type[Part]], settings: object) -> Part:
     values = _mapping(what, settings)
     name = values.pop("name", None)
     if not isinstance(name, str) or name not in registry:

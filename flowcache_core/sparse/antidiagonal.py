@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import require, require_count
+from ..options import option
 from .mask import blocks
 
 _LOGITS_AT_ONCE = 2**25
@@ -17,6 +20,19 @@ def require_stride(block: int, stride: int) -> None:
     """SettingError unless ``stride`` divides ``block``."""
     require_count("stride", stride, minimum=1)
     require(block % stride == 0, "stride", stride, f"a divisor of the block size {block}")
+
+
+def stride_option() -> Any:
+    """The field ``stride`` of a method that scores so."""
+    return option(
+        16,
+        "Tokens that one score stands for, a divisor of the block: 16 costs 3 % of dense attention, 8 twice that and "
+        "is more exact.",
+        minimum=1,
+        maximum=128,
+        place=31,
+        advanced=True,
+    )
 
 
 def antidiagonal_scores(q: Tensor, k: Tensor, block: int, stride: int) -> Tensor:

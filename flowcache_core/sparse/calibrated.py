@@ -13,7 +13,7 @@ from ..errors import require
 from .cost import Forward, overall_density, sparse_density
 from .head_budget import share_out
 from .head_table import HeadTable
-from .method import SparseMethod
+from .method import SparseMethod, density_option
 from .xattention import XAttention, require_p
 
 
@@ -28,7 +28,7 @@ class Calibrated(SparseMethod):
     name: ClassVar[str] = "calibrated"
 
     block: int = 0
-    density: float = 0.5
+    density: float = density_option()
     table: HeadTable | None = None
 
     def __post_init__(self) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require, require_count, require_finite
+from ..options import option
 
 NO_MASK = -1
 """Age of a head that has no mask."""
@@ -24,11 +25,33 @@ class MaskReuse:
     step, moved by a chunk; costs the memory of a chunk's masks of all steps.
     """
 
-    drift: float = 0.2
+    drift: float = option(
+        0.2,
+        "How far a head's mean query and key may move, relative to themselves, before it gets a new mask.",
+        minimum=0.0,
+        maximum=10.0,
+        step=0.01,
+        place=41,
+        advanced=True,
+    )
     relative: bool = True
     gate: tuple[float, float] | None = (0.4, 0.8)
-    max_age: int | None = 8
-    across_chunks: bool = False
+    max_age: int | None = option(
+        8,
+        "Computed steps that a mask serves at most; 0 for no end.",
+        minimum=0,
+        maximum=1000,
+        none=0,
+        place=42,
+        advanced=True,
+    )
+    across_chunks: bool = option(
+        False,
+        "A head without a mask that serves takes that of the chunk before at the same step, moved by a chunk. Costs "
+        "the memory of one chunk's masks at all steps.",
+        place=43,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         require_finite("drift", self.drift, minimum=0.0)

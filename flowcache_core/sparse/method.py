@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..errors import require_count
+from ..options import option
 from .mask import SparseMask, blocks
 
 if TYPE_CHECKING:
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
 FIXED_POINT = 2.0**28
 """Scores are added as whole numbers of this fraction: a sum then does not depend on the order of its terms, so every
 backend cuts alike. A row's total, which is block / stride at most, stays below 2**41."""
+
+
+def density_option() -> Any:
+    """The field ``density`` of a method that can say it beforehand."""
+    return option(
+        0.5,
+        "Share of the run's self-attention that is computed, the chunks that stay dense included. 1 leaves nothing "
+        "out, bit for bit.",
+        minimum=0.01,
+        maximum=1.0,
+        step=0.01,
+        place=10,
+    )
 
 
 @dataclass(frozen=True)
@@ -31,7 +45,14 @@ class SparseMethod(ABC):
 
     name: ClassVar[str]
 
-    block: int = 128
+    block: int = option(
+        128,
+        "Tokens of a block: what is kept or left out together. 128 suits GPU kernels; at most a chunk's tokens.",
+        minimum=1,
+        maximum=1024,
+        place=30,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         require_count("block", self.block, minimum=1)

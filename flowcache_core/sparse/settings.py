@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import require, require_count
+from ..options import option
 from ..plan.base import Plan
 from .attend import AUTO, ENGINE_NAMES
 from .cost import Forward
@@ -26,11 +27,27 @@ class SparseSettings:
     """
 
     method: SparseMethod = field(default_factory=XAttention)
-    dense_chunks: int = 2
-    dense_steps: int = 0
+    dense_chunks: int = option(
+        2,
+        "Contexts of up to so many chunks, the chunk itself among them, stay dense. With everything sparse, errors of "
+        "the first chunks run through the whole video.",
+        minimum=0,
+        maximum=1000,
+        place=20,
+    )
+    dense_steps: int = option(
+        0, "First steps of every chunk that stay dense.", minimum=0, maximum=1000, place=21, advanced=True
+    )
     dense_lasting: bool = True
     reuse: MaskReuse | None = None
-    engine: str = AUTO
+    engine: str = option(
+        AUTO,
+        "What computes it. auto: SpargeAttn where it is installed and ComfyUI runs SageAttention, else torch's "
+        "flex_attention, on a CPU gather; dense where none works, which the report says.",
+        choices=ENGINE_NAMES,
+        place=50,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         require_count("dense_chunks", self.dense_chunks, minimum=0)

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from .antidiagonal import antidiagonal_scores, require_stride
+from .antidiagonal import antidiagonal_scores, require_stride, stride_option
 from .cost import Forward, sparse_density
-from .method import SparseMethod, keep_best, row_count
+from .method import SparseMethod, density_option, keep_best, row_count
 from .xattention import require_p
 
 
@@ -24,8 +24,8 @@ class TopK(SparseMethod):
 
     name: ClassVar[str] = "top-k"
 
-    density: float = 0.5
-    stride: int = 16
+    density: float = density_option()
+    stride: int = stride_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()

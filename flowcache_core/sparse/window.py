@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .cost import Forward, sparse_density
 from .mask import blocks
-from .method import SparseMethod, keep_best, row_count
+from .method import SparseMethod, density_option, keep_best, row_count
 from .xattention import require_p
 
 
@@ -25,7 +25,7 @@ class Window(SparseMethod):
 
     name: ClassVar[str] = "window"
 
-    density: float = 0.5
+    density: float = density_option()
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import require
-from .antidiagonal import antidiagonal_scores, require_stride
+from ..options import option
+from .antidiagonal import antidiagonal_scores, require_stride, stride_option
 from .cost import Forward
 from .method import SparseMethod, fixed_point
 
@@ -32,8 +33,16 @@ class XAttention(SparseMethod):
 
     name: ClassVar[str] = "xattention"
 
-    p: float | Sequence[Sequence[float]] = 0.9
-    stride: int = 16
+    p: float | Sequence[Sequence[float]] = option(
+        0.9,
+        "Share of its attention that every row of blocks keeps, by estimate. Lower computes less and is less exact; 1 "
+        "leaves nothing out, bit for bit.",
+        minimum=0.01,
+        maximum=1.0,
+        step=0.01,
+        place=10,
+    )
+    stride: int = stride_option()
     tables: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -34,7 +34,11 @@ def is_host_ar(sampler: Any) -> bool:
 def warn_unused(model_options: Any) -> None:
     """Say that the patch nodes on this model change nothing, because no AR sampler runs it."""
     settings = settings_of(model_options)
-    chosen = (("FlowCache Chunkwise Reuse", settings.reuse), ("KV Cache Compressor", settings.kv))
+    chosen = (
+        ("FlowCache Chunkwise Reuse", settings.reuse),
+        ("KV Cache Compressor", settings.kv),
+        ("FlowCache Sparse Attention", settings.sparse),
+    )
     names = " and ".join(name for name, setting in chosen if setting is not None)
     if names:
         logging.warning("%s: no effect with this sampler; use %s or %s", names, OUR_SAMPLER, HOST_SAMPLER)
@@ -89,6 +93,8 @@ def check(guider: Any, settings: FlowCacheSettings) -> None:
             free = [name for name, kind in QUANTITIES.items() if not kind.needs_residual]
             usable = f"{', '.join(free)}, or {INSTEAD}"
             require(not quantity.needs_residual, "reused quantity", quantity.name, usable)
+    accepted = f"none: this sampler's attention is its own; or {INSTEAD}"
+    require(settings.sparse is None, "model", "FlowCache Sparse Attention", accepted)
     kv = settings.kv_settings
     with naming("KV Cache Compressor"):
         own = model.get_dtype_inference()

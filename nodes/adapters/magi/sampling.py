@@ -33,6 +33,7 @@ from ..run.plan_choice import PlanChoice
 from ..run.prompt_schedule import recached
 from ..run.request import Request, Sampling, refuse_clashes, reuse_fields
 from ..run.settings import FlowCacheSettings, settings_of
+from ..run.sparse import before_run, check_sparse, with_attention
 from ..shown.live_preview import Display, LivePreview
 from .model import MagiLatents, MagiVariant
 from .text import ChunkCaptions
@@ -87,6 +88,12 @@ class MagiSampling(Sampling):
             self.model, captions, steps.step_times, kernel=host_kernel(self.options["transformer_options"])
         )
         self.denoiser.clean = self.progress.clean
+        spec = self.denoiser.kv_spec(self.x)
+        check_sparse([self.engine], spec, self.options)
+        if self.settings.sparse is not None:
+            self.progress.notes += before_run(
+                self.settings.sparse, self.model.diffusion_model, self.engine, spec.tokens_per_frame, self.options
+            )
 
     def check(self) -> None:
         check(self.guider, self.model, self.choice, self.x, self.options)
@@ -188,7 +195,7 @@ def engine_settings(
     reuse = reuse_fields(settings, schedule)
     with naming("AR Prompt Schedule"):
         require(not recached(conds), "recache", True, "off: chunks of the sliding window overlap in time")
-    return EngineSettings(
+    engine = EngineSettings(
         plan=plan,
         schedule=schedule,
         solver=choice.solver,
@@ -197,6 +204,7 @@ def engine_settings(
         clean_timestep=CLEAN_TIME,
         **reuse,
     )
+    return with_attention(engine, settings.sparse)
 
 
 def check(guider: Any, model: Any, choice: PlanChoice, latents: Tensor, options: Mapping[str, Any]) -> None:

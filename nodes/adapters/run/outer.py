@@ -9,10 +9,12 @@ from comfy.patcher_extension import WrappersMP
 
 from ....flowcache_core.errors import SettingError
 from ....flowcache_core.kv.settings import KVSettings
+from ....flowcache_core.sparse.settings import SparseSettings
 from ..host_ar.attach import attach, is_host_ar, warn_unused
 from .records import RecordSlot
 from .sampler import ChunkSampler
 from .settings import KEY, FlowCacheSettings, ReuseSettings, refuse_other_caches, settings_of
+from .sparse import refuse_other_sparse
 
 
 def install_outer(model: Any) -> None:
@@ -59,6 +61,17 @@ def with_kv(model: Any, kv: KVSettings) -> Any:
     if current.kv is not None:
         raise SettingError("model", "already has a KV Cache Compressor", "one such node; remove one of the two")
     return _carry(model, replace(current, kv=kv, slot=RecordSlot()))
+
+
+def with_sparse(model: Any, sparse: SparseSettings) -> Any:
+    """A clone of the host's ModelPatcher that carries ``sparse``; SettingError when it already carries some, or another
+    node's sparse attention.
+    """
+    current = settings_of(model.model_options)
+    if current.sparse is not None:
+        raise SettingError("model", "already has FlowCache Sparse Attention", "one such node; remove one of the two")
+    refuse_other_sparse(model.model_options)
+    return _carry(model, replace(current, sparse=sparse, slot=RecordSlot()))
 
 
 def _carry(model: Any, settings: FlowCacheSettings) -> Any:

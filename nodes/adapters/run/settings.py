@@ -13,6 +13,7 @@ from ....flowcache_core.report.record import RunRecord
 from ....flowcache_core.reuse.base import ReusePolicy
 from ....flowcache_core.reuse.quantity import Quantity
 from ....flowcache_core.schedule import Schedule, shift_of
+from ....flowcache_core.sparse.settings import SparseSettings
 from .records import BYPASSED, NOT_SAMPLED, NoRecordError, RecordSlot
 
 KEY = "flowcache"
@@ -57,6 +58,7 @@ class FlowCacheSettings:
 
     reuse: ReuseSettings | None = None
     kv: KVSettings | None = None
+    sparse: SparseSettings | None = None
     slot: RecordSlot = field(default_factory=RecordSlot, compare=False)
 
     @property

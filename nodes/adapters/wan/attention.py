@@ -14,8 +14,10 @@ from torch import Tensor
 from ....flowcache_core.errors import SettingError, require
 from ....flowcache_core.kv.cache import KVCache
 from ....flowcache_core.plan.base import Chunk
+from ....flowcache_core.sparse.forward import SparseAttention
 from ..replaced import replaced
 from ..run.foreign import repeated
+from ..run.sparse import sage
 from .guided import Asked
 
 KEY = "flowcache_attention"
@@ -55,7 +57,8 @@ class ChunkAttention:
 
     forwards: each layer's own self-attention. table: cond uuid -> branch. tokens: of the chunk. asked: what the guider
     wants. written: (layer, branch) whose K/V this call has stored; evaluated: in which of the guider's requests each
-    was run last. An attention override of another node gets our K/V.
+    was run last. An attention override of another node gets our K/V, and no calls that leave out blocks. sparse: what
+    the attention goes through, None where nothing is left out of it.
     """
 
     cache: KVCache
@@ -64,6 +67,7 @@ class ChunkAttention:
     table: Mapping[Any, int]
     forwards: Sequence[Forward]
     asked: Asked
+    sparse: SparseAttention | None = None
     evaluated: dict[tuple[int, int], int] = field(default_factory=dict)
     written: set[tuple[int, int]] = field(default_factory=set)
 
@@ -106,10 +110,19 @@ class ChunkAttention:
         outputs = []
         for items, branches in self.slices(options["uuids"]):
             rows = slice(items.start * batch, items.stop * batch)
+            again = not self.written.isdisjoint((layer, branch) for branch in branches)
             keys, values = self.context(layer, branches, q[rows], k[rows], v[rows])
             own = {**options, **{name: options[name][items.start : items.stop] for name in ("uuids", "cond_or_uncond")}}
             part = {**kwargs, "transformer_options": own, "skip_reshape": True}
-            outputs.append(run(func, q[rows], keys, values, heads, **part))
+            if self.sparse is None:
+                outputs.append(run(func, q[rows], keys, values, heads, **part))
+                continue
+
+            def dense(q: Tensor, k: Tensor, v: Tensor, part: dict[str, Any] = part) -> Tensor:
+                return run(func, q, k, v, heads, **part).unflatten(-1, (heads, -1)).transpose(1, 2)
+
+            out = self.sparse.attend(layer, branches, q[rows], keys, values, dense, sage=sage(), again=again)
+            outputs.append(out.transpose(1, 2).flatten(2))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def slices(self, uuids: list[Any]) -> Iterator[tuple[range, range]]:

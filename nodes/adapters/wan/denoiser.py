@@ -87,6 +87,7 @@ class HostDenoiser:
             table=self.all_branches.table(conds, sigma),
             forwards=self.forwards,
             asked=asked,
+            sparse=item.sparse,
         )
         clean = self.predict(x, sigma, item.chunk, conds, {KEY: attention}, asked)
         self.complete(item, attention, asked, cache, final)

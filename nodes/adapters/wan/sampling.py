@@ -28,6 +28,7 @@ from ..run.plan_choice import PlanChoice
 from ..run.prompt_schedule import recached, starts
 from ..run.request import Request, Sampling, refuse_clashes, reuse_fields
 from ..run.settings import FlowCacheSettings, settings_of
+from ..run.sparse import before_run, check_sparse, with_attention
 from .attention import Forward, attached
 from .branches import Branches, names_that_run
 from .compiled import refuse_one_graph
@@ -63,12 +64,18 @@ class WanSampling(Sampling):
         require_finite_inputs(x, conds, names)
         self.branches = Branches(conds, names, levels, self.model.model_sampling)
         refuse_keyframes([conds[name] for name in names], self.engines)
+        spec = kv_spec(self.model, x.shape, self.branches.count, x.device)
+        check_sparse(self.engines, spec, self.options)
         ends_clean = self.schedule.sigmas[-1] == 0
         self.progress = self.progress_of(
             sum(engine.plan.total_steps for engine in self.engines),
             ends_clean=ends_clean,
             preview=request.display.preview(x) if ends_clean else None,
         )
+        if self.settings.sparse is not None:
+            self.progress.notes += before_run(
+                self.settings.sparse, self.model.diffusion_model, self.engines[0], spec.tokens_per_frame, self.options
+            )
 
     def check(self) -> None:
         check(self.model, self.x, self.options, self.choice.released)
@@ -153,7 +160,7 @@ def engine_settings(
             accepted = "off with this plan; on with plan blockwise of the whole video"
             require(plan.name == "blockwise", "recache", True, accepted)
         recache = frozenset(chunk for chunk in switches if plan.prefix_chunks <= chunk < len(plan.chunks))
-    return EngineSettings(
+    engine = EngineSettings(
         plan=plan,
         schedule=schedule,
         solver=choice.solver,
@@ -164,6 +171,7 @@ def engine_settings(
         recache=recache,
         **reuse,
     )
+    return with_attention(engine, settings.sparse)
 
 
 def kv_of(choice: PlanChoice, settings: FlowCacheSettings) -> KVSettings:
