@@ -23,6 +23,7 @@ EXPECTED = {
     "FlowCacheMiniPrompt": "FlowCache Mini Prompt",
     "FlowCacheChunkwiseReuse": "FlowCache Chunkwise Reuse",
     "FlowCacheKVCompressor": "KV Cache Compressor",
+    "FlowCacheSparseAttention": "FlowCache Sparse Attention",
     "FlowCacheARSampler": "AR Video Sampler (FlowCache)",
     "FlowCacheReleasedSchedule": "AR Model Schedule",
     "FlowCachePromptSchedule": "AR Prompt Schedule",
