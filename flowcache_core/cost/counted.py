@@ -47,6 +47,9 @@ class CountedCache:
     def context_tokens(self, chunk: Chunk) -> int:
         return self.layout.context_end(chunk.index)
 
+    def require_finite(self) -> None:
+        """There are no values."""
+
     def release(self) -> None:
         """Nothing is held."""
 

@@ -75,6 +75,8 @@ class Run:
             self.tick(tick)
         for event in self.finite.rest():
             self.observe(event)
+        if self.passes.cache is not None:
+            self.passes.cache.require_finite()
         if self.sparse is not None:
             for told in self.sparse.rest():
                 self.observe(told)

@@ -14,6 +14,7 @@ from .compressor import Compressor
 from .layout import history_frames, largest_chunk_frames
 from .recent import Recent
 from .sink_window import SinkWindow
+from .storage import Plain, Storage
 
 STORAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
 
@@ -31,14 +32,16 @@ class KVSettings:
     """Immutable settings of a run's K/V cache.
 
     ``budget``: chunks of finished history that are kept, fractions allowed, one number or one per layer; None keeps
-    everything. ``compressor`` decides what is kept; :func:`default_compressor` when only a budget is given. ``dtype``
-    and ``device`` of the stored K/V; None for the model's own.
+    everything. ``compressor`` decides what is kept; :func:`default_compressor` when only a budget is given.
+    ``storage``: how finished chunks are kept. ``dtype`` of what is stored as computed (all of it in plain storage, the
+    active chunks in others) and ``device`` of everything; None for the model's own.
     """
 
     budget: float | Sequence[float] | None = None
     compressor: Compressor | None = None
     dtype: torch.dtype | None = None
     device: str | None = None
+    storage: Storage = Plain()
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -55,6 +58,8 @@ class KVSettings:
                 raise SettingError("budget", budget, self.compressor.accepted_budget) from error
         accepted = "None, " + ", ".join(str(dtype).removeprefix("torch.") for dtype in STORAGE_DTYPES)
         require(self.dtype is None or self.dtype in STORAGE_DTYPES, "dtype", self.dtype, accepted)
+        narrow = self.storage.packs and self.dtype is not None and self.dtype.itemsize < 2
+        require(not narrow, "dtype", self.dtype, f"None or 16 and 32 bits: storage {self.storage.name} packs by itself")
         try:
             torch.device(self.device or "cpu")
         except RuntimeError as error:

@@ -2,31 +2,79 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..plan.base import Plan
-from .layout import capacity_tokens, largest_chunk_frames
+from .layout import capacity_tokens, largest_chunk_frames, max_active_frames
 from .settings import KVSettings
 from .spec import KVSpec
+from .storage.tokens import LayerTokens, Place, Room, Scratch
+
+READ_BYTES = 256 * 2**20
+"""Of keys and values together that are unpacked at once; beyond it a layer is read a group of heads at a time."""
+
+
+def room_of(spec: KVSpec, settings: KVSettings, plan: Plan, budget: float | None) -> Room:
+    """How many tokens a layer with this budget must hold."""
+    tokens = spec.tokens_per_frame
+    capacity, compressor = capacity_tokens(plan, tokens, budget), settings.compressor
+    return Room(
+        capacity=capacity,
+        active=max_active_frames(plan) * tokens,
+        chunks=tuple(chunk.frames * tokens for chunk in plan.chunks),
+        shrinks=capacity < plan.frames * tokens,
+        alike=compressor is None or compressor.by_place,
+    )
+
+
+def place_of(spec: KVSpec, settings: KVSettings) -> Place:
+    """Where K/V is stored and where it is used."""
+    own = torch.empty(0, device=spec.device).device  # "cuda" becomes "cuda:0", comparable to a tensor's
+    stored = own if settings.device is None else torch.device(settings.device)
+    return Place(settings.dtype or spec.dtype, stored, spec.dtype, own)
+
+
+def made(spec: KVSpec, settings: KVSettings, plan: Plan, budget: float | None, scratch: Scratch) -> LayerTokens:
+    """Tokens of one layer with this budget."""
+    room, place = room_of(spec, settings, plan, budget), place_of(spec, settings)
+    return settings.storage.tokens(spec, room, place, scratch)
 
 
 def peak_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
-    """The most bytes a cache of this run ever holds: K/V buffers, token positions and sampled queries, all layers.
+    """The most bytes a cache of this run ever holds: stored K/V, token positions and sampled queries, all layers.
 
     Positions and queries exist only in layers whose buffer is shorter than the video. SettingError when per-layer
-    budgets do not fit the model.
+    budgets or the storage do not fit the model. What a packed layer is read into comes on top: :func:`read_bytes`.
     """
     streams, compressor = spec.branches * spec.batch, settings.compressor
     rows = 0
     if compressor is not None:
         rows = compressor.query_rows(largest_chunk_frames(plan) * spec.tokens_per_frame, spec.tokens_per_frame)
     queries = rows * spec.heads * spec.head_dim * spec.dtype.itemsize
-    token = 2 * spec.kv_heads * spec.head_dim * (settings.dtype or spec.dtype).itemsize
     position = spec.kv_heads * torch.int32.itemsize
-    total = 0
+    nowhere, anywhere, total = replace(spec, device="meta"), replace(settings, device=None), 0
+    known: dict[float | None, int] = {}
     for budget in settings.layer_budgets(spec.layers):
-        capacity = capacity_tokens(plan, spec.tokens_per_frame, budget)
-        total += capacity * token
-        if capacity < plan.frames * spec.tokens_per_frame:
-            total += capacity * position + queries
-    return total * streams
+        if budget not in known:
+            room = room_of(spec, settings, plan, budget)
+            known[budget] = made(nowhere, anywhere, plan, budget, Scratch()).bytes
+            known[budget] += streams * (room.capacity * position + queries) if room.shrinks else 0
+        total += known[budget]
+    return total
+
+
+def heads_at_once(spec: KVSpec, streams: int, tokens: int) -> int:
+    """K/V heads of ``tokens`` that may be unpacked at once, of so many branches and videos."""
+    one = 2 * streams * tokens * spec.head_dim * spec.dtype.itemsize
+    return max(1, min(spec.kv_heads, READ_BYTES // max(one, 1)))
+
+
+def read_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
+    """The most bytes that packed tokens are unpacked into, all branches at once; 0 for plain storage."""
+    if not settings.storage.packs:
+        return 0
+    tokens = max(capacity_tokens(plan, spec.tokens_per_frame, one) for one in settings.layer_budgets(spec.layers))
+    streams = spec.branches * spec.batch
+    return 2 * streams * heads_at_once(spec, streams, tokens) * tokens * spec.head_dim * spec.dtype.itemsize

@@ -42,10 +42,16 @@ JUSTIFIED: Mapping[tuple[str, str], Reason] = {
     (INTO, "kv/random.py score"): Reason("asked", "compressor random, the control"),
     (INTO, "kv/compressor.py _group_rank"): Reason("asked", "where chunks begin, for whole chunks in a compression"),
     # K/V kept on the host
-    (BACK, "kv/cache.py write"): Reason("asked", "the chunk's own K/V"),
-    (INTO, "kv/cache.py _for_model"): Reason("asked", "the K/V it attends to"),
-    (INTO, "kv/cache.py _compress"): Reason("asked", "what the compressor looks at"),
-    (BACK, "kv/cache.py _compress"): Reason("asked", "what it keeps"),
+    (BACK, "kv/layer.py write"): Reason("asked", "the chunk's own K/V"),
+    (INTO, "kv/storage/plain.py _for_model"): Reason("asked", "the K/V it attends to"),
+    (INTO, "kv/storage/packed.py _fill"): Reason("asked", "the K/V it attends to, packed and as computed"),
+    (INTO, "kv/storage/packed.py _pack_half"): Reason("asked", "a finished chunk, to be packed where the model is"),
+    (BACK, "kv/storage/packed.py _pack_half"): Reason("asked", "what became of it"),
+    (BACK, "kv/storage/packed.py put"): Reason("asked", "what its groups share"),
+    (INTO, "kv/storage/plain.py clean_tokens"): Reason("asked", "what the compressor looks at"),
+    (INTO, "kv/layer.py region"): Reason("asked", "the positions of it"),
+    (BACK, "kv/layer.py compress"): Reason("asked", "what it keeps"),
+    (BACK, "kv/storage/finite.py refuse"): Reason("run", "whether packed K/V was finite: flags, read at the end"),
     # computed steps kept on the host
     (BACK, "reuse/quantity.py to"): Reason("asked", "a computed step"),
     (INTO, "engine/chunk.py reused_velocity"): Reason("asked", "the velocity made of it"),
@@ -58,6 +64,7 @@ AT_THE_ENDS = {
     "errors.py require_finite_values",
     "reuse/distance.py begin",
     "engine/finite.py read",
+    "kv/storage/finite.py refuse",
     "sparse/run.py _tell",
 }
 DECISIONS = frozenset(site for (_, site), reason in JUSTIFIED.items() if reason.often == "tick")

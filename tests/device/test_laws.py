@@ -16,6 +16,7 @@ from flowcache_core.kv import COMPRESSORS
 from flowcache_core.kv.importance_redundancy import ImportanceRedundancy
 from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import STORAGE_DTYPES, KVSettings
+from flowcache_core.kv.storage import STORAGES
 from flowcache_core.reuse import POLICIES, QUANTITIES
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import LatentDistance, PatchDistance, TimeDistance
@@ -105,6 +106,12 @@ def cases() -> list[Case]:
             kv = KVSettings(budget=1.5, compressor=ImportanceRedundancy(), dtype=dtype, device=place)
             name = f"kv-{str(dtype).removeprefix('torch.')}-{place or 'device'}"
             found.append(Case(name, {"plan": "blockwise", "kv": kv, "policy": FIXED}))
+    for stored, kind in STORAGES.items():
+        for place in (None, "cpu"):
+            kv = KVSettings(budget=1.5, compressor=ImportanceRedundancy(), device=place, storage=kind())
+            found.append(
+                Case(f"storage-{stored}-{place or 'device'}", {"plan": "blockwise", "kv": kv, "policy": FIXED})
+            )
     found += [Case(f"plan-{plan}", {"plan": plan, "policy": FIXED}) for plan in tiny.PLAN_FIELDS]
     found += [Case(f"solver-{name}", {"solver": solver(), "policy": FIXED}) for name, solver in SOLVERS.items()]
     forecast = {"policy": FIXED, "quantity": Forecast(correction=2)}

@@ -19,10 +19,11 @@ from torch import Tensor
 from benchmarks.redundancy import PeakBytes
 from flowcache_core.errors import SettingError
 from flowcache_core.kv import COMPRESSORS, ImportanceRedundancy, Recent
-from flowcache_core.kv.cache import KVCache, move_left
+from flowcache_core.kv.cache import KVCache
 from flowcache_core.kv.compressor import Compressor, Granularity, Region
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.kv.spec import KVSpec
+from flowcache_core.kv.storage.tokens import move_left
 from flowcache_core.plan.base import Chunk, ChunkStep, Plan, Tick
 from flowcache_core.plan.blockwise import blockwise
 from flowcache_core.plan.window import window
@@ -371,7 +372,7 @@ def test_compression_works_layer_by_layer_and_branch_by_branch() -> None:
     cache.commit(plan.chunks[5])
     with PeakBytes() as counter:
         assert cache.begin(plan.chunks[6]) is not None
-    one = cache._layers[0].keys[0].numel() * 4
+    one = cache._layers[0].tokens.keys[0].numel() * 4
     assert counter.peak < 4 * one
     assert cache.bytes > 40 * one
 
@@ -382,7 +383,7 @@ def test_context_is_a_view_of_the_buffer() -> None:
     for tick in run(cache):
         for item in tick.steps:
             chunk = plan.chunks[item.chunk]
-            for which, buffer in enumerate((cache._layers[1].keys, cache._layers[1].values)):
+            for which, buffer in enumerate((cache._layers[1].tokens.keys, cache._layers[1].tokens.values)):
                 view = cache.context(1, range(1, 2), chunk)[which]
                 assert view.untyped_storage().data_ptr() == buffer.untyped_storage().data_ptr()
                 assert view.data_ptr() == buffer[1].data_ptr()
@@ -507,7 +508,7 @@ def test_release_frees_everything() -> None:
     plan = blockwise(frames=4, chunk_frames=1, steps=1)
     cache = KVCache(SPEC, KVSettings(1, ImportanceRedundancy()), plan)
     list(run(cache))
-    held = [weakref.ref(t) for layer in cache._layers for t in (layer.keys, layer.values, layer.positions)]
+    held = [weakref.ref(t) for layer in cache._layers for t in (*layer.tokens.tensors(), layer.positions)]
     held += [weakref.ref(q) for layer in cache._layers for q in layer.queries.values()]
     assert len(held) == 2 * 3 + 2 * 2
     cache.release()

@@ -140,10 +140,10 @@ def test_the_compressor_keeps_the_queries_of_the_last_whole_step() -> None:
     item = ChunkInput(chunk, 0, 0.9, 900.0, x[:, :, :2])
     denoiser.compute(item, cache)
     before = [buffer.queries[0].clone() for buffer in cache._layers]
-    held = [buffer.keys.clone() for buffer in cache._layers]
+    held = [buffer.tokens.keys.clone() for buffer in cache._layers]
     rows = Rows(torch.tensor([0, 11]), (2, 2, 3))
     denoiser.compute(ChunkInput(chunk, 1, 0.8, 800.0, x[:, :, :2] * 2), cache, rows=rows)
     for layer, buffer in enumerate(cache._layers):
         assert torch.equal(buffer.queries[0], before[layer])
-        changed = (buffer.keys[..., :12, :] != held[layer][..., :12, :]).any(-1).any(2).flatten(0, 1).all(0)
+        changed = (buffer.tokens.keys[..., :12, :] != held[layer][..., :12, :]).any(-1).any(2).flatten(0, 1).all(0)
         assert changed.nonzero().flatten().tolist() == [0, 11]

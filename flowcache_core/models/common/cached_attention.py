@@ -61,15 +61,19 @@ class CachedAttention:
     sparse: SparseAttention | None = None
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        keys, values = self.context(layer, q, k, v)
         if self.sparse is None:
-            return self.attend(q, keys, values)
+            self.write(layer, q, k, v)
+            return self.cache.attend(layer, self.branches, self.chunk, q, self.attend, self.newest)
+        keys, values = self.context(layer, q, k, v)
         return self.sparse.attend(layer, self.branches, q, keys, values, self.attend)
 
     def context(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes as well; the keys and values that the queries see."""
+        self.write(layer, q, k, v)
+        return self.cache.context(layer, self.branches, self.chunk, self.newest)
+
+    def write(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         for branches in (*(range(branch, branch + 1) for branch in self.copies), self.branches):
             self.cache.write(layer, branches, self.chunk, k, v, self.rows)
             if self.observe and self.rows is None:
                 self.cache.observe(layer, branches, self.chunk, q)
-        keys, values = self.cache.context(layer, self.branches, self.chunk)
-        return keys[:, :, -self.newest :], values[:, :, -self.newest :]

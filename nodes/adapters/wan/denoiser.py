@@ -178,8 +178,8 @@ class HostDenoiser:
             have = now if final else {branch for at, branch in known if at == layer}
             for branch in set(range(self.branches)) - have if now else ():
                 source = self.all_branches.nearest(branch, now)
-                stored = cache.context(layer, range(source, source + 1), chunk)
-                keys, values = (tensor[..., -attention.tokens :, :].clone() for tensor in stored)
+                stored = cache.context(layer, range(source, source + 1), chunk, newest=attention.tokens)
+                keys, values = (tensor.clone() for tensor in stored)
                 cache.write(layer, range(branch, branch + 1), chunk, keys, values)
                 known.add((layer, branch))
 

@@ -1,0 +1,102 @@
+"""One layer of a cache: its tokens, who they are, and how a compression goes through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..rows import Rows
+from .compressor import Compressor, Region
+from .layout import CompressionNeed
+from .spec import KVSpec
+from .storage.tokens import LayerTokens, Place
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a layer's compressions need to know of the run."""
+
+    spec: KVSpec
+    place: Place
+    chunk_tokens: int
+    chunk_starts: tuple[int, ...]
+    layer: int
+
+
+@dataclass
+class LayerBuffer:
+    """``positions`` ``[branches, batch, kv_heads, capacity]`` of the clean tokens, only where a compression can ever
+    happen; ``queries`` per branch ``[batch, q_heads, rows, head_dim]``, the last rows of the chunk computed last.
+    """
+
+    ground: Ground
+    tokens: LayerTokens
+    positions: Tensor | None
+    queries: dict[int, Tensor] = field(default_factory=dict)
+    events: int = 0
+
+    @property
+    def bytes(self) -> int:
+        beside = list(self.queries.values()) if self.positions is None else [self.positions, *self.queries.values()]
+        return self.tokens.bytes + sum(tensor.numel() * tensor.element_size() for tensor in beside)
+
+    def write(self, branches: range, start: int, end: int, kv: tuple[Tensor, Tensor], rows: Rows | None = None) -> None:
+        """Keys and values ``[n * batch, kv_heads, tokens, head_dim]`` of active tokens, or of ``rows`` of them."""
+        for slot, source in zip(self.tokens.slot(branches, start, end), kv, strict=True):
+            if slot.dtype == torch.float8_e4m3fn:
+                largest = torch.finfo(slot.dtype).max
+                source = source.clamp(-largest, largest)  # older torch turns what exceeds the range into NaN
+            source = source.unflatten(0, (len(branches), self.ground.spec.batch))
+            if rows is None:
+                slot.copy_(source)
+            else:
+                write_rows(slot, source, rows)
+
+    def commit(self, start: int, end: int, active: int, first_position: int) -> Tensor | None:
+        """Tokens ``start`` to ``end``, the first active ones, are finished; see :meth:`LayerTokens.commit`."""
+        if self.positions is not None:
+            last = first_position + end - start
+            own = torch.arange(first_position, last, dtype=torch.int32, device=self.positions.device)
+            self.positions[..., start:end] = own
+        return self.tokens.commit(end - start, active)
+
+    def compress(self, compressor: Compressor, need: CompressionNeed, active: int) -> None:
+        """Gather what the compressor keeps to the front, then move the ``active`` tokens up to it."""
+        assert self.positions is not None
+        for branch in range(self.ground.spec.branches):  # one at a time: temporaries stay at a branch of one layer
+            kept = compressor.keep(self.region(compressor, branch, need.before), need.after).to(self.positions.device)
+            positions = self.positions[branch]
+            positions[..., : need.after] = positions.gather(-1, kept)
+            self.tokens.keep(branch, kept, active)
+        self.tokens.shrink(need.after)
+        self.events += 1
+
+    def region(self, compressor: Compressor, branch: int, count: int) -> Region:
+        """The ``count`` clean tokens of a branch as the compressor sees them."""
+        assert self.positions is not None
+        positions, ground = self.positions[branch, ..., :count], self.ground
+        place = ground.place.model_device if compressor.looks_at else positions.device
+        # What it does not look at has its shape alone.
+        unseen = torch.empty((), dtype=ground.spec.dtype, device=positions.device)
+        unseen = unseen.expand(*positions.shape, ground.spec.head_dim)
+        seen = {name: self.tokens.clean_tokens(branch, name, place) for name in sorted(compressor.looks_at)}
+        return Region(
+            **{"keys": unseen, "values": unseen, **seen},
+            queries=self.queries.get(branch),
+            positions=positions.to(place),
+            tokens_per_frame=ground.spec.tokens_per_frame,
+            chunk_tokens=ground.chunk_tokens,
+            chunk_starts=ground.chunk_starts,
+            layer=ground.layer,
+            event=self.events,
+        )
+
+
+def write_rows(slot: Tensor, source: Tensor, rows: Rows) -> None:
+    """Put ``source [..., n, d]`` at ``rows`` of ``slot [..., tokens, d]``, in its dtype and on its device."""
+    source = source.to(slot.device, slot.dtype)
+    if slot.element_size() == 1:  # fp8 cannot be indexed
+        slot, source = slot.view(torch.uint8), source.view(torch.uint8)
+    slot.index_copy_(-2, rows.on(slot.device), source)
