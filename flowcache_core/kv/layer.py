@@ -83,7 +83,8 @@ class LayerBuffer:
         unseen = unseen.expand(*positions.shape, ground.spec.head_dim)
         seen = {name: self.tokens.clean_tokens(branch, name, place) for name in sorted(compressor.looks_at)}
         return Region(
-            **{"keys": unseen, "values": unseen, **seen},
+            keys=seen.get("keys", unseen),
+            values=seen.get("values", unseen),
             queries=self.queries.get(branch),
             positions=positions.to(place),
             tokens_per_frame=ground.spec.tokens_per_frame,
@@ -91,6 +92,8 @@ class LayerBuffer:
             chunk_starts=ground.chunk_starts,
             layer=ground.layer,
             event=self.events,
+            first_head=ground.spec.first_head,
+            all_heads=ground.spec.all_kv_heads,
         )
 
 
