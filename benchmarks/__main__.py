@@ -22,6 +22,7 @@ BENCHMARKS = {
     "curve": "quality against compute for every method (long)",
     "onerun": "lists from one recorded run against the full calibration and every rival (long)",
     "reach": "how far errors are carried on in the bundled models: what the reach prior rests on (long)",
+    "fewsteps": "what can be saved at 4, 2 and 1 steps: reuse across chunks, fewer steps, no clean pass",
     "levers": "what each part of the shipped reuse is worth, the oracle bound, the cost of deciding (long)",
     "magi": "the mini MAGI: reuse, compression, FLOPs of one forward against the formula (long)",
     "sparse": "sparse attention: density against quality and FLOPs, masks that serve again, engines' seconds (long)",
@@ -29,7 +30,7 @@ BENCHMARKS = {
     "ablation": "the paper's tables 2, 5 and 6 on the mini model, with pictures",
     "cuda": "step times and peak memory of the 1.3B shape with random weights; needs a CUDA device",
 }
-OPTIONS = ("redundancy", "compression", "curve", "onerun", "reach", "magi")
+OPTIONS = ("redundancy", "compression", "curve", "onerun", "reach", "magi", "fewsteps")
 """Those that have options of their own."""
 DEFAULT = ("redundancy", "length", "overhead", "compression", "ablation")
 
