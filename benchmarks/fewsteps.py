@@ -30,6 +30,7 @@ from flowcache_core.errors import require_count
 from flowcache_core.kv.cache import KVCache
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.report.quality import compare
+from flowcache_core.rows import Rows
 from flowcache_core.solvers.renoise import ReNoise
 
 from .meaning import JUDGES, right
@@ -51,7 +52,9 @@ class AcrossChunks(WanDenoiser):
     kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
     """By step: tokens that entered the block stack, and what the stack added to them, of the last computed chunk."""
 
-    def compute(self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False) -> ChunkOutput:
+    def compute(
+        self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
+    ) -> ChunkOutput:
         tokens = self.transformer.patch_tokens(self.batched(item.latents))
         before = self.kept.get(item.step)
         if before is not None and (tokens - before[0]).abs().mean() <= self.threshold * before[0].abs().mean():

@@ -1,7 +1,7 @@
 """Few-step autoregressive Wan models as their authors sample them: one row for each.
 
-All are Wan 2.1 text-to-video blocks, denoised one chunk after the other by clean predictions and fresh noise, with a
-clean pass (Self Forcing, arXiv 2506.08009). They differ in chunk, noise levels, window and sink only.
+All are Wan text-to-video blocks, denoised one chunk after the other, with a clean pass (Self Forcing, arXiv
+2506.08009). They differ in chunk, noise levels, solver, window and sink only.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from .errors import SettingError, require
 from .fields import require_types
 from .kv.recent import Recent
 from .kv.settings import KVSettings
+from .kv.shot_sink import ShotSink
 from .kv.sink_window import SinkWindow
+from .plan.shots import Shots
 from .plan.staggered import VideoWindow
 from .schedule import Schedule, from_sigmas, shift_sigma
 
-SMALL, LARGE = (1536, 30), (5120, 40)
+SMALL, MIDDLE, LARGE = (1536, 30), (3072, 30), (5120, 40)
 FOUR_STEPS = (1000, 750, 500, 250)
 SAME_LEVEL = 2e-3
 """Hosts take sigmas from a table of 1000 entries."""
@@ -32,19 +34,22 @@ class Released:
     final 0; shift None: they are the levels themselves. first_timesteps: those of the chunk that begins a video, where
     it has others. window_frames: latent frames whose K/V a chunk sees, itself and the sink included; 0 for all.
     sink_frames: of these, how many at the start of the video stay. recache: the kept history is computed again under a
-    new prompt.
+    new prompt. solver: between steps. shot_offset: for models that know shots, latent frames between two of them; their
+    newest shot has a sink of its own, as large as the video's.
     """
 
     title: str
     file: str
     size: tuple[int, int] = SMALL
     chunk_frames: int = 3
-    timesteps: tuple[int, ...] = FOUR_STEPS
+    timesteps: tuple[float, ...] = FOUR_STEPS
     shift: float | None = 5.0
-    first_timesteps: tuple[int, ...] = ()
+    first_timesteps: tuple[float, ...] = ()
     window_frames: int = 0
     sink_frames: int = 0
     recache: bool = False
+    solver: str = "renoise"
+    shot_offset: int = 0
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -63,17 +68,22 @@ class Released:
         """Of the chunk that begins a video."""
         return self._schedule(self.first_timesteps or self.timesteps)
 
-    def _schedule(self, timesteps: tuple[int, ...]) -> Schedule:
+    def _schedule(self, timesteps: tuple[float, ...]) -> Schedule:
         levels = [step / 1000 for step in timesteps]
         return from_sigmas([*(level if self.shift is None else shift_sigma(level, self.shift) for level in levels), 0])
 
-    @property
-    def kv(self) -> KVSettings:
-        """What of the history is kept."""
+    def shots(self, cuts: tuple[int, ...]) -> Shots:
+        """How the model sees a video that is cut at these chunks."""
+        return Shots(cuts, self.shot_offset) if self.shot_offset else Shots()
+
+    def kv(self, cuts: tuple[int, ...] = ()) -> KVSettings:
+        """What of the history is kept. cuts: chunks at which a new shot begins."""
         if not self.window_frames:
             return KVSettings()
         budget = self.window_frames / self.chunk_frames - 1  # the active chunk is kept beside it
         sink = self.sink_frames / self.chunk_frames
+        if self.shot_offset and cuts:
+            return KVSettings(budget, ShotSink(sink=sink, shots=cuts))
         return KVSettings(budget, SinkWindow(sink=sink) if sink else Recent())
 
     def windows(self, frames: int, prefix_frames: int) -> tuple[VideoWindow, ...]:
@@ -147,6 +157,17 @@ ROWS = (
         window_frames=12,
         sink_frames=3,
         recache=True,
+    ),
+    Released(
+        "LongLive 2.0 5B",
+        "Efficient-Large-Model/LongLive-2.0-5B, on Wan 2.2 TI2V 5B",
+        MIDDLE,
+        chunk_frames=8,
+        timesteps=(999, 749.25, 499.5, 249.75),
+        window_frames=32,
+        sink_frames=8,
+        solver="unipc",
+        shot_offset=8,
     ),
     Released(
         "Krea Realtime 14B", "krea/krea-realtime-video: krea-realtime-video-14b.safetensors", LARGE, window_frames=6

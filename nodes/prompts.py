@@ -60,12 +60,22 @@ class PromptSchedule(Node):
                         " takes effect at once. Costs one pass per kept chunk; only with the blockwise plan."
                     ),
                 ),
+                io.Boolean.Input(
+                    "new_shots",
+                    default=False,
+                    optional=True,  # workflows made before it have none
+                    tooltip=(
+                        "Every prompt begins a new shot: a cut. Models that know shots (LongLive 2.0, plan as released)"
+                        " then keep the start of the shot beside that of the video, and see a gap in time."
+                    ),
+                    advanced=True,
+                ),
             ],
             outputs=[io.Conditioning.Output(tooltip="For the positive input of a guider.")],
         )
 
     @classmethod
-    def execute(cls, prompt_1: Any, recache: bool, **rest: Any) -> io.NodeOutput:
+    def execute(cls, prompt_1: Any, recache: bool, new_shots: bool = False, **rest: Any) -> io.NodeOutput:
         with naming(NAME):
             later: list[tuple[int, int, Any]] = []
             for n in range(2, MOST + 1):
@@ -74,4 +84,4 @@ class PromptSchedule(Node):
                     if start is None:
                         raise SettingError(f"start_{n}", start, f"the chunk from which prompt_{n} holds")
                     later.append((n, start, prompt))
-            return io.NodeOutput(schedule(prompt_1, later, recache))
+            return io.NodeOutput(schedule(prompt_1, later, recache, new_shots))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import comfy.ops
 import folder_paths
 import pytest
 import torch
+from comfy.ldm.wan.model import WanModel
 from hostkit import DIM, LAYERS, NODES, SAME, TEXT_DIM, compress, latent, load, module, node, ours, sample
 from safetensors.torch import save_file
-from tiny_files import wan_weights
+from tiny_files import filled, wan_weights
 
 released, settings = module("flowcache_core.released"), module("nodes.adapters.run.settings")
 ROWS = dict(released.RELEASED)
@@ -156,3 +158,39 @@ def test_each_projects_file_loads_and_runs(title, monkeypatch, tmp_path):
     save_file(weights, tmp_path / "plain.safetensors")
     plain = node("LoadARModel", model_name="plain.safetensors", weight_dtype="default", family={"family": "causal wan"})
     assert torch.equal(video(raw), video(plain)) and video(raw).isfinite().all()
+
+
+def wide_weights():
+    """Wan 2.2's 5B blocks, small: 48 latent channels."""
+    made = WanModel(
+        model_type="t2v", dim=128, ffn_dim=256, num_layers=2, num_heads=1, in_dim=48, out_dim=48,
+        operations=comfy.ops.disable_weight_init, device="cpu", dtype=torch.float32,
+    )  # fmt: skip
+    return filled({key: value.shape for key, value in made.state_dict().items()}, seed=3)
+
+
+def test_longlive_2_runs_on_the_hosts_5b_with_shots(monkeypatch, tmp_path):
+    """Two prompts, one cut: everything before the cut is as without, and the shot's start stays in the history."""
+    title = "LongLive 2.0 5B"
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusion_models", ([str(tmp_path)], {".pt"}))
+    torch.save({"generator": under("model.", wide_weights())}, tmp_path / "model.pt")
+    monkeypatch.setitem(released.RELEASED, title, replace(ROWS[title], size=(128, 2)))
+    model = node("LoadARModel", model_name="model.pt", weight_dtype="default", family={"family": "causal wan"})
+    assert type(model.model).__name__ == "WAN22"
+    first, second = (torch.randn(1, 3, 4096, generator=torch.Generator().manual_seed(i)) for i in (1, 2))
+    start = {"samples": torch.zeros(1, 48, 48, 2, 4)}
+    sampler = ours({"plan": "as released", "model": title})
+    levels = node("ReleasedSchedule", model=title)
+
+    def video(new_shots, at=2):
+        later = {f"start_{2}": at, "prompt_2": [[second, {}]]}
+        prompts = node("PromptSchedule", prompt_1=[[first, {}]], recache=False, new_shots=new_shots, **later)
+        return sample(model, sampler, start=start, sigmas=levels, positive=prompts)[0]
+
+    cut, flowing = video(True), video(False)
+    assert cut.shape == (1, 48, 48, 2, 4) and cut.isfinite().all()
+    assert torch.equal(cut[:, :, :16], flowing[:, :, :16])
+    assert not torch.allclose(cut[:, :, 16:24], flowing[:, :, 16:24], atol=1e-4)
+    budget = module("nodes.adapters.wan.sampling").kv_of
+    kept = budget(sampler.choice, settings.FlowCacheSettings(), (2,))
+    assert (kept.budget, kept.compressor.name, kept.compressor.shots) == (3, "shot-sink", (2,))

@@ -17,6 +17,8 @@ from flowcache_core.kv import COMPRESSORS, ImportanceRedundancy, Random, Recent,
 from flowcache_core.kv import importance_redundancy as module
 from flowcache_core.kv.compressor import Compressor, Region
 from flowcache_core.kv.importance_redundancy import importance, redundancy
+from flowcache_core.kv.settings import KVSettings
+from flowcache_core.kv.shot_sink import ShotSink
 
 FRAME = 7
 """Tokens per frame; a chunk has 3 frames."""
@@ -26,6 +28,7 @@ CONFIGURATIONS: list[Callable[..., Compressor]] = [
     lambda **kw: ImportanceRedundancy(query_granularity="chunk", mix_lambda=0.5, pool_kernel=1, **kw),
     SinkWindow,
     lambda **kw: SinkWindow(sink=0.4, **kw),
+    lambda **kw: ShotSink(sink=0.5, shots=(1, 2), **kw),
     Recent,
     Random,
     lambda **kw: Random(seed=2**32 - 1, **kw),
@@ -74,6 +77,27 @@ def given(scores: list[float], positions: list[int] | None = None) -> Region:
     values = torch.tensor(scores).reshape(1, 1, -1, 1)
     places = torch.tensor(positions or list(range(len(scores))), dtype=torch.int32).reshape(1, 1, -1)
     return region(len(scores), dim=1, values=values, positions=places)
+
+
+def test_the_newest_shot_that_has_begun_keeps_its_start() -> None:
+    """Chunks of three frames of four tokens, shots at chunks 2 and 4; the sinks are a chunk each."""
+    method, chunk = ShotSink(sink=1.0, shots=(2, 4)), 3 * FRAME
+
+    def kept(chunks: int, keep: int) -> list[int]:
+        count = chunks * chunk
+        one = given([0.0] * count, list(range(count)))
+        starts = replace(one, chunk_starts=tuple(range(0, 8 * chunk, chunk)))
+        tokens = method.keep(starts, keep * chunk)[0, 0].tolist()
+        return sorted({token // chunk for token in tokens})
+
+    assert kept(2, 1) == [0]  # no shot but the first: its start is the sink
+    assert kept(4, 3) == [0, 2, 3]
+    assert kept(5, 3) == [0, 3, 4]  # of the shot that has just begun there is no more than its start
+    assert kept(7, 3) == [0, 4, 6]
+    with pytest.raises(SettingError, match="rising"):
+        ShotSink(shots=(4, 2))
+    with pytest.raises(SettingError, match="3"):
+        KVSettings(2.0, method)
 
 
 def test_the_registry_names_every_compressor() -> None:

@@ -10,26 +10,28 @@ import torch
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
 from flowcache_core.kv.recent import Recent
+from flowcache_core.kv.shot_sink import ShotSink
 from flowcache_core.kv.sink_window import SinkWindow
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
 from flowcache_core.plan.blockwise import blockwise
+from flowcache_core.plan.shots import Shots
 from flowcache_core.plan.staggered import VideoWindow
 from flowcache_core.released import RELEASED, Released
-from flowcache_core.schedule import from_sigmas
+from flowcache_core.schedule import from_sigmas, skyreels
 from flowcache_core.solvers.renoise import ReNoise
 
 
 @pytest.mark.parametrize("row", RELEASED.values(), ids=RELEASED)
 def test_every_row_plans_a_video(row: Released) -> None:
-    windows = row.windows(21, 0)
-    assert windows[-1].end_frame == 21 and windows[0].prefix_frames == 0
+    windows = row.windows(72, 0)
+    assert windows[-1].end_frame == 72 and windows[0].prefix_frames == 0
     for part in windows:
         plan = blockwise(part.frames, row.chunk_frames, row.schedule_of(part).steps, part.prefix_frames)
-        settings = EngineSettings(plan, row.schedule_of(part), ReNoise(), kv=row.kv, clean_pass=True)
+        settings = EngineSettings(plan, row.schedule_of(part), ReNoise(), kv=row.kv(), clean_pass=True)
         assert settings.notes() == () or not row.window_frames or len(plan.chunks) == 1
     if row.window_frames:
-        kept = round(row.kv.budget * row.chunk_frames) + row.chunk_frames
+        kept = round(row.kv().budget * row.chunk_frames) + row.chunk_frames
         assert kept == row.window_frames
     assert row.schedule.sigmas[-1] == 0
 
@@ -45,11 +47,39 @@ def test_levels_are_those_of_the_projects() -> None:
 
 
 def test_windows_are_budgets_beside_the_active_chunk() -> None:
-    kv = RELEASED["LongLive 1.3B"].kv
+    kv = RELEASED["LongLive 1.3B"].kv()
     assert kv.budget == 3 and kv.compressor == SinkWindow(sink=1.0)
-    kv = RELEASED["Krea Realtime 14B"].kv
+    kv = RELEASED["Krea Realtime 14B"].kv()
     assert kv.budget == 1 and kv.compressor == Recent()
-    assert RELEASED["Self-Forcing 1.3B"].kv.budget is None
+    assert RELEASED["Self-Forcing 1.3B"].kv().budget is None
+
+
+def test_shots_keep_their_start_and_stand_apart() -> None:
+    row = RELEASED["LongLive 2.0 5B"]
+    assert row.kv((2, 5)).compressor == ShotSink(sink=1.0, shots=(2, 5)) and row.kv().compressor == SinkWindow(sink=1.0)
+    # UniPC's four steps of the original scheduler at shift 5: from 0.999 of the noise.
+    assert row.schedule.sigmas == pytest.approx(skyreels(4, 5.0).sigmas)
+    shots, plan = row.shots((2, 5)), blockwise(56, 8, 4)
+    assert [shots.first_frame(chunk) for chunk in plan.chunks] == [0, 8, 24, 32, 40, 56, 64]
+    assert shots.added == 16 and RELEASED["LongLive 1.3B"].shots((2,)).added == 0
+
+
+def test_a_cut_moves_the_chunks_after_it_for_the_model() -> None:
+    """The video with a cut is the one whose chunks stand further on; nothing else changes."""
+    torch.manual_seed(0)
+    config = WanConfig(dim=24, ffn_dim=48, num_layers=2, num_heads=2, text_dim=16, freq_dim=16)
+    model = WanTransformer(config).eval().requires_grad_(False)
+    torch.nn.init.normal_(model.head.head.weight, std=0.1)
+    text, noise = torch.randn(1, 5, 16), torch.randn(1, 16, 3, 4, 4)
+    settings = EngineSettings(blockwise(3, 1, 2), RELEASED["Self-Forcing 1.3B"]._schedule((1000, 500)), clean_pass=True)
+
+    def video(**options: object) -> torch.Tensor:
+        return generate(WanDenoiser(model, {0: (text,)}, **options), settings, noise)  # type: ignore[arg-type]
+
+    plain, cut, apart = video(), video(shots=Shots((1,), 8)), video(shots=Shots((1, 2), 8))
+    assert torch.equal(plain[:, :, 0], cut[:, :, 0]) and not torch.allclose(plain[:, :, 1], cut[:, :, 1], atol=1e-4)
+    assert torch.equal(cut[:, :, 1], apart[:, :, 1]) and not torch.allclose(cut[:, :, 2], apart[:, :, 2], atol=1e-4)
+    assert torch.equal(video(shots=Shots((1,), 0)), plain)
 
 
 def test_other_levels_and_sizes_are_refused_with_what_is_right() -> None:
@@ -85,7 +115,7 @@ def test_a_first_chunk_of_its_own_is_a_run_of_its_own() -> None:
     def run(part: VideoWindow, prefix: torch.Tensor | None) -> torch.Tensor:
         schedule = row.schedule_of(part)
         plan = blockwise(part.frames, 1, schedule.steps, part.prefix_frames)
-        settings = EngineSettings(plan, schedule, ReNoise(), kv=row.kv, clean_pass=True)
+        settings = EngineSettings(plan, schedule, ReNoise(), kv=row.kv(), clean_pass=True)
         return generate(denoiser, settings, noise[:, :, : part.frames], prefix=prefix)
 
     begun = run(first, None)

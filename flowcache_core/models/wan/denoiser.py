@@ -12,6 +12,7 @@ from torch import Tensor
 from ...denoiser import ChunkInput, ChunkOutput, KVSpec
 from ...errors import require, require_count, require_finite, require_finite_values
 from ...kv.cache import KVCache
+from ...plan.shots import Shots
 from ...rows import Rows
 from ..common.attention import attend_heads
 from ..common.cached_attention import CachedAttention
@@ -26,13 +27,15 @@ class WanDenoiser:
 
     prompts: start chunk -> text embeddings ``[B, T, text_dim]``, one per branch (cond, or cond and uncond); a chunk
     takes the entry with the largest start chunk not above its own index. guidance: v = uncond + guidance * (cond -
-    uncond); at 1 or below the uncond branch is not run. fps: for models with a frame-rate embedding.
+    uncond); at 1 or below the uncond branch is not run. fps: for models with a frame-rate embedding. shots: where the
+    video is cut.
     """
 
     transformer: WanTransformer
     prompts: Mapping[int, Sequence[Tensor]]
     guidance: float = 1.0
     fps: int | None = None
+    shots: Shots = Shots()
     texts: dict[tuple[int, int], PreparedText] = field(default_factory=dict, init=False, repr=False)
     axes: dict[tuple[int, int, int], RopeAxes] = field(default_factory=dict, init=False, repr=False)
 
@@ -83,13 +86,13 @@ class WanDenoiser:
             self.batched(item.latents),
             self.times(item),
             self.text(item.prompt_chunk, item.latents.shape[0]),
-            first_frame=item.chunk.first_frame,
+            first_frame=self.shots.first_frame(item.chunk),
             attention=CachedAttention(
                 cache, item.chunk, range(len(self.here)), attend_heads, rows=rows, sparse=item.sparse
             ),
             fps=self.fps,
             return_residual=keep_residual,
-            rope=self.rope(item.latents, cache.plan.frames),
+            rope=self.rope(item.latents, cache.plan.frames + self.shots.added),
             rows=rows,
             share=self.share,
         )

@@ -50,7 +50,7 @@ def load_ar_model(path: str, weight_dtype: str, family: str, fps: int) -> Any:
             raise SettingError(FIELD, Found(f"{name}: {misfit.found}"), misfit.accepted)
         sizes = folder_sizes(path, weights)
         weights, metadata = host_form(weights, metadata)
-        metadata = tagged(metadata, causal=not skyreels, sizes=sizes)
+        metadata = tagged(metadata, causal=not skyreels and not wide(weights), sizes=sizes)
         check(weights, metadata, name)
         offset = FrameRate.taken_from(weights, fps) if has_fps else None
     except SettingError as error:
@@ -78,11 +78,18 @@ def tagged(metadata: Mapping[str, str], causal: bool, sizes: Mapping[str, int]) 
     return {**metadata, "config": json.dumps({**config, "transformer": transformer})}
 
 
+def wide(weights: Mapping[str, Tensor]) -> bool:
+    """Whether these are Wan 2.2's 5B blocks, whose latents have 48 channels: the host has no causal class for them, and
+    its plain one serves."""
+    first = weights.get("patch_embedding.weight")
+    return first is not None and first.dim() > 1 and first.shape[1] == 48
+
+
 def check(weights: Mapping[str, Tensor], metadata: Mapping[str, str], name: str) -> None:
     """SettingError unless these are all weights of one Wan text-to-video model and nothing else, before any is made."""
     first = weights.get("patch_embedding.weight")
     channels = first.shape[1] if first is not None and first.dim() > 1 else None
-    require(channels == 16, FIELD, Found(f"{name}: {channels} input channels"), ARCHITECTURE)
+    require(channels in (16, 48), FIELD, Found(f"{name}: {channels} input channels"), ARCHITECTURE)
     packed = packed_layers(weights)
     plain = {key: tensor for key, tensor in weights.items() if not is_beside(key) and layer_of(key) not in packed}
     linear = {f"{layer}.weight": torch.empty(weights[f"{layer}.weight"].shape, device="meta") for layer in packed}

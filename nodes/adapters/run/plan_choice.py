@@ -58,7 +58,7 @@ class PlanChoice:
     @classmethod
     def as_released(cls, released: Released) -> PlanChoice:
         kind = Blockwise(released.chunk_frames)
-        return cls(kind, SOLVERS[kind.solver](), kind.clean_pass, released=released)
+        return cls(kind, SOLVERS[released.solver](), kind.clean_pass, released=released)
 
     @property
     def chunk_frames(self) -> int:

@@ -15,17 +15,20 @@ Conditioning = list[list[Any]]
 
 @dataclass(frozen=True)
 class ScheduledPrompt:
-    """From which chunk on an entry holds, and whether earlier K/V is computed again then. ``start_percent`` and
-    ``end_percent`` are the entry's own, None when it has none.
+    """From which chunk on an entry holds, whether earlier K/V is computed again then, and whether it begins a new shot.
+    ``start_percent`` and ``end_percent`` are the entry's own, None when it has none.
     """
 
     start: int
     recache: bool = False
+    cut: bool = False
     start_percent: float | None = None
     end_percent: float | None = None
 
 
-def schedule(first: Conditioning, later: Sequence[tuple[int, int, Conditioning]], recache: bool) -> Conditioning:
+def schedule(
+    first: Conditioning, later: Sequence[tuple[int, int, Conditioning]], recache: bool, cut: bool = False
+) -> Conditioning:
     """``later``: (number of the input, start chunk, prompt), starts rising. ``first`` may be a schedule already."""
     entries = [[embedding, {**options, KEY: options.get(KEY, ScheduledPrompt(0))}] for embedding, options in first]
     for number, start, prompt in later:
@@ -34,7 +37,7 @@ def schedule(first: Conditioning, later: Sequence[tuple[int, int, Conditioning]]
         for embedding, options in prompt:
             plain = KEY not in options
             require(plain, f"prompt_{number}", "a schedule", "a single prompt; a schedule goes into prompt_1")
-            own = ScheduledPrompt(start, recache, options.get("start_percent"), options.get("end_percent"))
+            own = ScheduledPrompt(start, recache, cut, options.get("start_percent"), options.get("end_percent"))
             # A range that no noise level is in: samplers that know no schedule use the first prompt alone.
             entries.append([embedding, {**options, KEY: own, "start_percent": 1.0, "end_percent": 0.0}])
     return entries
@@ -73,3 +76,9 @@ def recached(conds: Mapping[str, Sequence[Entry]]) -> frozenset[int]:
     return frozenset(
         entry[KEY].start for entries in conds.values() for entry in entries if KEY in entry and entry[KEY].recache
     )
+
+
+def cuts(conds: Mapping[str, Sequence[Entry]]) -> tuple[int, ...]:
+    """Start chunks of prompts that begin a new shot."""
+    found = {entry[KEY].start for entries in conds.values() for entry in entries if KEY in entry and entry[KEY].cut}
+    return tuple(sorted(found))

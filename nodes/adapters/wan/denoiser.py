@@ -15,6 +15,7 @@ from ....flowcache_core.errors import SettingError
 from ....flowcache_core.kv.cache import KVCache
 from ....flowcache_core.kv.spec import KVSpec
 from ....flowcache_core.plan.base import Chunk
+from ....flowcache_core.plan.shots import Shots
 from ....flowcache_core.rows import Rows
 from ..run.foreign import skipped
 from .attention import KEY, ChunkAttention, Forward
@@ -35,7 +36,7 @@ class HostDenoiser:
 
     clean: the newest clean prediction of the window ``[B, C, F, H, W]``, written as chunks are computed.
     forwards: the self-attention of every layer, none with bidirectional attention.
-    first_chunk: of the video that is this window's chunk 0, where prompts change by chunk.
+    first_chunk: of the video that is this window's chunk 0, where prompts change by chunk. shots: where it is cut.
     leftover: whether the schedule ends above 0, so that a finished chunk's K/V comes from its clean prediction.
     written: per chunk, (layer, branch) that have K/V of it.
     """
@@ -46,6 +47,7 @@ class HostDenoiser:
     clean: Tensor
     forwards: Sequence[Forward] = ()
     first_chunk: int = 0
+    shots: Shots = Shots()
     leftover: bool = False
     written: dict[int, set[tuple[int, int]]] = field(default_factory=dict)
 
@@ -149,7 +151,9 @@ class HostDenoiser:
         asked: Asked | None,
     ) -> Tensor:
         """The guided clean prediction of a chunk ``[B, C, f, H, W]``; ``extra`` goes into the transformer options."""
-        positions = chunk_positions(self.guided.model_options["transformer_options"], chunk.first_frame)
+        positions = chunk_positions(
+            self.guided.model_options["transformer_options"], self.shots.first_frame(chunk, self.first_chunk)
+        )
         options = {**extra, "rope_options": positions}
         frames = slice(chunk.first_frame, chunk.end_frame)
         return self.guided.predict(x, sigma, frames, conds, options, part=chunk.first_frame, asked=asked)

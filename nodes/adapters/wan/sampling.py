@@ -17,6 +17,7 @@ from ....flowcache_core.errors import Found, require
 from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.kv.size import peak_bytes
 from ....flowcache_core.noise import host_noise
+from ....flowcache_core.plan.shots import Shots
 from ....flowcache_core.plan.staggered import VideoWindow
 from ....flowcache_core.released import Released
 from ....flowcache_core.report.record import Recorder
@@ -25,7 +26,7 @@ from ..naming import naming
 from ..run.finite import require_finite_inputs
 from ..run.memory import announce, make_room
 from ..run.plan_choice import PlanChoice
-from ..run.prompt_schedule import recached, starts
+from ..run.prompt_schedule import cuts, recached, starts
 from ..run.request import Request, Sampling, refuse_clashes, reuse_fields
 from ..run.settings import FlowCacheSettings, settings_of
 from ..run.sparse import before_run, check_sparse, with_attention
@@ -101,7 +102,8 @@ class WanSampling(Sampling):
 
     def window(self, number: int, part: VideoWindow) -> Tensor:
         """The latents of one window; its prefix is the video's, or the end of the window before."""
-        engine, frames = self.engines[number], slice(part.first_frame, part.end_frame)
+        released, engine = self.choice.released, self.engines[number]
+        frames = slice(part.first_frame, part.end_frame)
         clean = self.progress.clean[:, :, frames]
         denoiser = HostDenoiser(
             guided=Guided(
@@ -117,6 +119,7 @@ class WanSampling(Sampling):
             clean=clean,
             first_chunk=part.first_frame // self.choice.chunk_frames,
             leftover=self.schedule.sigmas[-1] > 0,
+            shots=released.shots(cuts(self.guider.conds)) if released else Shots(),
         )
         self.progress.begin(part.first_frame, self.recorder)
         # The host's own seed rule; later windows draw far from earlier ones.
@@ -164,7 +167,7 @@ def engine_settings(
         plan=plan,
         schedule=schedule,
         solver=choice.solver,
-        kv=kv_of(choice, settings),
+        kv=kv_of(choice, settings, cuts(conds)),
         clean_pass=choice.clean_pass,
         attention=choice.attention,
         prefix_noise=choice.prefix_noise,
@@ -174,9 +177,9 @@ def engine_settings(
     return with_attention(engine, settings.sparse)
 
 
-def kv_of(choice: PlanChoice, settings: FlowCacheSettings) -> KVSettings:
+def kv_of(choice: PlanChoice, settings: FlowCacheSettings, shots: tuple[int, ...]) -> KVSettings:
     """What the KV Cache Compressor chose, or what a released model keeps; SettingError when these are two things."""
-    own = choice.released.kv if choice.released else KVSettings()
+    own = choice.released.kv(shots) if choice.released else KVSettings()
     if own.budget is None:
         return settings.kv_settings
     if settings.kv is None:
@@ -213,7 +216,7 @@ def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tenso
     """Before the model is loaded: refuse what cannot be sampled and tell the host about the K/V."""
     model, settings = guider.model_patcher.model, settings_of(guider.model_options)
     check(model, latent_image, guider.model_options, choice.released)
-    steps, frames, kv = max(1, len(sigmas) - 1), latent_image.shape[2], kv_of(choice, settings)
+    steps, frames, kv = max(1, len(sigmas) - 1), latent_image.shape[2], kv_of(choice, settings, cuts(guider.conds))
     plans = [choice.plan(part, steps) for part in choice.windows(frames, 0)]
     needed, by_chunk = 0, choice.attention == "block-causal"
     if by_chunk and kv.device != "cpu":
