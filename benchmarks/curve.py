@@ -48,6 +48,10 @@ def cost(row: dict[str, Any]) -> float:
     return float(row["flops"] if halves else row["computed"])
 
 
+def place(row: dict[str, Any]) -> tuple[str, str]:
+    return row["method"], row["point"]
+
+
 def at_shares(rows: Sequence[dict[str, Any]], column: str, shares: Sequence[float] = SHARES) -> dict[str, list[float]]:
     """Every method's figure at the same shares of computed steps, on straight lines between what was measured.
 
@@ -107,6 +111,7 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("--model", default="mini", choices=list(MODELS))
     p.add_argument("--setup", default="blockwise", choices=list(SETUPS))
     p.add_argument("--pairs", type=int, help=f"held-out prompts and seeds (default: {PAIRS})")
+    p.add_argument("--few", action="store_true", help="three settings of each method; always so with mini scenes")
     p.add_argument("--methods", help="comma-separated beginnings of method names")
     options = p.parse_args(argv)
     model, count = options.model, PAIRS[options.model] if options.pairs is None else options.pairs
@@ -115,18 +120,19 @@ def main(argv: Sequence[str]) -> int:
     name = "-".join(["curve", *([] if model == "mini" else [model]), options.setup.replace(" ", "-")])
     figures = stored(name)
     rows: list[dict[str, Any]] = figures.get("rows", []) if figures.get("pairs") == count else []
-    done = {(row["method"], row["point"]) for row in rows}
+    done = {place(row) for row in rows if row.get("right") is not None}  # older ones have none
     wanted = tuple(options.methods.split(",")) if options.methods else ("",)
     comparison = Comparison(setup, pairs(1000, count, model), of=specimen(model), **base)
     uncached = comparison.rates(comparison.reference)
-    subject = Subject(model, setup, paired(specimen(model).prompts, 5000, 4), few=model != "mini")
+    subject = Subject(model, setup, paired(specimen(model).prompts, 5000, 4), few=options.few or model != "mini")
     print(f"every step computed: {right(uncached):.1%} right\n{Row.HEADER}", flush=True)
     for method in methods(subject):
         if (method.name, method.point) in done or not method.name.startswith(wanted):
             continue
         row = comparison.row(f"{method.name} {method.point}", setup=method.setup, **method.settings())
         print(row, flush=True)
-        rows.append({"method": method.name, "point": method.point, **asdict(row)})
+        made = {"method": method.name, "point": method.point, **asdict(row)}
+        rows = [*(one for one in rows if place(one) != place(made)), made]
         content = {"model": model, "setup": options.setup, "guidance": setup.guidance, "pairs": count}
         save(name, {**content, "uncached": uncached, "rows": rows})
     print(f"\n{at_shares_text(rows)}\n")
