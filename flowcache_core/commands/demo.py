@@ -16,12 +16,13 @@ from torch import Tensor
 from ..bundled import BUNDLED, load_bundled
 from ..cost import WanShape
 from ..engine import EngineSettings, generate
+from ..engine.anchor import LowFrequencies
 from ..errors import NotFiniteError, SettingError, require, require_count, require_finite
 from ..files import require_folder, whole_folder
 from ..kv import COMPRESSORS
 from ..kv.settings import KVSettings
 from ..mini import GUIDANCE, MiniModel
-from ..models.wan.denoiser import WanDenoiser
+from ..models.wan.guidance_refresh import GuidanceRefresh
 from ..plan import PLANS, Blockwise
 from ..presets import Preset, load_preset, preset_names
 from ..report import document, figure, text
@@ -64,6 +65,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--chunks", type=int, help=f"length of the video, 12 frames each (default: {LONG[0]})")
     p.add_argument("--steps", type=int, help=f"denoising steps of a chunk (default: {LONG[1]})")
     p.add_argument("--guidance", type=float, default=GUIDANCE, help="classifier-free guidance (default: %(default)s)")
+    p.add_argument("--guidance-every", type=int, default=1, help="without text only at every n-th computed step")
+    p.add_argument("--low-frequencies", type=float, default=0.0, help="how much of the first chunk's is put back")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results (default: %(default)s)")
     p.add_argument("--quick", action="store_true", help=f"{QUICK[0]} chunks of {QUICK[1]} steps")
@@ -88,10 +91,11 @@ class Demo:
     guidance: float
     chunks: int
     seed: int
+    guidance_every: int = 1
 
-    def denoiser(self) -> WanDenoiser:
+    def denoiser(self, guidance_every: int = 1) -> GuidanceRefresh:
         contexts = (self.prompt, self.mini.encode_prompt(""))
-        return WanDenoiser(self.mini.transformer, {0: contexts}, self.guidance)
+        return GuidanceRefresh(self.mini.transformer, {0: contexts}, self.guidance, every=guidance_every)
 
     def shape(self) -> WanShape:
         """What the mini model's FLOPs are counted with."""
@@ -112,7 +116,8 @@ class Demo:
             if progress is not None:
                 progress(event)
 
-        latents = generate(self.denoiser(), settings, self.mini.noise(self.chunks, self.seed), observe=observe)
+        denoiser = self.denoiser(self.guidance_every if settings is self.flowcache else 1)
+        latents = generate(denoiser, settings, self.mini.noise(self.chunks, self.seed), observe=observe)
         video = self.mini.vae.decode(latents)[0].movedim(0, 3)
         return recorder.record(), pixels(video).cpu()
 
@@ -130,16 +135,22 @@ def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
     kind = PLANS[options.plan].abreast(mini.chunk_frames, steps)
     plan = kind.plan(chunks * mini.chunk_frames, steps)
     reuse = make_reuse(options, steps, mini.shift)
+    if reuse.preset is not None and (options.guidance_every > 1 or options.low_frequencies):
+        reuse = replace(reuse, preset=replace(reuse.preset, curve=()))  # measured without
     compressor, kept = make_compressor(options.compressor), options.kv_budget
     if kept == "half":
         kept = max(chunks / 2, 1.0 if compressor is None else compressor.min_budget)
     kv = KVSettings(budget=kept, compressor=compressor)
     # The mini model is trained on clean history, so both runs re-encode finished chunks.
     vanilla = EngineSettings(plan, shifted(steps, mini.shift), policy=Never(), clean_pass=True)
-    flowcache = replace(vanilla, policy=reuse.policy, quantity=reuse.quantity, kv=kv)
+    anchor = LowFrequencies(options.low_frequencies) if options.low_frequencies else None
+    flowcache = replace(vanilla, policy=reuse.policy, quantity=reuse.quantity, kv=kv, anchor=anchor)
     flowcache.notes()
     prompt = encode(mini, options.prompt)
-    return Demo(mini, prompt, vanilla, flowcache, reuse, options.guidance, chunks, options.seed)
+    every = options.guidance_every
+    demo = Demo(mini, prompt, vanilla, flowcache, reuse, options.guidance, chunks, options.seed, every)
+    demo.denoiser(every)  # refuses what it cannot do
+    return demo
 
 
 @dataclass(frozen=True)
@@ -206,6 +217,8 @@ def described(options: argparse.Namespace, demo: Demo) -> dict[str, Any]:
         "steps": run.plan.steps,
         "shift": demo.mini.shift,
         "guidance": demo.guidance,
+        "guidance_every": demo.guidance_every,
+        "low_frequencies": 0.0 if run.anchor is None else run.anchor.strength,
         "seed": demo.seed,
         "clean_pass": run.clean_pass,
     }

@@ -32,6 +32,10 @@ LINES: dict[str, tuple[list[str], str]] = {
     "chunks of a demo": (["demo", "--chunks", "1000000000"], "chunks"),
     "a seed": (["demo", "--seed", "-1"], "seed"),
     "a guidance": (["demo", "--guidance", "nan"], "guidance"),
+    "guidance never": (["demo", "--guidance-every", "0"], "guidance_every"),
+    "guidance now and then without any": (["demo", "--guidance", "1", "--guidance-every", "2"], "guidance_every"),
+    "low frequencies": (["demo", "--low-frequencies", "2"], "strength"),
+    "a preset of mini scenes": (["demo", "--model", "scenes", "--preset", "fast-20"], "slow, balanced, fast"),
     "a threshold": (["demo", "--threshold", "inf"], "threshold"),
     "a warm-up": (["demo", "--policy", "chunkwise", "--warmup", "99999999999999999999"], "warmup_steps"),
     "a budget": (["demo", "--kv-budget", "nan"], "budget"),
@@ -60,6 +64,8 @@ LINES: dict[str, tuple[list[str], str]] = {
     "a folder of schedule": (["schedule", *MODEL, "--preset", "reference-slow", "--weights", "."], "folder"),
     "steps of calibrate": ([*CALIBRATE, "--target", "0.5", "--steps", "201"], "steps"),
     "pairs of calibrate": ([*CALIBRATE, "--target", "0.5", "--pairs", "9"], "pairs"),
+    "shares of calibrate": ([*CALIBRATE, "--target", "0.5", "--thorough", "--shares", "0.5,2"], "shares"),
+    "shares that are no numbers": ([*CALIBRATE, "--target", "0.5", "--shares", "half"], "--shares"),
     "a target of calibrate": ([*CALIBRATE, "--target", "nan"], "target"),
     "decibels of calibrate": ([*CALIBRATE, "--target-psnr", "nan"], "target_psnr"),
     "a name of calibrate": ([*CALIBRATE, "--target", "0.5", "--name", LONG], "name"),
@@ -81,6 +87,9 @@ LINES: dict[str, tuple[list[str], str]] = {
     "steps of the training": (["train-mini-magi", "--steps", "0"], "steps"),
     "a benchmark": (["bench", LONG], "bench"),
     "two dashes of bench": (["bench", "--"], "bench"),
+    "options of two benchmarks": (["bench", "curve", "length", "--pairs", "1"], "options"),
+    "options of one that has none": (["bench", "length", "--pairs", "1"], "options"),
+    "a model of the curve": (["bench", "curve", "--model", LONG], "--model"),
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from flowcache_core import __main__ as command_line
 from flowcache_core.commands import demo
 from flowcache_core.mini import GUIDANCE, MiniModel
 from flowcache_core.mini.text import TEXT_DIM, VOCABULARY, encode_prompt
-from flowcache_core.models.wan.denoiser import WanDenoiser
+from flowcache_core.models.wan.guidance_refresh import GuidanceRefresh
 from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
 from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
 from flowcache_core.report.events import RunFinished, RunStarted, StepTaken
@@ -183,11 +183,11 @@ def test_a_folder_in_the_place_of_a_result_is_said_first(call: Any, tmp_path: Pa
     assert (status, out) == (2, "") and "map.png', accepted: a file, not a folder" in err and err.count("\n") == 1
 
 
-class SpoiledDenoiser(WanDenoiser):
+class SpoiledDenoiser(GuidanceRefresh):
     """NaN from one step of chunk 1 on."""
 
-    def compute(self, item: Any, cache: Any, *, keep_residual: bool = False) -> Any:
-        output = super().compute(item, cache, keep_residual=keep_residual)
+    def compute(self, item: Any, cache: Any, *, keep_residual: bool = False, rows: Any = None) -> Any:
+        output = super().compute(item, cache, keep_residual=keep_residual, rows=rows)
         if (item.chunk.index, item.step) == (1, 3):
             output = replace(output, velocity=output.velocity * math.nan)
         return output
@@ -198,7 +198,7 @@ class SpoiledDenoiser(WanDenoiser):
 def test_a_run_that_turns_nan_writes_everything_and_says_so(
     call: Any, tmp_path: Path, monkeypatch: Any, options: Any, policy: Any
 ) -> None:
-    monkeypatch.setattr(demo, "WanDenoiser", SpoiledDenoiser)
+    monkeypatch.setattr(demo, "GuidanceRefresh", SpoiledDenoiser)
     status, out, err = call(*options, *policy)
     assert status == 1
     last = err.splitlines()[-1]
@@ -287,3 +287,16 @@ def test_quick_demo_on_the_bundled_model(tmp_path: Path) -> None:
     first = read_video(tmp_path / "vanilla.mp4")[8].float()
     red = (first[..., 0] > 150) & (first[..., 1] < 100) & (first[..., 2] < 100)
     assert 0.03 < red.float().mean() < 0.2  # a red shape of the right size is there
+
+
+def test_guidance_now_and_then_and_low_frequencies(call: Any, tmp_path: Path) -> None:
+    """Both change the FlowCache run only, and what the calibration promised holds no more."""
+    status, out, _ = call("--json", "--guidance-every", "2", "--low-frequencies", "0.5")
+    found = json.loads(out)
+    assert status == 0 and found["settings"]["guidance_every"] == 2 and found["settings"]["low_frequencies"] == 0.5
+    assert found["settings"]["expected_psnr"] is None
+    plain = json.loads(call("--json")[1])["runs"]
+    for name, more in (("vanilla", False), ("flowcache", True)):
+        before, now = plain[name], found["runs"][name]
+        assert now["computed_steps"] == before["computed_steps"]
+        assert (now["pflops"] < 0.95 * before["pflops"]) if more else now["pflops"] == before["pflops"]

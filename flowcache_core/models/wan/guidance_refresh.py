@@ -42,6 +42,8 @@ class GuidanceRefresh(WanDenoiser):
     def compute(
         self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
     ) -> ChunkOutput:
+        if self.every == 1:
+            return super().compute(item, cache, keep_residual=keep_residual, rows=rows)
         chunk, last = item.chunk.index, item.step == cache.plan.steps - 1
         number = 0 if item.step == 0 else self.computed[chunk] + 1
         self.computed[chunk] = number
@@ -50,9 +52,8 @@ class GuidanceRefresh(WanDenoiser):
             (cond,) = output.velocity
             return ChunkOutput(torch.stack((cond, cond + self.distances[chunk])), rows=output.rows, branches=1)
         output = super().compute(item, cache, keep_residual=keep_residual, rows=rows)
-        if self.branches == 2:
-            cond, uncond = output.velocity
-            self.distances[chunk] = uncond - cond
+        cond, uncond = output.velocity
+        self.distances[chunk] = uncond - cond
         if last:
             self.distances.pop(chunk, None)
             self.computed.pop(chunk, None)
