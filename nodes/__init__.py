@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .before import register
 from .kv import KVCompressor
 from .loaders import LoadARModel
 from .magi import EmptyMagiLatent, LoadMagiModel, LoadMagiVAE, MagiPrompt, MagiSchedule
@@ -35,5 +36,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
 
 
 class FlowCacheExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        register()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

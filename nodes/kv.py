@@ -11,10 +11,10 @@ from comfy_api.latest import io, ui
 from ..flowcache_core.errors import require
 from ..flowcache_core.kv import COMPRESSORS
 from ..flowcache_core.kv.settings import KVSettings
+from .adapters.before.tell import on_running_compressor
 from .adapters.declared import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_kv
-from .adapters.shown.kv_size import describe_budget
 from .adapters.shown.running_node import show_text
 from .choices import MISSING, check
 from .inputs import inputs_of, part_of
@@ -92,7 +92,7 @@ class KVCompressor(Node):
         with naming(NAME):
             kv = settings(budget, method, dtype, device)
             patched = with_kv(model, kv)
-        text = describe_budget(model, kv)
+        text = on_running_compressor(patched, kv)
         show_text(text)
         return io.NodeOutput(patched, ui=ui.PreviewText(text))
 

@@ -316,15 +316,6 @@ class TestHost:
         exact = velocity(tiny_magi.magi.CastingOperations)
         assert 0 < (ours - exact).abs().max() < 0.02 * exact.abs().max()
 
-    def test_budget_in_megabytes(self):
-        """A chunk of the 4.5B at 720x720: 12,150 tokens, 4096 bytes per token and layer, 34 layers."""
-        full = tiny_magi.MagiConfig(3072, 12288, 34, 24, 8, 128, 768)
-        with torch.device("meta"):
-            inner = tiny_magi.magi.MagiTransformer(full, dtype=torch.bfloat16)
-        inside = SimpleNamespace(diffusion_model=inner, get_dtype_inference=lambda: torch.bfloat16)
-        text = module("nodes.adapters.shown.kv_size").describe_budget(SimpleNamespace(model=inside), KVSettings(2.0))
-        assert f"{2 * 12150 * 4096 * 34 / 1e6:.0f} MB, {3 * 12150 * 4096 * 34 / 1e6:.0f} MB with one active" in text
-
     def test_k_v_is_announced(self, model):
         """What the host is asked to keep free grows with the budget."""
         seen = []

@@ -63,7 +63,7 @@ def renamed(prompt: dict[str, Any], name: Any) -> dict[str, Any]:
 
 def shown_on(heard: Heard) -> tuple[set[str], set[str]]:
     """Nodes with progress texts, and nodes with previews of finished chunks."""
-    texts = {data["node"] for data in heard.of("text") if "chunk steps" in data["text"]}
+    texts = {data["node"] for data in heard.of("text") if "chunks finished" in data["text"]}
     videos = {
         data["display_node"]
         for data in heard.of("executed")

@@ -44,8 +44,9 @@ def warn_unused(model_options: Any) -> None:
         logging.warning("%s: no effect with this sampler; use %s or %s", names, OUR_SAMPLER, HOST_SAMPLER)
 
 
-def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> None:
+def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> Plan | None:
     """Before the model is loaded: check, announce the K/V, and have the run wrapped. ``latents`` ``[B, C, F, H, W]``.
+    Returns the order of its chunks, None where the host refuses it.
 
     ``guider.model_options`` are the run's own copy, so what is put there ends with it.
     """
@@ -53,7 +54,7 @@ def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> None:
     block = sampler.extra_options.get("num_frame_per_block", 1)
     given = start_frames(options)
     if latents.ndim != 5 or given >= latents.shape[2] or len(sigmas) < 2:
-        return  # the host refuses it, or there is no step to take
+        return None  # the host refuses it, or there is no step to take
     settings = settings_of(options)
     with naming(HOST_SAMPLER):
         check(guider, settings)
@@ -76,6 +77,7 @@ def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> None:
             return run.sample(partial(executor, guider, sigmas, extra_args, callback, noise, *rest), extra_args)
 
     add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, sampling, options, is_model_options=True)
+    return plan
 
 
 def check(guider: Any, settings: FlowCacheSettings) -> None:

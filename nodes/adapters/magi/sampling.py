@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +101,14 @@ class MagiSampling(Sampling):
     def preview(self, display: Display) -> LivePreview | None:
         own = isinstance(self.model.latent_format, MagiLatents)
         return magi_preview(display, self.x) if own else display.preview(self.x)
+
+    @property
+    def runs(self) -> Sequence[EngineSettings]:
+        return (self.engine,)
+
+    @property
+    def forwards_per_step(self) -> int:
+        return self.denoiser.branches
 
     def run(self) -> Tensor:
         engine = self.engine

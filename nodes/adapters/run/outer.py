@@ -10,6 +10,9 @@ from comfy.patcher_extension import WrappersMP
 from ....flowcache_core.errors import SettingError
 from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.sparse.settings import SparseSettings
+from ..before.speed import note_speed
+from ..before.tell import at_start
+from ..before.wired import host_run
 from ..host_ar.attach import attach, is_host_ar, warn_unused
 from .records import RecordSlot
 from .sampler import ChunkSampler
@@ -32,11 +35,16 @@ def outer_sample(
     if ours:
         sampler.reserve(guider, latent_image, sigmas)
     elif is_host_ar(sampler):
-        attach(guider, sampler, latent_image, sigmas)
+        plan = attach(guider, sampler, latent_image, sigmas)
+        if plan is not None:
+            settings = settings_of(guider.model_options)
+            at_start(guider.model_patcher, [host_run(plan, settings)], latent_image.shape, 1, settings)
     else:
         warn_unused(guider.model_options)
     output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     slot.end(output)
+    if slot.runs[-1].record is not None:
+        note_speed(guider.model_patcher, slot.runs[-1].record, output.shape[0])
     return output
 
 

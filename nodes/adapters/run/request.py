@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.errors import require
 from ....flowcache_core.schedule import Schedule
 from ..naming import naming
@@ -76,6 +77,16 @@ class Sampling:
         if self.prefix is not None:
             progress.clean[:, :, : self.prefix_frames] = self.prefix
         return progress
+
+    @property
+    def runs(self) -> Sequence[EngineSettings]:
+        """The engine's settings of every window."""
+        raise NotImplementedError
+
+    @property
+    def forwards_per_step(self) -> int:
+        """Forwards that guidance asks for."""
+        raise NotImplementedError
 
     def run(self) -> Tensor:
         """The latents at the last noise level."""

@@ -7,6 +7,7 @@ from typing import Any
 import comfy.samplers
 from torch import Tensor
 
+from ..before.tell import at_start
 from ..magi import sampling as magi
 from ..magi.sampling import MagiSampling, is_magi
 from ..naming import naming
@@ -56,4 +57,8 @@ class ChunkSampler(comfy.samplers.KSAMPLER):
         request = Request(self.choice, self.given, self.display, model, x, sigmas, extra_args, bool(disable), shown)
         family = MagiSampling if is_magi(model.inner_model.inner_model) else WanSampling
         with naming(self.node):
-            return family(request).run()
+            sampling = family(request)
+            at_start(
+                sampling.guider.model_patcher, sampling.runs, x.shape, sampling.forwards_per_step, sampling.settings
+            )
+            return sampling.run()

@@ -39,6 +39,16 @@ def show_text(text: str) -> None:
     _show(lambda server, here: server.send_progress_text(text, here.display, server.client_id))
 
 
+def show_text_on(node: str, text: str) -> None:
+    """Write ``text`` on another node of the prompt that runs now."""
+    _show(lambda server, here: server.send_progress_text(text, node, server.client_id))
+
+
+def listening() -> bool:
+    """Whether a browser asked for the prompt that runs now."""
+    return getattr(_server(), "client_id", None) is not None
+
+
 def show_video(filename: str) -> None:
     """Show a file of the temp folder on the node that runs now, as the host does when a node is done."""
     output = {"images": [{"filename": filename, "subfolder": "", "type": "temp"}], "animated": (True,)}
@@ -53,9 +63,12 @@ def show_video(filename: str) -> None:
 def _show(send: Callable[[Any, RunningNode], None]) -> None:
     """Nothing where no browser asked for the prompt. That something cannot be shown ends no run."""
     try:
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
         here = RunningNode.now()
-        if here is not None and getattr(server, "client_id", None) is not None:
-            send(server, here)
+        if here is not None and listening():
+            send(_server(), here)
     except Exception as error:
         logging.warning("FlowCache: could not show the run on its node: %r", error)
+
+
+def _server() -> Any:
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)

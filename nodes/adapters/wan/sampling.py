@@ -83,6 +83,14 @@ class WanSampling(Sampling):
         if self.choice.released is not None:
             self.choice.released.check_levels(from_sigmas(self.request.sigmas.tolist()))
 
+    @property
+    def runs(self) -> Sequence[EngineSettings]:
+        return self.engines
+
+    @property
+    def forwards_per_step(self) -> int:
+        return self.branches.count
+
     def run(self) -> Tensor:
         self.make_room()
         output = self.x.clone()

@@ -1,0 +1,204 @@
+"""One sampling of a graph: which of our nodes it goes through, over what latents, in how many steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ....flowcache_core.dry_run.estimate import Estimate, Model, estimate
+from ....flowcache_core.engine import EngineSettings
+from ....flowcache_core.kv.settings import KVSettings
+from ....flowcache_core.models.magi.config import MagiConfig
+from ....flowcache_core.plan.base import Plan
+from ....flowcache_core.plan.staggered import VideoWindow
+from ....flowcache_core.released import RELEASED
+from ....flowcache_core.schedule import Schedule, magi, shifted
+from ....flowcache_core.solvers import SOLVERS
+from ..host_ar.attach import plan_of as host_plan
+from ..run.plan_choice import PlanChoice
+from ..run.settings import FlowCacheSettings, ReuseSettings
+from ..wan.sampling import kv_of
+from .graph import LONGEST, Graph, NotKnownError
+from .model_sizes import LOADERS, MINI, of_loader
+
+SAMPLINGS = ("SamplerCustomAdvanced", "SamplerCustom")
+REUSE, COMPRESSOR, SAMPLER, HOST_SAMPLER = (
+    "FlowCacheChunkwiseReuse", "FlowCacheKVCompressor", "FlowCacheARSampler", "SamplerARVideo",
+)  # fmt: skip
+PIXELS, TIME = 8, 4  # of Wan's autoencoder, a latent value
+VIDEO_LATENTS = ("EmptyARVideoLatent", "EmptyHunyuanLatentVideo")
+MAGI_LATENT, MAGI_CHUNK = "FlowCacheEmptyMagiLatent", 6
+CHANNELS = 16
+START_IMAGE = "ARVideoI2V"
+PICTURES = ("image", "images", "destination", "image1")
+
+ReadNode = Callable[[Graph, str], Any]
+
+
+@dataclass(frozen=True)
+class Readers:
+    """How the pack's nodes read their own fields: what sits on the model."""
+
+    reuse: Callable[[Graph, str], ReuseSettings]
+    kv: Callable[[Graph, str], KVSettings]
+
+
+@dataclass(frozen=True)
+class Wired:
+    """Node ids of one sampling, None for what it has not got; chunk_frames of the plan."""
+
+    sampling: str
+    sampler: str
+    reuse: str | None
+    kv: str | None
+    loader: str | None
+    host: bool
+
+    @classmethod
+    def of(cls, graph: Graph, sampling: str) -> Wired | None:
+        """None for a sampling that no AR sampler does."""
+        sampler = graph.source(sampling, "sampler")
+        if sampler is None or graph.kind(sampler) not in (SAMPLER, HOST_SAMPLER):
+            return None
+        guider = graph.source(sampling, "guider") or sampling
+        chain = [*graph.upstream(guider, "model")]
+
+        def first(*kinds: str) -> str | None:
+            return next((node for node in chain if graph.kind(node) in kinds), None)
+
+        last = chain[-1] if chain else None
+        loader = first(*LOADERS, MINI) or last
+        return cls(sampling, sampler, first(REUSE), first(COMPRESSOR), loader, graph.kind(sampler) == HOST_SAMPLER)
+
+    @property
+    def nodes(self) -> list[str]:
+        """Those that the estimate is shown on."""
+        return [node for node in (self.sampler, self.reuse, self.kv) if node is not None]
+
+
+def foreseen(graph: Graph, wired: Wired, readers: Readers) -> tuple[Estimate, Model, int]:
+    """The estimate out of the graph alone, and the chunks of the video. NotKnownError, or SettingError of a node."""
+    if wired.loader is None:
+        raise NotKnownError("no model is connected")
+    model = of_loader(graph, wired.loader, branches_of(graph, wired.sampling))
+    settings = FlowCacheSettings(
+        reuse=None if wired.reuse is None else readers.reuse(graph, wired.reuse),
+        kv=None if wired.kv is None else readers.kv(graph, wired.kv),
+    )
+    found, chunks = reckoned(graph, wired, model, settings)
+    return found, model, chunks
+
+
+def reckoned(graph: Graph, wired: Wired, model: Model, settings: FlowCacheSettings) -> tuple[Estimate, int]:
+    """The estimate of a sampling whose model and settings are known, over what else the graph says."""
+    latents, steps = latents_of(graph, wired.sampling), steps_of(graph, wired.sampling)
+    given = min(prefix_of(graph, wired), latents[2] - 1)
+    windows = engines(graph, wired, settings, model, (latents[2], given), steps)
+    source = settings.reuse.source if settings.reuse else None
+    computed = source.computed_steps if source else None
+    return estimate(model, windows, latents, computed), sum(len(one.plan.chunks) for one in windows)
+
+
+def engines(
+    graph: Graph, wired: Wired, settings: FlowCacheSettings, model: Model, frames: tuple[int, int], steps: int
+) -> list[EngineSettings]:
+    """The run's settings, with noise levels that stand for the real ones: they cost the same. frames: latent frames of
+    the video, and those of them that are given.
+    """
+    reuse: Mapping[str, Any] = {} if settings.reuse is None else settings.reuse.engine_fields
+    if settings.reuse is not None:
+        if settings.reuse.source is not None:
+            settings.reuse.source.fit(steps)
+        settings.reuse.policy.check(steps)
+    if wired.host:
+        block = graph.count(wired.sampler, "num_frame_per_block")
+        return [host_run(host_plan(frames[0], block, steps, frames[1]), settings)]
+    choice = PlanChoice.of(graph.fields(wired.sampler, "plan"))
+    schedule = magi(steps) if isinstance(model.config, MagiConfig) else shifted(steps, 5.0)
+
+    def engine(part: VideoWindow) -> EngineSettings:
+        levels: Schedule = choice.schedule(part, schedule)
+        return EngineSettings(
+            choice.plan(part, levels.steps),
+            levels,
+            choice.solver,
+            kv=kv_of(choice, settings),
+            clean_pass=choice.clean_pass,
+            attention=choice.attention,
+            prefix_noise=choice.prefix_noise,
+            **reuse,
+        )
+
+    return [engine(part) for part in choice.windows(*frames)]
+
+
+def host_run(plan: Plan, settings: FlowCacheSettings) -> EngineSettings:
+    """The host's own AR sampler as the engine would be told of it."""
+    reuse: Mapping[str, Any] = {} if settings.reuse is None else settings.reuse.engine_fields
+    levels, solver = shifted(plan.steps, 5.0), SOLVERS["renoise"]()
+    return EngineSettings(plan, levels, solver, kv=settings.kv_settings, clean_pass=True, **reuse)
+
+
+def latents_of(graph: Graph, sampling: str) -> tuple[int, int, int, int, int]:
+    """``[B, C, F, h, w]`` of the latents that are wired. NotKnownError for what is encoded or made otherwise."""
+    last = graph.needed(sampling, "latent_image")
+    for node in [last, *graph.upstream(last, "samples")]:
+        kind = graph.kind(node)
+        if kind in VIDEO_LATENTS or kind == MAGI_LATENT:
+            wide, high, batch = (graph.count(node, name) for name in ("width", "height", "batch_size"))
+            if kind == MAGI_LATENT:
+                frames = MAGI_CHUNK * graph.count(node, "chunks")
+            else:
+                frames = (graph.count(node, "length") - 1) // TIME + 1
+            return batch, CHANNELS, frames, high // PIXELS, wide // PIXELS
+    raise NotKnownError(f"the latents' size is known when {graph.kind(last)} has run")
+
+
+def prefix_of(graph: Graph, wired: Wired) -> int:
+    """Leading latent frames that are given. NotKnownError where they are encoded out of a video."""
+    if wired.host:
+        guider = graph.source(wired.sampling, "guider") or wired.sampling
+        return int(any(graph.kind(node) == START_IMAGE for node in graph.upstream(guider, "model")))
+    node = graph.source(wired.sampler, "prefix")
+    if node is None:
+        return 0
+    if (count := graph.value(wired.sampler, "prefix_frames", 0)) > 0:
+        return int(count)
+    if graph.kind(node) in SAMPLINGS:
+        return latents_of(graph, node)[2]
+    images = graph.source(node, "pixels")
+    for _ in range(LONGEST):
+        if images is None:
+            break
+        if graph.kind(images) in ("LoadImage", "EmptyImage"):
+            frames = graph.value(images, "batch_size", 1)
+            return (int(frames) - 1) // TIME + 1
+        images = next((at for name in PICTURES if (at := graph.source(images, name)) is not None), None)
+    raise NotKnownError("the number of frames in prefix")
+
+
+def steps_of(graph: Graph, sampling: str) -> int:
+    """From the node that makes the noise levels."""
+    node = graph.needed(sampling, "sigmas")
+    kind = graph.kind(node)
+    if kind == "FlowCacheReleasedSchedule" and (name := graph.value(node, "model")) in RELEASED:
+        return RELEASED[name].schedule.steps
+    if kind == "FlowCacheMagiSchedule":
+        return int(graph.value(node, "steps"))
+    if kind == "ManualSigmas":
+        return max(1, len([part for part in str(graph.value(node, "sigmas")).split(",") if part.strip()]) - 1)
+    if "steps" in graph.nodes[node]["inputs"]:
+        return graph.count(node, "steps")
+    raise NotKnownError(f"the number of steps is known when {kind} has run")
+
+
+def branches_of(graph: Graph, sampling: str) -> int:
+    """Forwards that guidance needs."""
+    guider = graph.source(sampling, "guider") or sampling
+    kind, inputs = graph.kind(guider), graph.nodes[guider]["inputs"]
+    if kind == "BasicGuider":
+        return 1
+    if "cfg" in inputs and "negative" in inputs:
+        return 1 if graph.value(guider, "cfg") == 1 else 2
+    return max(1, sum(name != "model" and graph.source(guider, name) is not None for name in inputs))

@@ -1,0 +1,57 @@
+"""What a run will cost, before it: the texts of one node while it executes, and a route that the frontend asks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Any
+
+from ..flowcache_core.kv.settings import KVSettings
+from . import kv, reuse
+from .adapters.before.graph import Graph
+from .adapters.before.tell import before
+from .adapters.before.wired import Readers
+from .adapters.run.settings import ReuseSettings
+
+ROUTE = "/flowcache/estimate"
+MOST_BYTES, MOST_NODES = 8_000_000, 5000
+
+
+def read_reuse(graph: Graph, node: str) -> ReuseSettings:
+    return reuse.settings(graph.fields(node, "preset"))
+
+
+def read_kv(graph: Graph, node: str) -> KVSettings:
+    method = graph.fields(node, "method")
+    return kv.settings(graph.value(node, "budget"), method, graph.value(node, "dtype"), graph.value(node, "device"))
+
+
+READERS = Readers(read_reuse, read_kv)
+
+
+def texts_of(prompt: Any) -> dict[str, str]:
+    """Node -> text for a prompt as the frontend would queue it."""
+    return before(Graph.of(prompt), READERS)
+
+
+def register() -> None:
+    """Give the host's server the route; nothing where there is no server, as in a script."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is None:
+        return
+    from aiohttp import web  # type: ignore[import-not-found]
+
+    @server.routes.post(ROUTE)
+    async def estimate(request: web.Request) -> web.Response:
+        """``{"prompt": ...}`` to ``{"texts": {node: text}}``; computed beside the server's loop."""
+        if (request.content_length or 0) > MOST_BYTES:
+            return web.json_response({"error": f"at most {MOST_BYTES} bytes"}, status=413)
+        try:
+            prompt = (await request.json())["prompt"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+            return web.json_response({"error": 'JSON of the form {"prompt": ...}'}, status=400)
+        if not isinstance(prompt, dict) or len(prompt) > MOST_NODES:
+            return web.json_response({"error": f"a prompt of at most {MOST_NODES} nodes"}, status=400)
+        texts = await asyncio.get_running_loop().run_in_executor(None, texts_of, prompt)
+        return web.json_response({"texts": texts})

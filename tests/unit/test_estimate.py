@@ -1,0 +1,81 @@
+"""The estimate before a run against the run gone through whole, and against closed forms."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from flowcache_core.dry_run.estimate import Model, estimate
+from flowcache_core.dry_run.models import config_of
+from flowcache_core.dry_run.run import Subject, dry_run
+from flowcache_core.engine import EngineSettings
+from flowcache_core.kv.recent import Recent
+from flowcache_core.kv.settings import KVSettings
+from flowcache_core.models.wan.denoiser import WanDenoiser
+from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.plan import blockwise, staggered, window
+from flowcache_core.reuse.chunkwise import Chunkwise
+from flowcache_core.reuse.quantity import Residual
+from flowcache_core.reuse.schedule import StaticSchedule
+from flowcache_core.schedule import magi, shifted
+
+CONFIG = WanConfig(dim=96, ffn_dim=192, num_layers=4, num_heads=3, text_dim=24, freq_dim=32)
+FIXED = StaticSchedule(warmup_steps=1, computed=(0, 3))
+PLAIN = EngineSettings(staggered(8, 2, 6, 2), shifted(6, 5.0), policy=FIXED)
+CASES = {
+    "budget": replace(PLAIN, kv=KVSettings(budget=1.0, compressor=Recent())),
+    "blockwise": replace(PLAIN, plan=blockwise(8, 2, 6), clean_pass=True),
+    "residual": replace(PLAIN, quantity=Residual()),
+    "half the format": replace(PLAIN, kv=KVSettings(dtype=torch.float16)),
+    "on the host": replace(PLAIN, kv=KVSettings(device="cpu")),
+    "bidirectional": replace(PLAIN, attention="bidirectional"),
+}
+
+
+def build(device: str) -> tuple[WanTransformer, WanDenoiser]:
+    with torch.device(device):
+        model = WanTransformer(CONFIG).eval().requires_grad_(False)
+        texts = [torch.ones(1, 512, 24) for _ in range(2)]
+    return model, WanDenoiser(model, {0: texts}, 3.0)
+
+
+WEIGHTS = sum(p.nbytes for p in build("meta")[0].parameters())
+MODEL = Model(CONFIG, WEIGHTS, torch.float32, 2, 2)
+
+
+@pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
+def test_memory_is_that_of_the_run_gone_through_whole(settings):
+    whole = dry_run(Subject(build, (settings,), 32, 32))
+    peak = whole.memory["meta"]
+    found = estimate(MODEL, [settings], (1, 16, 8, 32, 32))
+    # A host holds no prepared texts, which small models have more of than of weights.
+    assert found.peak_bytes == pytest.approx(peak.bytes - peak.parts.get("text", 0), rel=0.1)
+    assert found.flops == pytest.approx(whole.flops, rel=0.2)
+    assert ("K/V" in found.memory) == (settings.kv.device is None)
+
+
+def test_k_v_of_a_published_size():
+    """A chunk of the 4.5B at 720 x 720: 12,150 tokens, 4096 bytes per token and layer, 34 layers."""
+    model = Model(config_of("magi-1-4.5b"), 0, torch.bfloat16, nearly_clean=True)
+    plan = window(60, 6, 64, 4)
+    found = estimate(model, [EngineSettings(plan, magi(64), clean_pass=True)], (1, 16, 60, 90, 90))
+    assert found.kv_bytes == found.whole_kv_bytes == 10 * 12150 * 4096 * 34
+    assert found.flops == pytest.approx(310.1e15, rel=0.01)
+
+
+def test_what_the_video_decides_is_not_sure():
+    looking = replace(PLAIN, policy=Chunkwise(warmup_steps=1, threshold=0.1))
+    most = estimate(MODEL, [looking], (1, 16, 8, 32, 32))
+    assert not most.sure and most.computed_steps == most.total_steps == 24 and most.flops == most.whole_flops
+    published = estimate(MODEL, [looking], (1, 16, 8, 32, 32), computed=2)
+    assert not published.sure and published.computed_steps == 8 and published.flops < most.flops
+    fixed = estimate(MODEL, [PLAIN], (1, 16, 8, 32, 32))
+    assert fixed.sure and fixed.computed_steps < 24
+
+
+def test_two_videos_cost_twice():
+    one, two = (estimate(MODEL, [PLAIN], (batch, 16, 8, 32, 32)) for batch in (1, 2))
+    assert two.flops == 2 * one.flops and two.kv_bytes == 2 * one.kv_bytes
+    assert two.memory["activations"] == pytest.approx(2 * one.memory["activations"], rel=0.1)
