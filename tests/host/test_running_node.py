@@ -110,8 +110,8 @@ class TestTheNodeThatRuns:
 
     def test_the_budget_is_told_on_its_own_node(self, server: ComfyServer) -> None:
         heard = post(server, renamed(graph(7, n3={"budget": 2.5}), lambda number: f"8:{number}"))
-        texts = {data["node"]: data["text"] for data in heard.of("text") if "finished video are kept" in data["text"]}
-        assert list(texts) == ["8:3"] and texts["8:3"].startswith("2.5 chunks")
+        texts = {data["node"]: data["text"] for data in heard.of("text") if data["text"].startswith("K/V")}
+        assert list(texts) == ["8:3"] and "2 chunks fits the budget" in texts["8:3"]
 
 
 def report_text(heard: Heard, node: str = REPORT) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from comfy_execution.progress import get_progress_state
@@ -53,14 +53,15 @@ def said(wired: Wired, found: Estimate, model: Model, chunks: int) -> dict[str, 
 
 def at_start(
     patcher: Any,
-    windows: Sequence[EngineSettings],
+    runs: Callable[[], Sequence[EngineSettings]],
     latents: Sequence[int],
     branches: int,
     settings: FlowCacheSettings,
 ) -> None:
     """Say on the nodes behind the sampling that begins now what it will cost, model, latents and levels being known.
 
-    latents: ``[B, C, F, h, w]``. Nothing where no browser listens. That it cannot be said ends no run.
+    runs: the engine's settings of every window. latents: ``[B, C, F, h, w]``. Nothing where no browser listens. That it
+    cannot be said ends no run.
     """
     here = RunningNode.now()
     if here is None or not listening():
@@ -70,7 +71,7 @@ def at_start(
         wired = Wired.of(graph, here.display) if here.display in graph.nodes else None
         if wired is None:
             return
-        model = of_patcher(patcher, branches)
+        model, windows = of_patcher(patcher, branches), runs()
         source = settings.reuse.source if settings.reuse else None
         found = estimate(model, windows, latents, source.computed_steps if source else None)
         for node, text in said(wired, found, model, sum(len(one.plan.chunks) for one in windows)).items():

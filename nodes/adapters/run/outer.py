@@ -38,7 +38,7 @@ def outer_sample(
         plan = attach(guider, sampler, latent_image, sigmas)
         if plan is not None:
             settings = settings_of(guider.model_options)
-            at_start(guider.model_patcher, [host_run(plan, settings)], latent_image.shape, 1, settings)
+            at_start(guider.model_patcher, lambda: [host_run(plan, settings)], latent_image.shape, 1, settings)
     else:
         warn_unused(guider.model_options)
     output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)

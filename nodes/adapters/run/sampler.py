@@ -58,7 +58,6 @@ class ChunkSampler(comfy.samplers.KSAMPLER):
         family = MagiSampling if is_magi(model.inner_model.inner_model) else WanSampling
         with naming(self.node):
             sampling = family(request)
-            at_start(
-                sampling.guider.model_patcher, sampling.runs, x.shape, sampling.forwards_per_step, sampling.settings
-            )
+            patcher, forwards = sampling.guider.model_patcher, sampling.forwards_per_step
+            at_start(patcher, lambda: sampling.runs, x.shape, forwards, sampling.settings)
             return sampling.run()
