@@ -14,7 +14,7 @@ from ..cost.shapes import MagiShape, WanShape
 from ..denoiser import Denoiser
 from ..engine.settings import EngineSettings
 from ..kv.settings import KVSettings
-from ..kv.size import peak_bytes
+from ..kv.size import peak_bytes, read_bytes
 from ..kv.spec import KVSpec
 from ..models.magi.config import MagiConfig
 from ..models.magi.denoiser import NULL, MagiDenoiser
@@ -116,6 +116,8 @@ def estimate(
     device = windows[0].kv.device
     if device is None:
         memory["K/V"] = kept
+    if by_chunk:
+        memory["K/V unpacked"] = read_bytes(spec, fullest.kv, fullest.plan)
     batch = latents[0]
     return Estimate(
         cost.computed_steps, cost.total_steps, sure, batch * cost.flops, batch * whole.flops, kept, most, device, memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -11,7 +12,6 @@ from ..denoiser import ChunkInput, Denoiser
 from ..engine.settings import EngineSettings
 from ..kv.cache import KVCache
 from ..kv.layout import capacity_tokens
-from ..kv.settings import KVSettings
 from ..plan.base import Chunk, Plan, offset_ticks
 from .fake import DEVICE, without_values
 from .forwards import write_all
@@ -45,8 +45,7 @@ def _chunk(denoiser: Denoiser, settings: EngineSettings, shape: tuple[int, int, 
     history = max(0, held - frames)
     chunks = (Chunk(0, 0, history), Chunk(1, history, frames)) if history else (Chunk(0, 0, frames),)
     plan = Plan("probe", chunks, 1, offset_ticks(chunks, len(chunks) - 1, 1, 1), len(chunks) - 1)
-    kv = KVSettings(dtype=settings.kv.dtype, device=settings.kv.device)
-    cache = KVCache(denoiser.kv_spec(latents), kv, plan)
+    cache = KVCache(denoiser.kv_spec(latents), replace(settings.kv, budget=None, compressor=None), plan)
     for chunk in chunks[:-1]:
         cache.begin(chunk)
         write_all(cache, _item(chunk, settings, latents), chunk.frames * tokens)

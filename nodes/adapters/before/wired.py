@@ -123,7 +123,7 @@ def engines(
             choice.plan(part, levels.steps),
             levels,
             choice.solver,
-            kv=kv_of(choice, settings),
+            kv=kv_of(choice, settings, ()),
             clean_pass=choice.clean_pass,
             attention=choice.attention,
             prefix_noise=choice.prefix_noise,
