@@ -299,4 +299,4 @@ def test_guidance_now_and_then_and_low_frequencies(call: Any, tmp_path: Path) ->
     for name, more in (("vanilla", False), ("flowcache", True)):
         before, now = plain[name], found["runs"][name]
         assert now["computed_steps"] == before["computed_steps"]
-        assert (now["pflops"] < 0.95 * before["pflops"]) if more else now["pflops"] == before["pflops"]
+        assert (now["pflops"] < 0.99 * before["pflops"]) if more else now["pflops"] == before["pflops"]
