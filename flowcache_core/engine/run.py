@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from ..denoiser import ChunkInput, Denoiser
+from ..denoiser import ChunkInput, ChunkOutput, Denoiser
 from ..errors import require, require_finite_values
 from ..kv.cache import KVCache
 from ..noise import NoiseSource, seeded_noise
@@ -17,6 +17,7 @@ from ..plan.base import Chunk, Tick
 from ..report.events import ChunkFinished, Event, RunFinished, RunStarted, StepTaken
 from ..reuse.base import Decision, PolicyState, Reason
 from ..reuse.read import OneRead
+from ..rows import Rows
 from ..sparse.run import SparseRun
 from .chunk import ActiveChunk
 from .finite import FiniteWatch
@@ -90,7 +91,10 @@ class Run:
             if step.step == 0:
                 self.passes.begin_chunk(plan.chunks[step.chunk], tick.index)
                 self.activate(plan.chunks[step.chunk])
-        items = [self.active[step.chunk].item(step.step, self.settings.schedule) for step in tick.steps]
+        items = [
+            self.active[step.chunk].item(step.step, self.settings.schedule, self.frame_before(step.chunk))
+            for step in tick.steps
+        ]
         self.ask_drifts(items)
         decisions = self.policy.decide(items)
         if self.settings.computes_all(tick.index):
@@ -126,7 +130,7 @@ class Run:
         """Which attention masks serve again in the chunks that are computed now."""
         if self.sparse is None or self.passes.cache is None:
             return
-        steps = [(item.chunk, item.step) for item, d in zip(items, decisions, strict=True) if not d.reuses]
+        steps = [(item.chunk, item.step) for item, d in zip(items, decisions, strict=True) if d.action == "compute"]
         self.sparse.decide(steps, self.passes.cache.layouts, self.reader.arrived())
 
     def override(self, items: list[ChunkInput], decisions: list[Decision], reason: Reason) -> list[Decision]:
@@ -145,27 +149,34 @@ class Run:
             keep_on=settings.reuse_device,
         )
 
+    def frame_before(self, chunk: int) -> Tensor | None:
+        """The last latent frame of the chunk before, as it stands: in work, finished or given."""
+        if chunk == 0:
+            return None
+        at_work = self.active.get(chunk - 1)
+        before = self.passes.frames(self.settings.plan.chunks[chunk - 1]) if at_work is None else at_work.latents
+        return before[:, :, -1]
+
     def step(self, item: ChunkInput, decision: Decision, tick: Tick, window: Tensor | None) -> None:
         begun = time.perf_counter()
-        active, quantity, passes = self.active[item.chunk.index], self.settings.quantity, self.passes
-        residual, branches = None, self.denoiser.branches
+        active, passes = self.active[item.chunk.index], self.passes
+        tokens, branches = item.chunk.frames * passes.tokens_per_frame, self.denoiser.branches
         if decision.reuses:
-            velocity = active.reused_velocity(item, self.settings.schedule.sigmas[item.step + 1], self.denoiser)
-            passes.seconds += (time.perf_counter() - begun) if quantity.needs_residual else 0.0
+            velocity, taken, count = self.reused(item), item, 0
+            active.take(item, velocity, computed=False)
         elif window is not None:
             velocity = window[:, :, :, item.chunk.first_frame : item.chunk.end_frame]
+            taken, count = active.take(item, velocity, computed=True), tokens
         else:
-            assert passes.cache is not None
-            sparse = None if self.sparse is None else self.sparse.forward(item.chunk, item.step)
-            asked = item if sparse is None else replace(item, sparse=sparse)
-            output = self.denoiser.compute(asked, passes.cache, keep_residual=quantity.needs_residual)
-            if self.sparse is not None and sparse is not None:
-                self.sparse.leave(sparse, tick.index, passes.cache.context_tokens(item.chunk))
-            velocity, residual = output.velocity, output.residual
+            output = self.compute(item, decision.rows, tick)
+            velocity, taken, count = output.velocity, item, tokens
             branches = branches if output.branches is None else output.branches
-            passes.seconds += time.perf_counter() - begun
-        taken = active.take(item, velocity, computed=not decision.reuses, residual=residual)
-        if not decision.reuses:
+            if output.rows is not None:
+                velocity, count = active.take_part(item, output, self.reused(item)), output.rows.count
+            else:
+                decision = self.policy.override(item, decision, "whole only")
+                taken = active.take(item, velocity, computed=True, residual=output.residual)
+        if decision.action == "compute":
             self.policy.observe(taken, velocity)
         if passes.cache is None:
             passes.frames(item.chunk).copy_(active.latents)
@@ -177,12 +188,37 @@ class Run:
                 decision,
                 tick=tick.index,
                 branches=branches,
-                tokens=item.chunk.frames * passes.tokens_per_frame,
+                tokens=tokens,
+                computed_tokens=count,
                 context_tokens=passes.cache.context_tokens(item.chunk) if passes.cache and alone else 0,
                 kv_tokens=0 if passes.cache is None else passes.cache.tokens,
                 seconds=time.perf_counter() - begun,
             )
         )
+
+    def reused(self, item: ChunkInput) -> Tensor:
+        """The velocity that a reused step takes."""
+        begun = time.perf_counter()
+        sigma_next = self.settings.schedule.sigmas[item.step + 1]
+        velocity = self.active[item.chunk.index].reused_velocity(item, sigma_next, self.denoiser)
+        self.passes.seconds += (time.perf_counter() - begun) if self.settings.quantity.needs_residual else 0.0
+        return velocity
+
+    def compute(self, item: ChunkInput, rows: Rows | None, tick: Tick) -> ChunkOutput:
+        """The model on a chunk, or on some of its tokens. Those attend to everything: masks are of whole chunks."""
+        begun = time.perf_counter()
+        cache, keep = self.passes.cache, self.settings.quantity.needs_residual
+        assert cache is not None
+        if rows is not None:
+            output = self.denoiser.compute(item, cache, keep_residual=keep, rows=rows)
+        else:
+            sparse = None if self.sparse is None else self.sparse.forward(item.chunk, item.step)
+            asked = item if sparse is None else replace(item, sparse=sparse)
+            output = self.denoiser.compute(asked, cache, keep_residual=keep)
+            if self.sparse is not None and sparse is not None:
+                self.sparse.leave(sparse, tick.index, cache.context_tokens(item.chunk))
+        self.passes.seconds += time.perf_counter() - begun
+        return output
 
     def finish(self, chunk: Chunk, tick: Tick) -> None:
         done = self.active.pop(chunk.index)

@@ -59,6 +59,8 @@ class EngineSettings:
         require(self.attention in ATTENTION, "attention", self.attention, " or ".join(ATTENTION))
         self.policy.check(steps)
         require_finite("prefix_noise", self.prefix_noise, minimum=0.0, maximum=1.0)
+        if self.policy.parts != "never":
+            self.check_parts()
         if self.attention == "bidirectional":
             require(self.kv.budget is None, "budget", self.kv.budget, "None: bidirectional attention keeps no K/V")
             require(not self.clean_pass, "clean_pass", True, "False: bidirectional attention keeps no K/V")
@@ -78,6 +80,19 @@ class EngineSettings:
     def longest_context(self) -> int:
         """Latent frames that a chunk can see at most, its own included."""
         return capacity_tokens(self.plan, 1, max(self.kv.budgets, default=None))
+
+    def check_parts(self) -> None:
+        """SettingError for what does not go with steps of which some tokens are computed."""
+        name, quantity = self.policy.name, self.quantity
+        accepted = f"block-causal with {name}: a whole window is computed as one"
+        require(self.attention == "block-causal", "attention", self.attention, accepted)
+        accepted = f"another with {name}: this one counts a chunk's steps, tokens were computed at different ones"
+        require(quantity.by_token, "reused quantity", quantity.name, accepted)
+        accepted = (
+            f"0 with {name}: a gap is gone through again as a whole, but its tokens end theirs at different steps"
+        )
+        correction = getattr(quantity, "correction", True)
+        require(self.policy.parts != "often" or not quantity.corrects, "forecast_correction", correction, accepted)
 
     def computes_all(self, tick: int) -> bool:
         """Whether no chunk may reuse at this tick."""

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..denoiser import ChunkInput
+from ..errors import require
 from ..reuse.base import Decision, PolicyState, Reason, ReusePolicy
 from ..reuse.read import OneRead
 from .errors import answered
@@ -58,6 +59,8 @@ def told_by_first(state: PolicyState, policy: ReusePolicy, mesh: Mesh) -> Policy
     """``state`` as all ranks follow it. What follows from settings alone (lists, intervals) needs no telling."""
     if mesh.shape.size == 1 or (policy.content_free and not policy.reads_model):
         return state
+    accepted = f"another with several ranks: {policy.name} has tokens chosen on the device, and only decisions are told"
+    require(policy.parts == "never", "policy", policy.name, accepted)
     return ToldDecisions(state.schedule, state if mesh.rank == 0 else None, mesh)
 
 

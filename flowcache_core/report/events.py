@@ -52,7 +52,11 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class StepTaken:
-    """One chunk took one of its steps. ``context_tokens``: K/V tokens attended to, 0 if reused or in a window pass."""
+    """One chunk took one of its steps. ``context_tokens``: K/V tokens attended to, 0 if reused or in a window pass.
+
+    computed_tokens: of the chunk's ``tokens``, those that were computed: all, some (action "part") or none. Left out,
+    it follows from the action.
+    """
 
     tick: int
     chunk: int
@@ -67,6 +71,11 @@ class StepTaken:
     context_tokens: int
     kv_tokens: int
     seconds: float
+    computed_tokens: int = -1
+
+    def __post_init__(self) -> None:
+        if self.computed_tokens < 0:
+            object.__setattr__(self, "computed_tokens", 0 if self.action == "reuse" else self.tokens)
 
     @classmethod
     def of(cls, item: ChunkInput, decision: Decision, **counts: Any) -> StepTaken:

@@ -12,6 +12,7 @@ from .forecast import Forecast, Offset, Taylor
 from .front_loaded import FrontLoaded
 from .interval import Interval
 from .magcache import MagCache
+from .motion import Motion
 from .never import Never
 from .published import Published
 from .quantity import Increment, Quantity, Residual, Velocity
@@ -20,7 +21,18 @@ from .teacache import TeaCache
 
 POLICIES: dict[str, type[ReusePolicy]] = {
     policy.name: policy
-    for policy in (Chunkwise, TeaCache, EasyCache, MagCache, Interval, StaticSchedule, FrontLoaded, Published, Never)
+    for policy in (
+        Chunkwise,
+        TeaCache,
+        EasyCache,
+        MagCache,
+        Interval,
+        StaticSchedule,
+        FrontLoaded,
+        Published,
+        Motion,
+        Never,
+    )
 }
 QUANTITIES: dict[str, type[Quantity]] = {
     q.name: q for q in (Velocity, Increment, Residual, Forecast, Taylor, Barycentric, Chebyshev, Offset)

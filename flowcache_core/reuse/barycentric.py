@@ -45,6 +45,7 @@ class Barycentric(Quantity):
     """
 
     name: ClassVar[str] = "barycentric"
+    by_token: ClassVar[bool] = False
 
     anchors: int = option(
         2,

@@ -13,6 +13,7 @@ from ..denoiser import ChunkInput, ModelView
 from ..errors import require_count
 from ..fields import require_types
 from ..options import option
+from ..rows import Rows
 from ..schedule import Schedule
 from .read import OneRead
 
@@ -27,19 +28,30 @@ Reason = Literal[
     "schedule",
     "interval",
     "window pass",
+    "whole only",
+    "share",
     "no reuse",
 ]
 """Why a step was computed or reused, as the report states it (docs/report-schema.md explains each)."""
 
 
+Parts = Literal["never", "once", "often"]
+"""Whether a policy has some tokens of a chunk computed and others not: never, at most once between two whole steps, or
+as often as it likes."""
+
+
 @dataclass(frozen=True)
 class Decision:
-    """What one chunk does at one step, and why (``distance`` and ``accumulated`` when the policy measured them)."""
+    """What one chunk does at one step, and why (``distance`` and ``accumulated`` when the policy measured them).
 
-    action: Literal["compute", "reuse"]
+    rows: the tokens that are computed where the action is "part", else None.
+    """
+
+    action: Literal["compute", "part", "reuse"]
     reason: Reason
     distance: float | None = None
     accumulated: float | None = None
+    rows: Rows | None = field(default=None, compare=False, repr=False)
 
     @property
     def reuses(self) -> bool:
@@ -69,6 +81,7 @@ class ReusePolicy(ABC):
 
     name: ClassVar[str]
     reads_model: ClassVar[bool] = False
+    parts: ClassVar[Parts] = "never"
 
     warmup_steps: int = option(
         5,
@@ -161,16 +174,16 @@ class PolicyState(ABC):
         """Told after a computed step: ``velocity [branches, B, ...]`` at ``item``. Must not sync with the device."""
 
     def overridden(self, chunk: int) -> None:
-        """A reuse that was decided for ``chunk`` was not made, its step has been computed: count from here again."""
+        """A reuse that was decided for ``chunk`` was not made, its whole step is computed: count from here again."""
         progress = self.progress(chunk)
         progress.consecutive, progress.accumulated = 0, 0.0
 
     def override(self, item: ChunkInput, decision: Decision, reason: Reason) -> Decision:
-        """Compute after all, for ``reason``, where ``decision`` was to reuse."""
-        if not decision.reuses:
+        """Compute the whole chunk after all, for ``reason``, where ``decision`` was to reuse all or part of it."""
+        if decision.action == "compute":
             return decision
         self.overridden(item.chunk.index)
-        return replace(decision, action="compute", reason=reason)
+        return replace(decision, action="compute", reason=reason, rows=None)
 
     def finish(self, chunk: int) -> None:
         """``chunk`` has taken its last step: drop what is kept of it, so that memory does not grow with the video."""

@@ -38,6 +38,7 @@ class Chebyshev(Quantity):
     """
 
     name: ClassVar[str] = "chebyshev"
+    by_token: ClassVar[bool] = False
     keep: ClassVar[int] = 100
 
     degree: int = option(

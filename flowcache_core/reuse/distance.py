@@ -60,6 +60,10 @@ class DistanceState(ABC):
     def read_with(self, reader: OneRead) -> None:  # noqa: B027 - a table reads nothing
         """Read values of the device through ``reader``."""
 
+    def sums(self, items: Sequence[ChunkInput]) -> Sequence[Tensor | Change | None]:
+        """The same without a sync: difference and magnitude ``[2]`` of each chunk where they were measured."""
+        return self.measure(items)
+
     def finish(self, chunk: int) -> None:  # noqa: B027 - a table keeps nothing of a chunk
         """Drop what is kept of a finished chunk."""
 
@@ -76,17 +80,20 @@ class FeatureState(DistanceState):
         self.reader = reader
 
     def measure(self, items: Sequence[ChunkInput]) -> list[Change | None]:
-        sums: list[Tensor] = []
-        known: list[bool] = []
+        sums = self.sums(items)
+        known = [one for one in sums if one is not None]
+        values = iter(self.reader.read(torch.cat(known)) if known else [])
+        return [None if one is None else Change(next(values), next(values)) for one in sums]
+
+    def sums(self, items: Sequence[ChunkInput]) -> list[Tensor | None]:
+        result: list[Tensor | None] = []
         for item in items:
             now = self.feature(item).float()
             before = self.previous.get(item.chunk.index)
-            known.append(before is not None)
-            if before is not None:
-                sums += [(now - before).abs().sum(), before.abs().sum()]
+            parts = None if before is None else [(now - before).abs().sum(), before.abs().sum()]
+            result.append(None if parts is None else torch.stack(parts))
             self.previous[item.chunk.index] = now
-        values = iter(self.reader.read(torch.stack(sums)) if sums else [])
-        return [Change(next(values), next(values)) if seen else None for seen in known]
+        return result
 
     def finish(self, chunk: int) -> None:
         self.previous.pop(chunk, None)

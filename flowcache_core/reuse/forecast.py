@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -15,11 +15,11 @@ from ..options import option, replaced
 from .quantity import Computed, Quantity
 
 
-def lagrange(nodes: Sequence[float], at: float) -> list[float]:
-    """Weights of the polynomial through values at ``nodes`` evaluated at ``at``."""
+def lagrange(nodes: Sequence[float | Tensor], at: float) -> list[Any]:
+    """Weights of the polynomial through values at ``nodes`` evaluated at ``at``: numbers, or maps where nodes are."""
     weights = []
     for i, node in enumerate(nodes):
-        weight = 1.0
+        weight: Any = 1.0
         for j, other in enumerate(nodes):
             if j != i:
                 weight *= (at - other) / (node - other)
@@ -27,7 +27,7 @@ def lagrange(nodes: Sequence[float], at: float) -> list[float]:
     return weights
 
 
-def combine(weights: Sequence[float], velocities: Sequence[Tensor]) -> Tensor:
+def combine(weights: Sequence[Any], velocities: Sequence[Tensor]) -> Tensor:
     """The weighted sum, newest first."""
     total = velocities[-1] * weights[-1]
     for weight, velocity in zip(weights[:-1], velocities[:-1], strict=True):
@@ -96,7 +96,7 @@ class Forecast(Quantity):
     def corrects(self) -> bool:
         return self.correction > 0
 
-    def between(self, nodes: Sequence[tuple[float, Tensor]], sigma: float) -> Tensor:
+    def between(self, nodes: Sequence[tuple[float | Tensor, Tensor]], sigma: float) -> Tensor:
         nodes = nodes[-(self.correction + 1) :]
         weights = lagrange([at for at, _ in nodes], sigma)
         return combine(weights, [velocity for _, velocity in nodes])
@@ -105,7 +105,7 @@ class Forecast(Quantity):
         self, history: tuple[Computed, ...], item: ChunkInput, sigma_next: float, denoiser: Denoiser
     ) -> Tensor:
         history = history[-(self.order + 1) :]
-        weights = lagrange([computed.item.sigma for computed in history], item.sigma)
+        weights = lagrange([computed.sigma for computed in history], item.sigma)
         if self.damping < 1:
             weights = [self.damping * weight for weight in weights]
             weights[-1] += 1 - self.damping
@@ -120,6 +120,7 @@ class Taylor(Quantity):
     """
 
     name: ClassVar[str] = "taylor"
+    by_token: ClassVar[bool] = False  # it counts in steps of the chunk
 
     order: int = replaced(Forecast, "order", 1)
 

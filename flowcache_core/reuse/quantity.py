@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
 from ..errors import SettingError
+from ..rows import Rows
 
 
 @dataclass(frozen=True)
@@ -18,21 +20,76 @@ class Computed:
     """A computed step as a later one may reuse it.
 
     velocity ``[branches, B, ...]``; increment ``[B, ...]`` = latents after minus before the step; residual of the block
-    stack when the quantity asks for it.
+    stack when the quantity asks for it. levels: the noise level of every place ``[branches or 1, 1, 1, f, H, W]`` where
+    its tokens are of different steps (:meth:`with_part`), None where all are of ``item``'s.
     """
 
     item: ChunkInput
     velocity: Tensor
     increment: Tensor
     residual: Tensor | None = None
+    levels: Tensor | None = None
+
+    @property
+    def sigma(self) -> float | Tensor:
+        return self.item.sigma if self.levels is None else self.levels
 
     def to(self, device: str | None) -> Computed:
         """Every tensor of it on ``device``; None leaves them where they are."""
         if device is None:
             return self
         item = replace(self.item, latents=self.item.latents.to(device))
-        residual = None if self.residual is None else self.residual.to(device)
-        return Computed(item, self.velocity.to(device), self.increment.to(device), residual)
+        residual, levels = (None if one is None else one.to(device) for one in (self.residual, self.levels))
+        return Computed(item, self.velocity.to(device), self.increment.to(device), residual, levels)
+
+    def with_part(self, newer: Computed, part: Part) -> Computed:
+        """This step with ``newer`` at the part's tokens; both on one device, to which the part has been moved."""
+        residual = None
+        if self.residual is not None and newer.residual is not None:
+            residual = torch.where(part.tokens, newer.residual, self.residual)
+        return Computed(
+            replace(self.item, latents=torch.where(part.places, newer.item.latents, self.item.latents)),
+            torch.where(part.velocities, newer.velocity, self.velocity),
+            torch.where(part.places, newer.increment, self.increment),
+            residual,
+            torch.where(part.velocities, newer.sigma, self.sigma),
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which of a chunk's values a partial step has computed, as masks that broadcast.
+
+    places: of its latents ``[f, H, W]``. velocities: of the branches' ``[branches or 1, 1, 1, f, H, W]``. tokens: of
+    the residual ``[branches * B or 1, tokens, 1]``.
+    """
+
+    places: Tensor
+    velocities: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def of(cls, rows: Rows, repeated: frozenset[int], velocity: Tensor) -> Part:
+        """velocity ``[branches, B, C, f, H, W]``; repeated: branches that were not run."""
+        branches, videos = velocity.shape[:2]
+        places = rows.pixels(velocity)
+        velocities, tokens = places[None, None, None], rows.mask(velocity.device).flatten()[None, :, None]
+        if repeated:
+            ran = [branch not in repeated for branch in range(branches)]
+            velocities = torch.stack([velocities[0] & one for one in ran])
+            tokens = torch.cat([tokens & one for one in ran for _ in range(videos)])
+        return cls(places, velocities, tokens)
+
+    def to(self, device: str | None) -> Part:
+        if device is None:
+            return self
+        return Part(self.places.to(device), self.velocities.to(device), self.tokens.to(device))
+
+
+def history_with_part(history: Sequence[Computed], newer: Computed, part: Part) -> list[Computed]:
+    """A chunk's last computed steps, oldest first, after a partial one: each token has its own last ones."""
+    following = [*history[1:], newer]
+    return [older.with_part(after, part) for older, after in zip(history, following, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -45,13 +102,15 @@ class Quantity(ABC):
     name: ClassVar[str]
     keep: ClassVar[int] = 1
     needs_residual: ClassVar[bool] = False
+    by_token: ClassVar[bool] = True
+    """Whether the steps in the history may be of other steps in some tokens than in others (:class:`Part`)."""
 
     @property
     def corrects(self) -> bool:
         """Whether reused steps are gone through again (:meth:`between`) as soon as the step after them is computed."""
         return False
 
-    def between(self, nodes: Sequence[tuple[float, Tensor]], sigma: float) -> Tensor:
+    def between(self, nodes: Sequence[tuple[float | Tensor, Tensor]], sigma: float) -> Tensor:
         """Velocity at ``sigma`` between the last two of the computed ``nodes`` (sigma, velocity), oldest first."""
         raise NotImplementedError
 

@@ -23,11 +23,15 @@ class OneRead:
 
     def read(self, values: Tensor) -> list[float]:
         """``values [n]``, fp32, as numbers."""
+        return self.fetch(values).tolist()
+
+    def fetch(self, values: Tensor) -> Tensor:
+        """``values [n]``, fp32, on the CPU."""
         if self.riding is None:
-            return values.tolist()
+            return values.cpu()
         both = torch.cat((values, self.riding.flatten())).cpu()
         self.there, self.riding = both[len(values) :].view(self.riding.shape), None
-        return both[: len(values)].tolist()
+        return both[: len(values)]
 
     def arrived(self) -> Tensor | None:
         """What rode along, on the CPU; read now where no decision has read anything. None when nothing did."""

@@ -80,6 +80,9 @@ class HostRun:
         with naming("FlowCache Chunkwise Reuse"):
             if chosen is not None:
                 chosen.check(schedule)
+                policy = chosen.policy
+                accepted = f"another: {policy.name} computes part of a chunk, which takes our AR Video Sampler node"
+                require(policy.parts == "never", "policy", policy.name, accepted)
             engine = EngineSettings(plan, schedule, solver, kv=kv, clean_pass=True, **picked)
             reuse = StepReuse(engine, engine.policy.begin(schedule, embeddings), embeddings)
         with naming("KV Cache Compressor"):
