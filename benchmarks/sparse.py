@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ from . import sparse_engines, sparse_masks
 from .mini_runs import pairs
 from .results import save, stored
 from .sparse_together import together
-from .sparse_videos import DENSITIES, VIDEOS, VideoRow, Videos, in_run, methods, one_step, places
+from .sparse_videos import DENSITIES, SCENES, VIDEOS, VideoRow, Videos, in_run, methods, one_step, places
 
-SEED, COUNT = 1000, 6
+SEED = 1000
 NAME = "sparse"
 
 
@@ -32,8 +33,23 @@ def keep(part: str, figures: Any) -> None:
     print(f"saved: {save(NAME, {**stored(NAME), part: figures})}", flush=True)
 
 
+@dataclass(frozen=True)
+class Case:
+    """What a model is measured on. few: fewer methods and samples, for the dear one."""
+
+    setup: Setup
+    videos: int
+    samples: int
+    few: bool
+
+
+CASES = {"mini": Case(VIDEOS, 6, 9, False), "scenes": Case(SCENES, 4, 6, True)}
+
+
 def step(specimen: Specimen, preset: SparsePreset) -> list[dict[str, Any]]:
-    rows = one_step(specimen, preset, pairs(SEED + 500, 2), VIDEOS, places(VIDEOS))
+    case = CASES[specimen.name]
+    batch, where = pairs(SEED + 500, 2, specimen.name), places(case.setup, case.samples)
+    rows = one_step(specimen, preset, batch, case.setup, where, case.few)
     print(f"error of one step's velocity, {rows[0]['samples']} samples")
     for row in rows:
         print(f"{row['method']:20} asked {row['asked']:.2f} density {row['density']:.3f} error {row['error']:.2e}")
@@ -41,11 +57,12 @@ def step(specimen: Specimen, preset: SparsePreset) -> list[dict[str, Any]]:
 
 
 def whole_videos(specimen: Specimen, preset: SparsePreset) -> list[dict[str, Any]]:
-    comparison, rows = Videos(specimen, pairs(SEED, COUNT)), []
-    print(f"{COUNT} videos of {VIDEOS.chunks} chunks, {VIDEOS.steps} steps\n{VideoRow.HEADER}")
+    case, rows = CASES[specimen.name], []
+    comparison = Videos(specimen, pairs(SEED, case.videos, specimen.name), case.setup)
+    print(f"{case.videos} videos of {case.setup.chunks} chunks, {case.setup.steps} steps\n{VideoRow.HEADER}")
     for density in DENSITIES:
-        for name, method in methods(preset, density):
-            found = comparison.row(f"{density:g}: {name}", sparse=in_run(method, specimen, VIDEOS))
+        for name, method in methods(preset, density, case.few):
+            found = comparison.row(f"{density:g}: {name}", sparse=in_run(method, specimen, case.setup))
             rows.append({"asked": density, "method": name, **found.row()})
             print(found, flush=True)
     return rows
@@ -54,7 +71,8 @@ def whole_videos(specimen: Specimen, preset: SparsePreset) -> list[dict[str, Any
 def masks(specimen: Specimen, preset: SparsePreset) -> list[dict[str, Any]]:
     assert preset.method.table is not None
     subject = preset.method.table.subject
-    rows = sparse_masks.measure(specimen, pairs(SEED, 2), Setup(chunks=5, steps=20), subject.block, subject.stride)
+    setup = replace(CASES[specimen.name].setup, chunks=5)
+    rows = sparse_masks.measure(specimen, pairs(SEED, 2, specimen.name), setup, subject.block, subject.stride)
     for row in rows:
         across = ", across chunks" if row["across_chunks"] else ""
         share = f"{row['served']:.0%} served again, {row['of_fresh']:.4f} of fresh mass {row['fresh_mass']:.3f}"
@@ -63,7 +81,8 @@ def masks(specimen: Specimen, preset: SparsePreset) -> list[dict[str, Any]]:
 
 
 def combined(specimen: Specimen, preset: SparsePreset) -> list[dict[str, Any]]:
-    return together(Videos(specimen, pairs(SEED, COUNT)), preset)
+    case = CASES[specimen.name]
+    return together(Videos(specimen, pairs(SEED, case.videos, specimen.name), case.setup), preset)
 
 
 PARTS: dict[str, Callable[[Specimen, SparsePreset], Any]] = {

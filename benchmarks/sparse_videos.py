@@ -13,8 +13,6 @@ from torch import Tensor
 from flowcache_core.calibrate.heads import Measuring, Place, relative_error, spread_places
 from flowcache_core.calibrate.runs import Pair, Setup, Specimen, generated, videos
 from flowcache_core.denoiser import ChunkInput
-from flowcache_core.mini.data import COLOURS
-from flowcache_core.mini.measure import measure as seen
 from flowcache_core.presets.sparse import SparsePreset
 from flowcache_core.report.quality import compare
 from flowcache_core.report.record import RunRecord
@@ -27,22 +25,28 @@ from flowcache_core.sparse.top_k import TopK
 from flowcache_core.sparse.window import Window
 from flowcache_core.sparse.xattention import XAttention
 
+from .meaning import JUDGES, right
 from .mini_runs import run
 
 DENSITIES = (0.5, 0.3)
 """Of the attention of the chunks that run sparse."""
 VIDEOS = Setup(chunks=8, steps=20)
+SCENES = Setup(chunks=6, steps=20, guidance=2.0)
 
 
-def methods(preset: SparsePreset, density: float) -> Iterator[tuple[str, SparseMethod]]:
-    """What is compared, each at ``density`` of what it attends to: p for all heads, p per head, equal rows, nearest."""
+def methods(preset: SparsePreset, density: float, few: bool = False) -> Iterator[tuple[str, SparseMethod]]:
+    """What is compared, each at ``density`` of what it attends to: p for all heads, p per head, equal rows, nearest.
+
+    few: without the nearest, which the dear model leaves out.
+    """
     table = preset.method.table
     assert table is not None
     block, stride = table.subject.block, table.subject.stride
     yield "one p for all", XAttention(block, round(table.shared_p(density), 4), stride)
     yield "p per head", preset.at(density).shared_out
     yield "top-k", TopK(block, density, stride)
-    yield "window", Window(block, density)
+    if not few:
+        yield "window", Window(block, density)
 
 
 def in_run(method: SparseMethod, specimen: Specimen, setup: Setup) -> SparseSettings:
@@ -83,10 +87,15 @@ class Whole:
 
 
 def one_step(
-    specimen: Specimen, preset: SparsePreset, pairs: Sequence[Pair], setup: Setup, places: Sequence[Place]
+    specimen: Specimen,
+    preset: SparsePreset,
+    pairs: Sequence[Pair],
+    setup: Setup,
+    places: Sequence[Place],
+    few: bool = False,
 ) -> list[dict[str, Any]]:
     """Mean relative error of the guided velocity when one forward of a dense run attends sparsely."""
-    ways = {(name, density): method for density in DENSITIES for name, method in methods(preset, density)}
+    ways = {(name, density): method for density in DENSITIES for name, method in methods(preset, density, few)}
     found: dict[tuple[str, float], list[tuple[float, float]]] = {way: [] for way in ways}
 
     def measure(dense: Tensor, item: ChunkInput, forward: Callable[[object], Tensor], context: int) -> None:
@@ -141,19 +150,6 @@ class VideoRow:
         return {**asdict(self), "psnr_mean": statistics.fmean(self.psnr)}
 
 
-def meaning(specimen: Specimen, prompts: Sequence[str], clips: Sequence[Tensor]) -> float | None:
-    """Colour, shape and direction that the mini model's videos have as asked; None for a model of other prompts."""
-    words = [prompt.split() for prompt in prompts]
-    if not all(len(word) == 5 and word[1] in COLOURS and word[3] == "moving" for word in words):
-        return None
-    right: list[float] = []
-    for (_, colour, shape, _, way), clip in zip(words, clips, strict=True):
-        found = seen(clip.float().permute(3, 0, 1, 2) / 127.5 - 1)
-        right.append(sum(name == colour for name in found.colours) / len(found.colours))
-        right += [float(found.shape == shape), float(found.direction == way)]
-    return statistics.fmean(right)
-
-
 class Videos:
     """Runs of one setup against the dense one of the same pairs."""
 
@@ -180,10 +176,10 @@ class Videos:
             flops=sum(r.flops or 0.0 for r in records) / sum(r.flops or 1.0 for r in self.full),
             psnr=tuple(round(quality.psnr, 3) for quality in scored),
             ssim=statistics.median(quality.ssim for quality in scored),
-            meaning=meaning(self.specimen, [prompt for prompt, _ in self.pairs], clips),
+            meaning=right(JUDGES[self.specimen.name](self.pairs, clips)),
             served=sum(event.masks_served for event in densities) / masks if masks else 0.0,
         )
 
 
-def places(setup: Setup) -> tuple[Place, ...]:
-    return spread_places(setup.chunks, setup.steps, 2, 9)
+def places(setup: Setup, count: int) -> tuple[Place, ...]:
+    return spread_places(setup.chunks, setup.steps, 2, count)

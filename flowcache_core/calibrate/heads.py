@@ -20,6 +20,7 @@ from ..engine import EngineSettings
 from ..errors import require
 from ..kv.cache import KVCache
 from ..kv.spec import KVSpec
+from ..presets.sparse import UNREAD
 from ..rows import Rows
 from ..sparse.attend import choose_engine
 from ..sparse.engines import Call
@@ -140,7 +141,8 @@ def relative_error(velocity: Tensor, dense: Tensor) -> float:
 
 @dataclass
 class HeadCalibration:
-    """Measures what ``errors`` lacks. places: samples of every video. path: where measurements are kept as they come.
+    """Measures what ``errors`` lacks. places: samples of each video, from the first again when there are more. path:
+    where measurements are kept as they come.
 
     told: called with (measured, all) cells.
     """
@@ -148,7 +150,7 @@ class HeadCalibration:
     specimen: Specimen
     setup: Setup
     errors: HeadErrors
-    places: Sequence[Place]
+    places: Sequence[Sequence[Place]]
     path: Path | None = None
     told: Callable[[int, int], None] = lambda done, of: None
     done: int = 0
@@ -157,18 +159,24 @@ class HeadCalibration:
     def subject(self) -> Subject:
         return self.errors.subject
 
-    def cells(self, pairs: Sequence[Pair]) -> int:
+    @property
+    def cells(self) -> int:
+        """Measurements of one sample."""
         candidates = sum(p < 1 for p in self.subject.candidates)
-        return len(pairs) * len(self.places) * self.subject.layers * self.subject.heads * candidates
+        return self.subject.layers * self.subject.heads * candidates
+
+    def total(self, videos: int) -> int:
+        return self.cells * sum(len(self.places[i % len(self.places)]) for i in range(videos))
 
     def run(self, pairs: Sequence[Pair]) -> None:
         """One dense run per pair, all samples in it; a pair whose samples are complete is not run again."""
-        total = self.cells(pairs)
-        for prompt, seed in pairs:
+        total = self.total(len(pairs))
+        for number, (prompt, seed) in enumerate(pairs):
+            places = self.places[number % len(self.places)]
             known = [sample for sample in self.errors.error if sample.seed == seed]
             whole = {(one.chunk, one.step) for one in known if not list(self.errors.missing(one))}
-            left = [place for place in self.places if place not in whole]
-            self.done += self.cells([(prompt, seed)]) * len(whole) // max(1, len(self.places))
+            left = [place for place in places if place not in whole]
+            self.done += self.cells * (len(places) - len(left))
             if not left:
                 continue
 
@@ -198,17 +206,20 @@ class HeadCalibration:
         self.told(self.done, total)
 
 
-def spread_places(chunks: int, steps: int, dense_chunks: int, count: int) -> tuple[Place, ...]:
+def spread_places(
+    chunks: int, steps: int, dense_chunks: int, count: int, video: int = 0, videos: int = 1
+) -> tuple[Place, ...]:
     """``count`` samples of one video: chunks from the first sparse one to the last, steps spread over the run.
 
-    Every sample has its own step; contexts short and long take turns. SettingError (field "chunks") when none is
-    sparse.
+    Every sample has its own step, in each of ``videos`` others; contexts short and long take turns. SettingError (field
+    "chunks") when none is sparse.
     """
     sparse = range(dense_chunks, chunks)
     accepted = f"more than the {dense_chunks} whose contexts stay dense"
     require(len(sparse) > 0, "chunks", chunks, accepted)
     picked = [sparse[round(i * (len(sparse) - 1) / max(1, min(3, count) - 1))] for i in range(min(3, count))]
-    return tuple((picked[i % len(picked)], round((i + 0.5) * steps / count - 0.5)) for i in range(count))
+    first = (video + 0.5) / videos
+    return tuple((picked[(i + video) % len(picked)], int((i + first) * steps / count)) for i in range(count))
 
 
 def subject_of(
@@ -217,7 +228,7 @@ def subject_of(
     """What is calibrated; SettingError when the blocks do not fit its chunks."""
     settings = specimen.settings(setup)
     spec = specimen.denoiser([specimen.prompts[0]], setup).kv_spec(specimen.noise(setup.chunks, 0))
-    subject = Subject(specimen.sha256, spec.layers, spec.heads, block, stride, tuple(candidates))
+    subject = Subject(specimen.sha256 or UNREAD, spec.layers, spec.heads, block, stride, tuple(candidates))
     tokens = max(chunk.frames for chunk in settings.plan.chunks) * spec.tokens_per_frame
     require(block <= tokens, "block", block, f"at most the {tokens} tokens of a chunk")
     return subject, settings

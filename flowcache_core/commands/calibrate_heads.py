@@ -32,7 +32,7 @@ from .arguments import Parser, require_device
 from .calibrate import BUNDLED, CALIBRATION_SEED, specimen_of
 
 BLOCK, STRIDE = 128, 16
-BUNDLED_BLOCK, BUNDLED_STRIDE = 16, 4  # a latent frame of the bundled models has 16 tokens
+BUNDLED_BLOCK, BUNDLED_STRIDE = 16, 4  # a latent frame of the mini models has 16 tokens, one of mini scenes 64
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,8 +46,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--chunks", type=int, default=8, help="length of the videos (default: %(default)s)")
     p.add_argument("--steps", type=int, default=20, help="denoising steps per chunk (default: %(default)s)")
     p.add_argument("--guidance", type=float, help="classifier-free guidance")
-    p.add_argument("--videos", type=int, default=2, help="videos to measure on (default: %(default)s)")
-    p.add_argument("--samples", type=int, default=12, help="steps of each at which is measured (default: %(default)s)")
+    p.add_argument("--videos", type=int, default=6, help="videos to measure on (default: %(default)s)")
+    p.add_argument("--samples", type=int, default=4, help="steps of each at which is measured (default: %(default)s)")
     p.add_argument("--block", type=int, help=f"tokens of a block ({BLOCK}; bundled models {BUNDLED_BLOCK})")
     p.add_argument("--stride", type=int, help=f"tokens a score stands for ({STRIDE}; bundled models {BUNDLED_STRIDE})")
     p.add_argument("--candidates", type=float, nargs="+", default=list(CANDIDATES), help="shares p that are measured")
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser().parse_args(argv)
     calibration, evidence = begin(options)
     pairs = paired(calibration.specimen.prompts, CALIBRATION_SEED, options.videos)
-    total = calibration.cells(pairs)
+    total = calibration.total(len(pairs))
     if options.dry_run:
         known = sum(int((error == error).sum()) for error in calibration.errors.error.values())
         print(f"{total} forwards of a chunk, {known} cells of earlier calls among them, and {len(pairs)} dense runs")
@@ -101,7 +101,8 @@ def begin(options: argparse.Namespace) -> tuple[HeadCalibration, dict[str, Any]]
     if options.guidance is not None:
         require_finite("guidance", options.guidance, minimum=0.0)
     require_device("device", options.device)
-    places = spread_places(options.chunks, options.steps, options.dense_chunks, options.samples)
+    sizes = options.chunks, options.steps, options.dense_chunks, options.samples
+    places = [spread_places(*sizes, video, options.videos) for video in range(options.videos)]
     options.vae, options.thorough = None, False
     require_file(options.out)
     if options.out.exists():
@@ -121,7 +122,7 @@ def begin(options: argparse.Namespace) -> tuple[HeadCalibration, dict[str, Any]]
         "guidance": setup.guidance,
         "plan": setup.name,
         "videos": [f"{prompt}, seed {seed}" for prompt, seed in pairs],
-        "samples": [list(place) for place in places],
+        "samples": [[list(place) for place in video] for video in places],
         "dense_chunks": options.dense_chunks,
     }
     return HeadCalibration(specimen, setup, HeadErrors.resume(kept, subject), places, kept), evidence

@@ -24,6 +24,8 @@ from ..plan.base import MOST_FRAMES
 from ..presets import Preset, load_preset, model_file, models
 from ..reuse.build import policy_from_text
 from ..schedule import MOST_STEPS, Schedule
+from ..sparse.settings import SparseSettings
+from ..sparse.top_k import TopK
 from ..video.magi import passes
 from .arguments import COUNTED, Parser
 
@@ -40,6 +42,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--chunks", type=int, help="chunks of the video")
     p.add_argument(
         "--computed", type=int, help="computed steps per chunk, for presets whose reuse depends on the video"
+    )
+    p.add_argument(
+        "--density",
+        type=float,
+        help="share of the self-attention that sparse attention computes, the first chunks dense",
     )
     p.add_argument("--rescale", action="store_true", help="stretch a table made for another number of steps")
     budget = p.add_mutually_exclusive_group()
@@ -104,6 +111,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         budget = total - max(plan.max_active for plan in plans)
         require(budget >= 1, "budget_total", total, f">= {total - budget + 1:g}")
     schedule = Schedule(tuple(1 - i / steps for i in range(steps + 1)), tuple(float(steps - i) for i in range(steps)))
+    accepted = f"nothing with preset {preset.name}, whose attention is bidirectional: sparse attention works on K/V"
+    require(arguments.density is None or preset.attention == "block-causal", "density", arguments.density, accepted)
+    sparse = None if arguments.density is None else SparseSettings(TopK(density=arguments.density))
     settings = [
         EngineSettings(
             plan=plan,
@@ -111,6 +121,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             policy=counted_policy(preset, steps, arguments.computed),
             kv=KVSettings(budget=budget),
             attention=preset.attention,
+            sparse=sparse,
         )
         for plan in plans
     ]
@@ -140,7 +151,22 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
                 "pflops: the paper leaves it out"
             )
     output["notes"] += shape.notes(steps)
+    if arguments.density is not None:
+        dense = count(shape, [replace(one, sparse=None) for one in settings], run["tokens_per_frame"], run["branches"])
+        output["density"], output["pflops_dense_attention"] = arguments.density, dense.flops / PETA
+        output["notes"].append(sparse_note(settings[0]))
     return output
+
+
+def sparse_note(settings: EngineSettings) -> str:
+    sparse = settings.sparse
+    assert sparse is not None
+    method = sparse.settled(settings.plan, 1, settings.longest_context)
+    assert isinstance(sparse.method, TopK) and isinstance(method, TopK)
+    return (
+        f"self-attention at density {sparse.method.density:g}: {method.density:.2f} in contexts of more than "
+        f"{sparse.dense_chunks} chunks; choosing blocks counted at stride {method.stride}"
+    )
 
 
 def as_json(model: str, preset: Preset, run: Mapping[str, Any], budget: float | None, cost: Cost) -> dict[str, Any]:
@@ -169,6 +195,8 @@ def as_text(result: Mapping[str, Any]) -> str:
     ]
     if "pflops_bidirectional" in result:
         lines.append(f"  as executed     {result['pflops_bidirectional']:.1f} PFLOPs (bidirectional)")
+    if "pflops_dense_attention" in result:
+        lines.append(f"  all attention   {result['pflops_dense_attention']:.1f} PFLOPs")
     computed, total = result["computed_steps"], result["total_steps"]
     lines.append(f"  chunk steps     {computed} of {total} computed ({computed / total:.0%})")
     budget = "whole video" if result["kv_budget"] is None else f"budget {result['kv_budget']:g} chunks + active"

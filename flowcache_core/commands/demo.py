@@ -39,6 +39,7 @@ from ..reuse.never import Never
 from ..reuse.quantity import Quantity, Velocity
 from ..schedule import shifted
 from .arguments import CHUNKS, STEPS, Parser
+from .sparse import SPARSE, sparse_of
 
 EXTRAS = {"torchmetrics": "torchmetrics", "matplotlib": "matplotlib", "av": "av"}  # module -> package
 LONG, QUICK = (8, 50), (4, 30)  # chunks and steps, by default and with --quick
@@ -61,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--warmup", type=int, help="first steps of every chunk that are always computed")
     p.add_argument("--kv-budget", type=budget, default="half", help="finished chunks to keep: a number, half, none")
     p.add_argument("--compressor", help=f"what is kept of them: {', '.join(COMPRESSORS)}")
+    p.add_argument("--sparse", help=SPARSE)
+    p.add_argument("--density", type=float, help="share of the self-attention that --sparse computes")
     p.add_argument("--plan", default="blockwise", help=f"{', '.join(PLANS)} (default: %(default)s)")
     p.add_argument("--chunks", type=int, help=f"length of the video, 12 frames each (default: {LONG[0]})")
     p.add_argument("--steps", type=int, help=f"denoising steps of a chunk (default: {LONG[1]})")
@@ -144,7 +147,10 @@ def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
     # The mini model is trained on clean history, so both runs re-encode finished chunks.
     vanilla = EngineSettings(plan, shifted(steps, mini.shift), policy=Never(), clean_pass=True)
     anchor = LowFrequencies(options.low_frequencies) if options.low_frequencies else None
-    flowcache = replace(vanilla, policy=reuse.policy, quantity=reuse.quantity, kv=kv, anchor=anchor)
+    sparse = sparse_of(options.sparse, options.density, options.model)
+    flowcache = replace(
+        vanilla, policy=reuse.policy, quantity=reuse.quantity, kv=kv, anchor=anchor, sparse=sparse
+    )
     flowcache.notes()
     prompt = encode(mini, options.prompt)
     every = options.guidance_every
@@ -211,6 +217,7 @@ def described(options: argparse.Namespace, demo: Demo) -> dict[str, Any]:
         "warmup_steps": run.policy.warmup_steps,
         "quantity": run.quantity.name,
         "kv_budget": run.kv.budget,
+        "sparse": None if run.sparse is None else run.sparse.method.name,
         "compressor": None if run.kv.compressor is None else run.kv.compressor.name,
         "plan": run.plan.name,
         "chunks": demo.chunks,

@@ -17,6 +17,7 @@ from ..kv.spec import KVSpec
 from ..plan.base import Chunk
 from ..report.events import CacheCompressed, Event, StepTaken
 from ..rows import Rows
+from ..sparse.forward import SparseForward
 from .shapes import ModelShape
 
 
@@ -67,6 +68,9 @@ class CountingDenoiser:
     def compute(
         self, item: ChunkInput, cache: object, *, keep_residual: bool = False, rows: Rows | None = None
     ) -> ChunkOutput:
+        if isinstance(item.sparse, SparseForward):
+            assert isinstance(cache, CountedCache)
+            item.sparse.count(cache.context_tokens(item.chunk))
         return ChunkOutput(torch.zeros_like(item.latents).unsqueeze(0), rows=rows)
 
     def encode(self, item: ChunkInput, cache: object) -> None:

@@ -35,15 +35,18 @@ def waterfall(
     def pflops(changed: Sequence[EngineSettings], window_attention: str = "bidirectional") -> float:
         return count(shape, changed, tokens_per_frame, branches, window_attention=window_attention).flops / PETA
 
-    causal = [replace(w, policy=Never(), kv=KVSettings()) for w in windows]
+    whole = [replace(w, sparse=None) for w in windows]
+    causal = [replace(w, policy=Never(), kv=KVSettings()) for w in whole]
     vanilla = [replace(w, attention="bidirectional") for w in causal]
     costs = [
         ("vanilla: bidirectional, whole window at every tick", pflops(vanilla)),
         ("attention pattern: block-causal", pflops(vanilla, "block-causal")),
         ("idle chunks left out (K/V cache)", pflops(causal)),
-        ("reuse", pflops([replace(w, kv=KVSettings()) for w in windows])),
-        ("compression budget", pflops(windows)),
+        ("reuse", pflops([replace(w, kv=KVSettings()) for w in whole])),
+        ("compression budget", pflops(whole)),
     ]
+    if any(w.sparse is not None for w in windows):
+        costs.append(("sparse attention", pflops(windows)))
     saving = costs[0][1] - costs[-1][1]
     stages = [Saving(*costs[0])]
     for (_, before), (change, after) in zip(costs, costs[1:]):

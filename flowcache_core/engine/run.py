@@ -128,7 +128,7 @@ class Run:
 
     def decide_masks(self, items: list[ChunkInput], decisions: list[Decision]) -> None:
         """Which attention masks serve again in the chunks that are computed now."""
-        if self.sparse is None or self.passes.cache is None:
+        if self.sparse is None or self.sparse.masks is None or self.passes.cache is None:
             return
         steps = [(item.chunk, item.step) for item, d in zip(items, decisions, strict=True) if d.action == "compute"]
         self.sparse.decide(steps, self.passes.cache.layouts, self.reader.arrived())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from ..errors import SettingError
 from .engines import Call, EngineError
 from .mask import SparseMask, blocks
 
@@ -109,6 +110,18 @@ class SparseForward:
             parts.append(memory.kept((self.chunk, branch), layer, own, own_keys, predict, columns))
             self.served += own.shape[1]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def count(self, context: int) -> None:
+        """As if every layer had attended to ``context`` tokens at the method's density, for who counts and does not
+        compute. SettingError for a method whose density depends on the video.
+        """
+        run = self.run
+        density = getattr(run.method, "density", None)
+        if density is None:
+            raise SettingError("sparse", run.method.name, "a method that says its density, such as top-k")
+        if not run.settings.dense(self.step, context, run.chunk_tokens, lasting=self.lasting) and density < 1:
+            self.density = {layer: [torch.full((run.spec.heads,), density)] for layer in range(run.spec.layers)}
+            self.made = run.spec.layers * run.spec.heads * run.spec.branches
 
     def shares(self) -> tuple[tuple[int, ...], Tensor | None]:
         """Layers that attended sparsely, and fp32 ``[layers, heads]``: the mean share each head computed; None where
