@@ -148,9 +148,7 @@ def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
     vanilla = EngineSettings(plan, shifted(steps, mini.shift), policy=Never(), clean_pass=True)
     anchor = LowFrequencies(options.low_frequencies) if options.low_frequencies else None
     sparse = sparse_of(options.sparse, options.density, options.model)
-    flowcache = replace(
-        vanilla, policy=reuse.policy, quantity=reuse.quantity, kv=kv, anchor=anchor, sparse=sparse
-    )
+    flowcache = replace(vanilla, policy=reuse.policy, quantity=reuse.quantity, kv=kv, anchor=anchor, sparse=sparse)
     flowcache.notes()
     prompt = encode(mini, options.prompt)
     every = options.guidance_every
