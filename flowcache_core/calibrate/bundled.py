@@ -58,6 +58,10 @@ class MiniWan(Specimen):
         fast_on_cpu(model.vae)
         return model
 
+    @property
+    def transformer(self) -> nn.Module:
+        return self.model.transformer
+
     @cached_property
     def sha256(self) -> str:  # type: ignore[override]
         return digest(self.file)
@@ -117,6 +121,10 @@ class MiniMagi(Specimen):
         model = mini_magi.load_mini_magi()
         fast_on_cpu(model.vae)
         return model
+
+    @property
+    def transformer(self) -> nn.Module:
+        return self.model.transformer
 
     @cached_property
     def sha256(self) -> str:  # type: ignore[override]

@@ -169,7 +169,7 @@ def policy_row(policy: StaticSchedule) -> dict[str, Any]:
 
 def required(facts: Facts, steps: int) -> dict[str, Any]:
     """What a run must have for a preset to fit, as its row states it."""
-    return {} if facts.shift is None else {"requires": {"steps": steps, "shift": facts.shift}}
+    return {"requires": {"steps": steps} if facts.shift is None else {"steps": steps, "shift": facts.shift}}
 
 
 def preset_row(chooser: Chooser, choice: Choice, text: str, **evidence: Any) -> dict[str, Any]:
@@ -196,6 +196,8 @@ def preset_row(chooser: Chooser, choice: Choice, text: str, **evidence: Any) -> 
         "evidence": {
             "model": facts.model,
             "model_sha256": facts.sha256,
+            "architecture": facts.architecture,
+            **({"sigmas": [round(level, 6) for level in grams.levels]} if facts.shift is None else {}),
             "solver": facts.solver,
             "guidance": facts.guidance,
             "plan": facts.plan,

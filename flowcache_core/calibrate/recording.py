@@ -27,6 +27,7 @@ class Facts:
 
     model: name of the model or its file. sha256: of its weights, "" where nobody read them. shift: of the noise levels,
     None where they follow another rule. plan, solver: their names. offset: ticks between the starts of two chunks.
+    architecture: see :func:`..architecture.architecture_of`.
     """
 
     model: str
@@ -36,12 +37,21 @@ class Facts:
     solver: str
     plan: str
     offset: int
+    architecture: str = ""
 
     @classmethod
-    def of(cls, settings: EngineSettings, model: str, sha256: str, shift: float | None, guidance: float) -> Facts:
+    def of(
+        cls,
+        settings: EngineSettings,
+        model: str,
+        sha256: str,
+        shift: float | None,
+        guidance: float,
+        architecture: str = "",
+    ) -> Facts:
         """Of runs with these settings."""
         plan = settings.plan
-        return cls(model, sha256, shift, guidance, settings.solver.name, plan.name, offset_of(plan))
+        return cls(model, sha256, shift, guidance, settings.solver.name, plan.name, offset_of(plan), architecture)
 
 
 @dataclass
@@ -137,6 +147,7 @@ def offset_of(plan: Plan) -> int:
 
 def _facts(found: Mapping[str, Any], where: str) -> Facts:
     texts = {key: found.get(key) for key in ("model", "sha256", "solver", "plan")}
+    texts["architecture"] = found.get("architecture", "")
     for key, value in texts.items():
         require(isinstance(value, str), f"{where}: recording.{key}", value, "a text")
     shift, guidance, offset = found.get("shift"), found.get("guidance"), found.get("offset")

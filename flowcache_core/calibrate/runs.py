@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..denoiser import Denoiser
 from ..engine import EngineSettings, generate
@@ -50,6 +50,11 @@ class Specimen(ABC):
     sha256: str = ""
     decodes: bool = True
     batch: ClassVar[int] = 64
+
+    @property
+    @abstractmethod
+    def transformer(self) -> nn.Module:
+        """With its weights."""
 
     @abstractmethod
     def settings(self, setup: Setup, **changes: Any) -> EngineSettings:

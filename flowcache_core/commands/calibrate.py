@@ -8,7 +8,6 @@ on in this model, and videos of other seeds decide between proposals and give th
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..architecture import architecture_of
 from ..calibrate.bundled import PROMPTS, Mini, MiniMagi, Scenes
 from ..calibrate.choose import Choice, Chooser, Target, policy_row, preset_row, required
 from ..calibrate.record import Record
@@ -212,7 +212,8 @@ def begin(options: argparse.Namespace) -> Calibration:
         require_finite("target", options.target, minimum=2 / setup.steps, maximum=1.0)
     model = specimen.name if options.weights is None else options.weights.name
     settings = specimen.settings(setup)
-    facts = Facts.of(settings, model, specimen.sha256, specimen.shift(setup), setup.guidance)
+    architecture = architecture_of(specimen.transformer)
+    facts = Facts.of(settings, model, specimen.sha256, specimen.shift(setup), setup.guidance, architecture)
     call = Calibration(options, specimen, setup, Recording(facts, setup.chunks), [])
     if call.place.exists():
         found = Recording.load(call.place)
@@ -246,9 +247,6 @@ def check(options: argparse.Namespace) -> None:
             require_finite(name, getattr(options, name), minimum=0.0)
     if options.target_speed_up is not None:
         require_finite("target_speed_up", options.target_speed_up, minimum=1.0)
-    if options.thorough:
-        metrics = importlib.util.find_spec("torchmetrics") is not None
-        require(metrics, "calibrate", "no torchmetrics", "pip install torchmetrics")
     plain = 0 < len(options.name) <= NAME and options.name.isprintable() and not set(options.name) & set("/\\")
     require(plain, "name", options.name, f"a name of at most {NAME} characters without slashes")
     require_file(options.out)

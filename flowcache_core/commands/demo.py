@@ -41,7 +41,7 @@ from ..schedule import shifted
 from .arguments import CHUNKS, STEPS, Parser
 from .sparse import SPARSE, sparse_of
 
-EXTRAS = {"torchmetrics": "torchmetrics", "matplotlib": "matplotlib", "av": "av"}  # module -> package
+EXTRAS = {"matplotlib": "matplotlib", "av": "av"}  # module -> package
 LONG, QUICK = (8, 50), (4, 30)  # chunks and steps, by default and with --quick
 DEFAULT_PRESET = "balanced"
 VANILLA, FLOWCACHE = "vanilla", "flowcache"

@@ -22,6 +22,7 @@ from ..schedule import MOST_STEPS, require_shift
 
 FOLDER = Path(__file__).parent
 SCHEMA = 1
+ACCEPTED = f'JSON with "schema": {SCHEMA} and "presets"'
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Preset:
     attention: the pattern the run uses. computed_steps: how many of a chunk's own steps are computed where that is
     published or calibrated (the cost model counts with it), None where it depends on the video. requires: what the runs
     are like that it is for: ``steps``, the ``shift`` of a model that has one, ``guidance`` where it counts. curve: what
-    the calibration measured, at ``guidance``.
+    the calibration measured, at ``guidance``. architecture: of the transformer it was recorded on, "" where that is not
+    noted. sigmas: noise levels of the runs it is for, where no shift describes them.
     """
 
     model: str
@@ -64,6 +66,8 @@ class Preset:
     requires: Mapping[str, float] | None = None
     curve: tuple[CurvePoint, ...] = ()
     guidance: float | None = None
+    architecture: str = ""
+    sigmas: tuple[float, ...] = ()
 
     def with_policy(self, policy: ReusePolicy) -> Preset:
         """The same run under another policy; nothing that was measured of this one holds for it."""
@@ -139,10 +143,15 @@ def _model_file(model: str) -> Mapping[str, Any]:
 
 def read_presets(path: Path) -> dict[str, Any]:
     """A preset file, ours or a calibrated one. SettingError when it is none."""
-    accepted = f'JSON with "schema": {SCHEMA} and "presets"'
-    content = read_object(path, "preset file", accepted)
-    known = content.get("schema") == SCHEMA and isinstance(content.get("presets"), dict)
-    require(known, "preset file", str(path), accepted)
+    return checked(read_object(path, "preset file", ACCEPTED), "preset file", str(path))
+
+
+def checked(content: dict[str, Any], field: str, value: str) -> dict[str, Any]:
+    """The content of a preset file; SettingError for ``field`` when it is none, or one of a later version."""
+    schema = content.get("schema")
+    later = isinstance(schema, int) and schema > SCHEMA
+    require(not later, f"{field}: schema", schema, f"{SCHEMA}; update FlowCache for a later one")
+    require(schema == SCHEMA and isinstance(content.get("presets"), dict), field, value, ACCEPTED)
     return content
 
 
@@ -185,7 +194,13 @@ def load_preset(model: str, name: str) -> Preset:
 
 
 def parse_row(model: str, name: str, row: object) -> Preset:
-    """One row of a file's ``presets``; SettingError naming what is missing in it or of another form."""
+    """One row of a model's ``presets``; SettingError naming what is missing in it or of another form."""
+    wanted = FAMILIES[kind_of(model) or "wan"].requires
+    return preset_of(model, name, row, wanted, wanted)
+
+
+def preset_of(model: str, name: str, row: object, wanted: frozenset[str], known: frozenset[str]) -> Preset:
+    """A row whose ``requires``, where it has one, states all of ``wanted`` and nothing but ``known`` and guidance."""
     where = f"presets.{name}"
     if not isinstance(row, dict):
         raise SettingError(where, row, "an object with text and policy")
@@ -213,10 +228,24 @@ def parse_row(model: str, name: str, row: object) -> Preset:
         quantity=quantity,
         attention=attention,
         computed_steps=count,
-        requires=_requirements(f"{where}.requires", row.get("requires"), model, policy),
+        requires=_requirements(f"{where}.requires", row.get("requires"), wanted, known, policy),
         curve=tuple(map(CurvePoint.of, curve)),
         guidance=guidance,
+        architecture=_text(f"{where}.evidence.architecture", evidence.get("architecture", "")),
+        sigmas=_levels(f"{where}.evidence.sigmas", evidence.get("sigmas", ())),
     )
+
+
+def _text(field: str, found: object) -> str:
+    if not isinstance(found, str):
+        raise SettingError(field, found, "a text")
+    return found
+
+
+def _levels(field: str, found: object) -> tuple[float, ...]:
+    if not isinstance(found, list | tuple) or not all(is_finite(level) and 0 <= level <= 1 for level in found):
+        raise SettingError(field, found, "a list of noise levels from 1 to 0")
+    return tuple(float(level) for level in found)
 
 
 def _is_point(point: object) -> bool:
@@ -227,14 +256,15 @@ def _is_point(point: object) -> bool:
     return all(is_finite(share) and 0 <= share <= 1 for share in shares)
 
 
-def _requirements(field: str, requires: object, model: str, policy: ReusePolicy) -> Mapping[str, float] | None:
+def _requirements(
+    field: str, requires: object, wanted: frozenset[str], known: frozenset[str], policy: ReusePolicy
+) -> Mapping[str, float] | None:
     """The run that a preset is for, which has every step its table names; SettingError otherwise."""
     if requires is None:
         return None
-    wanted = FAMILIES[kind_of(model) or "wan"].requires
     accepted = ", ".join(f'"{name}": number' for name in ("steps", "shift") if name in wanted)
     accepted = f'{{{accepted}}}, and "guidance": number where it counts'
-    if not isinstance(requires, dict) or not wanted <= set(requires) <= wanted | {"guidance"}:
+    if not isinstance(requires, dict) or not wanted <= set(requires) <= known | {"guidance"}:
         raise SettingError(field, requires, accepted)
     require_count(f"{field}.steps", requires["steps"], minimum=1, maximum=MOST_STEPS)
     if "shift" in requires:

@@ -1,4 +1,4 @@
-"""How close one video is to another. Needs torchmetrics (extra "metrics")."""
+"""How close one video is to another."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import require
+from .ssim import ssim
 
 PSNR_CAP = 100.0  # dB; an infinite PSNR is not valid JSON, and beyond this (MSE 1e-10) float32 has nothing more to say
 _SSIM_FRAMES = 32  # frames scored at once, so that memory does not grow with the video
@@ -34,8 +35,6 @@ def compare(video: Tensor, reference: Tensor) -> Quality:
 
     Raises SettingError when the shapes differ, or frames are smaller than SSIM's 11 x 11 window.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure as ssim
-
     require(video.ndim == 4 and video.shape[3] == 3, "video", tuple(video.shape), "shape [T, H, W, 3]")
     accepted = f"the reference's shape {tuple(reference.shape)}"
     require(video.shape == reference.shape, "video", tuple(video.shape), accepted)
@@ -44,9 +43,7 @@ def compare(video: Tensor, reference: Tensor) -> Quality:
     errors = (a - b).double().square().mean(dim=(1, 2, 3))
     similarity = 0.0
     for x, y in zip(a.split(_SSIM_FRAMES), b.split(_SSIM_FRAMES), strict=True):
-        similar = ssim(x.movedim(3, 1), y.movedim(3, 1), data_range=1.0, reduction="none")
-        assert isinstance(similar, Tensor)
-        similarity += similar.sum().item()
+        similarity += ssim(x.movedim(3, 1), y.movedim(3, 1)).sum().item()
     change = (a.diff(dim=0) - b.diff(dim=0)).abs()
     return Quality(
         psnr=_decibel(errors.mean().item()),
