@@ -5,10 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .before import register
+from .calibrate import Calibrate
 from .kv import KVCompressor
 from .loaders import LoadARModel
 from .magi import EmptyMagiLatent, LoadMagiModel, LoadMagiVAE, MagiPrompt, MagiSchedule
 from .mini import MiniModel, MiniPrompt
+from .presets import Preset
 from .prompts import PromptSchedule
 from .released import ReleasedSchedule
 from .report import Report
@@ -28,6 +30,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ChunkwiseReuse,
     KVCompressor,
     SparseAttention,
+    Calibrate,
+    Preset,
     ARSampler,
     ReleasedSchedule,
     PromptSchedule,

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..flowcache_core import presets
+from ..flowcache_core.calibrate.record import Record
 from ..flowcache_core.errors import SettingError, require
+from ..flowcache_core.presets.own import OwnPreset
 from ..flowcache_core.reuse import POLICIES, QUANTITIES
+from ..flowcache_core.reuse.quantity import Velocity
 from .adapters.declared import Node
+from .adapters.files import own_presets
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_reuse
 from .adapters.run.settings import ReuseSettings
 from .choices import MISSING, check
 from .inputs import part_of, placed_inputs
+from .presets import LISTS_TOOLTIP, PresetLink, linked
 
 NAME = "FlowCache Chunkwise Reuse"
-CUSTOM = "custom"
+CUSTOM, RECORD, LISTS = "custom", "record", "held in this workflow"
+OWN = "my: "
 DEVICES = {"same as the model": None, "cpu": "cpu"}
 
 
@@ -76,10 +83,25 @@ def custom_inputs() -> list[io.Input]:
     return [made for _, made in sorted([*own, *declared], key=lambda pair: pair[0])]
 
 
+def held(text: str) -> list[io.Input]:
+    """The field by which a preset travels with the workflow."""
+    return [io.String.Input("lists", default=text, multiline=True, tooltip=LISTS_TOOLTIP, advanced=True)]
+
+
+def options() -> list[io.DynamicCombo.Option]:
+    """What there is to choose: the user's own presets beside those of the pack."""
+    return [
+        io.DynamicCombo.Option(CUSTOM, custom_inputs()),
+        io.DynamicCombo.Option(RECORD, []),
+        *(io.DynamicCombo.Option(f"{OWN}{name}", held(own_presets.text_of(name))) for name in own_presets.names()),
+        io.DynamicCombo.Option(LISTS, held("")),
+        *(io.DynamicCombo.Option(name, []) for name in preset_rows()),
+    ]
+
+
 class ChunkwiseReuse(Node):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        rows = [io.DynamicCombo.Option(name, []) for name in preset_rows()]
         return io.Schema(
             node_id="FlowCacheChunkwiseReuse",
             display_name=NAME,
@@ -93,11 +115,17 @@ class ChunkwiseReuse(Node):
                 io.Model.Input("model", tooltip="The autoregressive video model to speed up."),
                 io.DynamicCombo.Input(
                     "preset",
-                    options=[io.DynamicCombo.Option(CUSTOM, custom_inputs()), *rows],
+                    options=options(),
                     tooltip=(
                         "Settings measured for one model at its usual number of steps, or custom to set them here. "
-                        "reference rows repeat the paper, slow and fast are ours."
+                        "reference rows repeat the paper, slow and fast are ours, my are your own. record computes "
+                        "every step and keeps what FlowCache Calibrate needs."
                     ),
+                ),
+                PresetLink.Input(
+                    "own_preset",
+                    optional=True,
+                    tooltip="From FlowCache Preset or FlowCache Calibrate: taken instead of the preset chosen here.",
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The same model with these settings; sampled by an AR video sampler.")],
@@ -106,24 +134,66 @@ class ChunkwiseReuse(Node):
 
     @classmethod
     def validate_inputs(cls, preset: Any = MISSING) -> bool | str:
+        if isinstance(preset, str) and preset.startswith(OWN):
+            return True  # a preset of another machine may lie in the workflow: see ``prepared``
         return check(cls, preset=preset)
 
     @classmethod
-    def execute(cls, model: Any, preset: Mapping[str, Any], **_: Any) -> io.NodeOutput:
+    def prepared(cls, inputs: dict[str, Any]) -> dict[str, Any]:
+        """A preset of another user comes without its fields, which the host knows of presets in the list only."""
+        name = inputs.get("preset")
+        if isinstance(name, str) and name.startswith(OWN):
+            inputs = {**inputs, "preset": {"preset": name, "lists": inputs.get("preset.lists", "")}}
+        return inputs
+
+    @classmethod
+    def execute(cls, model: Any, preset: Mapping[str, Any], own_preset: Any = None, **_: Any) -> io.NodeOutput:
         with naming(NAME):
-            return io.NodeOutput(with_reuse(model, settings(preset)))
+            chosen = settings(preset) if own_preset is None else own_settings(linked(own_preset))
+            return io.NodeOutput(with_reuse(model, chosen))
 
 
 def settings(preset: Mapping[str, Any]) -> ReuseSettings:
     """What the node's fields say. SettingError names the field that cannot work."""
-    name = preset["preset"]
+    name, rows = preset["preset"], preset_rows()
     if name == CUSTOM:
         return custom(preset)
-    rows = preset_rows()
+    if name == RECORD:
+        return ReuseSettings(Record(), Velocity(), RECORD)
+    if name == LISTS or name.startswith(OWN):
+        own = chosen_preset(name, preset.get("lists") or "")
+        return replace(own_settings(own), remarks=differing(name, own))
     if name not in rows:
-        raise SettingError("preset", name, ", ".join((CUSTOM, *rows)))
+        raise SettingError("preset", name, ", ".join((CUSTOM, RECORD, *rows)))
     row = presets.load_preset(*rows[name])
     return ReuseSettings(row.policy, row.quantity, name, source=row)
+
+
+def chosen_preset(name: str, lists: object) -> OwnPreset:
+    """One of the user's own: from the workflow where it lies there, else from the user's folder. SettingError."""
+    if isinstance(lists, str) and lists.strip():
+        return OwnPreset.parse(lists, "lists")
+    if name == LISTS:
+        raise SettingError("lists", "nothing", "a preset as JSON, as FlowCache Preset shows it")
+    try:
+        return own_presets.load(name.removeprefix(OWN))
+    except SettingError as error:
+        raise error if error.field != "preset" else SettingError("preset", name, known_presets()) from error
+
+
+def differing(name: str, own: OwnPreset) -> tuple[str, ...]:
+    """One sentence where the user's folder has another preset of this name than the workflow."""
+    kept = own_presets.text_of(name.removeprefix(OWN)) if name.startswith(OWN) else ""
+    other = f"preset {own.name} is as the workflow holds it; your folder has another: choose it anew to take that one"
+    return (other,) if kept and kept != own.text else ()
+
+
+def known_presets() -> str:
+    return ", ".join(option.key for option in options())
+
+
+def own_settings(own: OwnPreset) -> ReuseSettings:
+    return ReuseSettings(own.preset.policy, own.preset.quantity, own.name, source=own.preset)
 
 
 def custom(fields: Mapping[str, Any]) -> ReuseSettings:

@@ -18,12 +18,13 @@ from typing import Any
 
 from ..architecture import architecture_of
 from ..calibrate.bundled import PROMPTS, Mini, MiniMagi, Scenes
-from ..calibrate.choose import Choice, Chooser, Target, policy_row, preset_row, required
+from ..calibrate.choose import Chooser, Target, policy_row, preset_row, required
 from ..calibrate.record import Record
 from ..calibrate.recording import Facts, Recording
 from ..calibrate.runs import Pair, Setup, Specimen, generated, paired
-from ..calibrate.tables import FORECAST, Split
+from ..calibrate.tables import FORECAST
 from ..calibrate.thorough import SHARES, Bench, Kept, Point, Thorough, totals
+from ..calibrate.told import outcome, preset_text, steps_of
 from ..calibrate.weights import RELEASED, Files
 from ..errors import SettingError, require, require_count, require_finite
 from ..files import only_writer, require_file, write_json
@@ -280,28 +281,13 @@ def quick(call: Calibration) -> int:
     target = Target(options.target, options.target_speed_up, options.target_seconds, options.target_psnr)
     seconds = call.seconds_per_step if options.target_seconds is not None else None
     choice = chooser.choose(target, seconds)
-    text = f"Recorded: {steps_of(choice.split, chooser.steps)}; about {choice.expected:.0f} dB expected."
-    row = preset_row(
-        chooser, choice, text, seeds=[CALIBRATION_SEED, CALIBRATION_SEED + len(call.recording.sources) - 1]
-    )
+    seeds = [CALIBRATION_SEED, CALIBRATION_SEED + len(call.recording.sources) - 1]
+    row = preset_row(chooser, choice, preset_text(choice, chooser), seeds=seeds)
     path = keep(options.out, {options.name: row})
     for remark in call.recording.remarks():
         print(f"note: {remark}")
     print(f"\n{outcome(target, choice, chooser, seconds)}\nrecording: {call.place}\nwritten: {path}")
     return 0
-
-
-def outcome(target: Target, choice: Choice, chooser: Chooser, seconds: float | None) -> str:
-    passes = len(choice.policy.computed) + chooser.extra_passes
-    speed = (chooser.steps + chooser.extra_passes) / (choice.share * chooser.steps + chooser.extra_passes)
-    found = f"{steps_of(choice.split, chooser.steps)}: {choice.share:.0%} of all, {speed:.1f} times as fast, "
-    found += f"about {choice.expected:.0f} dB expected"
-    if seconds is not None:
-        found += f", {passes * seconds:.2f} s per later chunk"
-    if choice.met:
-        return found
-    ((name, value),) = ((name, value) for name, value in vars(target).items() if value is not None)
-    return f"{name.replace('_', '-')} {value:g} cannot be met; the nearest is {found}"
 
 
 def dry_run(call: Calibration, forwards: int) -> int:
@@ -393,10 +379,6 @@ def nearest(
         return point, said(point)
     point = max(curve, key=nearest)
     return point, f"{wanted} cannot be met; the nearest is {said(point)}"
-
-
-def steps_of(split: Split, steps: int) -> str:
-    return f"{split.first} of {steps} steps computed in the first chunk and {split.later} in every other"
 
 
 def entry(call: Calibration, point: Point, curve: Sequence[Point], text: str) -> dict[str, Any]:

@@ -36,8 +36,8 @@ class OwnPreset:
         """SettingError naming what in the row is missing, of another form, or does not fit its steps."""
         require_name("name", name)
         evidence = row.get("evidence") if isinstance(row, dict) else None
-        model = evidence.get("model", "") if isinstance(evidence, dict) else ""
-        model = model if isinstance(model, str) and model else "it was made for"
+        model = evidence.get("model") if isinstance(evidence, dict) else None
+        model = model if isinstance(model, str) and model else "another model"
         preset = preset_of(model, name, row, STEPS, STEPS | {"shift"})
         assert isinstance(row, dict)
         return cls(name, row, preset)
@@ -49,7 +49,7 @@ class OwnPreset:
 
     @classmethod
     def load(cls, folder: Path, name: str, field: str = "preset") -> OwnPreset:
-        """The preset of that name in ``folder``; SettingError naming those there are, or what is wrong with its file."""
+        """The preset of that name in ``folder``; SettingError naming those there are, or what its file lacks."""
         names = own_names(folder)
         require(name in names, field, name, listed(names, 40) or "nothing: no preset has been saved")
         path = folder / f"{name}.json"
@@ -86,8 +86,8 @@ class OwnPreset:
 
 def require_name(field: str, name: object) -> None:
     """SettingError unless ``name`` can name a preset and, with an ending, a file on every system."""
-    fits = isinstance(name, str) and bool(FORM.fullmatch(name)) and len(name.encode()) <= 4 * LONGEST
-    fits = fits and isinstance(name, str) and len(name) <= LONGEST and name[-1] not in " ." and not DEVICES.fullmatch(name)
+    plain = isinstance(name, str) and len(name) <= LONGEST and FORM.fullmatch(name) and name[-1] not in " ."
+    fits = bool(plain) and not DEVICES.fullmatch(str(name))
     accepted = f"1 to {LONGEST} letters, digits, spaces and _ . ( ) + -, beginning with a letter or digit"
     require(fits, field, name, accepted)
 

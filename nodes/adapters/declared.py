@@ -23,6 +23,11 @@ class Node(io.ComfyNode):
     SettingError naming the input that gets anything else.
     """
 
+    @classmethod
+    def prepared(cls, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The inputs as ``execute`` takes them, from what the host hands over."""
+        return inputs
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = cls.__dict__.get("execute")
@@ -36,6 +41,7 @@ def _checked(execute: Callable[..., io.NodeOutput]) -> Callable[..., io.NodeOutp
     def checked(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> io.NodeOutput:
         schema = cls.define_schema()
         with naming(schema.display_name or schema.node_id):
+            inputs = cls.prepared(inputs)  # type: ignore[attr-defined]
             for one in schema.inputs:
                 if one.id in inputs:
                     check_input(one, inputs[one.id])
@@ -98,6 +104,7 @@ CARRIES: dict[str, Callable[[Any], bool]] = {
     "CLIP": lambda value: hasattr(value, "tokenize"),
     "VAE": lambda value: hasattr(value, "decode") and hasattr(value, "encode"),
     "CONDITIONING": _is_conditioning,
+    "FLOWCACHE_PRESET": lambda value: isinstance(value, Mapping) and "presets" in value,
     "LATENT": lambda value: isinstance(value, Mapping) and isinstance(value.get("samples"), Tensor),
 }
 TYPES: dict[str, tuple[Callable[[Any], bool], str]] = {

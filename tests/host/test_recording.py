@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hostkit import hosts, latent, load, module, ours, prompt, sample, sigmas_of
+from hostkit import hosts, latent, load, module, node, ours, prompt, sample, sigmas_of
 
-Record = module("flowcache_core.calibrate.record").Record
-outer = module("nodes.adapters.run.outer")
 settings = module("nodes.adapters.run.settings")
-velocity = module("flowcache_core.reuse.quantity").Velocity
-SettingError = module("flowcache_core.errors").SettingError
 LONG = 45  # 12 latent frames: four chunks
+RECORD = {"preset": "record"}
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +18,13 @@ def model():
 
 
 def recorded(model, sampler, **options):
-    record = Record()
-    patched = outer.with_reuse(model, settings.ReuseSettings(record, velocity()))
+    patched = node("ChunkwiseReuse", model=model, preset=RECORD)
     out, _ = sample(patched, sampler, start=latent(LONG), **options)
-    return record.grams, out
+    return recording_of(patched, out).grams, out
+
+
+def recording_of(patched, out):
+    return settings.slot_of(patched).recorded_run(out).recording
 
 
 def test_both_samplers_record_the_same_table(model):
@@ -47,11 +47,22 @@ def test_what_is_recorded_is_guided(model):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4 * one.max())
 
 
-def test_a_second_run_of_other_steps_is_refused_by_name(model):
-    record = Record()
-    patched = outer.with_reuse(model, settings.ReuseSettings(record, velocity()))
-    sample(patched, ours(), sigmas=sigmas_of(model, 4))
-    for sampler in (hosts(), ours()):
-        with pytest.raises(SettingError, match="recording: got '5 steps with other noise levels'"):
-            sample(patched, sampler, sigmas=sigmas_of(model, 5))
-    assert record.grams.whole == 2
+def test_every_run_has_a_recording_of_its_own(model):
+    """Of other steps too, and the model that carries the setting keeps none of them itself."""
+    patched = node("ChunkwiseReuse", model=model, preset=RECORD)
+    runs = [(sampler, steps) for sampler in (hosts(), ours()) for steps in (4, 5)]
+    outs = [sample(patched, sampler, sigmas=sigmas_of(patched, steps))[0] for sampler, steps in runs]
+    found = [recording_of(patched, out) for out in outs]
+    assert [recording.steps for recording in found] == [4, 5, 4, 5]
+    assert [recording.grams.whole for recording in found] == [2] * 4
+    assert settings.settings_of(patched.model_options).reuse.policy.grams.whole == 0
+
+
+def test_facts_of_a_run(model):
+    patched = node("ChunkwiseReuse", model=model, preset=RECORD)
+    out, _ = sample(patched, ours(), negative=prompt(), cfg=3.0, seed=42)
+    recording = recording_of(patched, out)
+    facts = recording.facts
+    assert (facts.guidance, facts.solver, facts.plan, facts.offset) == (3.0, "renoise", "blockwise", 4)
+    assert facts.architecture == "wan, 24 wide, 2 layers" and facts.shift == pytest.approx(5.0, rel=0.01)
+    assert recording.sources == ("seed 42",) and recording.chunks == 2

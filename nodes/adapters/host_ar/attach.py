@@ -73,7 +73,8 @@ def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> Plan |
             mask = rest[1] if len(rest) > 1 else None
             require(mask is None or single_chunk, "noise mask", "a mask", f"none, or {INSTEAD}")
             require_finite_inputs(noise, guider.conds, ["positive"])
-            run = HostRun.of(guider.inner_model, noise, sigmas, plan, settings)
+            seed = extra_args.get("seed") or 0
+            run = HostRun.of(guider.model_patcher, noise, sigmas, plan, settings, seed)
             return run.sample(partial(executor, guider, sigmas, extra_args, callback, noise, *rest), extra_args)
 
     add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, sampling, options, is_model_options=True)

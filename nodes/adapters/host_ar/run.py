@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -39,6 +39,8 @@ from ....flowcache_core.solvers import SOLVERS
 from ..naming import naming
 from ..replaced import replaced
 from ..run.foreign import repeated, skipped
+from ..run.recorded import recorded
+from ..run.request import reuse_notes
 from ..run.settings import FlowCacheSettings
 from ..wan.compiled import uncompiled
 from ..wan.denoiser import kv_spec
@@ -60,6 +62,7 @@ class HostRun:
     reuse: StepReuse
     recorder: Recorder
     keep: Callable[[Recorder], None]
+    notes: tuple[str, ...] = ()
     seconds: float = 0.0
     finite: FiniteWatch = field(default_factory=FiniteWatch)
     answered: tuple[Place, Tensor] | None = None
@@ -67,8 +70,11 @@ class HostRun:
     order: CallOrder = field(init=False)
 
     @classmethod
-    def of(cls, model: Any, noise: Tensor, sigmas: Tensor, plan: Plan, settings: FlowCacheSettings) -> HostRun:
+    def of(
+        cls, patcher: Any, noise: Tensor, sigmas: Tensor, plan: Plan, settings: FlowCacheSettings, seed: int
+    ) -> HostRun:
         """SettingError for settings that do not fit the plan, or sigmas that do not fall to 0."""
+        model = patcher.model
         schedule = from_sigmas(sigmas.tolist())
         last = schedule.sigmas[-1]
         require(last == 0, "sigmas", f"an end at {last:g}", f"an end at 0, or {INSTEAD}")
@@ -79,15 +85,18 @@ class HostRun:
         embeddings = Embeddings(model, noise.device)
         with naming("FlowCache Chunkwise Reuse"):
             if chosen is not None:
-                chosen.check(schedule)
+                chosen.check(schedule, patcher)
                 policy = chosen.policy
                 accepted = f"another: {policy.name} computes part of a chunk, which takes our AR Video Sampler node"
                 require(policy.parts == "never", "policy", policy.name, accepted)
             engine = EngineSettings(plan, schedule, solver, kv=kv, clean_pass=True, **picked)
+            (engine,), recording = recorded([engine], patcher, 1.0, seed)
             reuse = StepReuse(engine, engine.policy.begin(schedule, embeddings), embeddings)
         with naming("KV Cache Compressor"):
             cache = HostKV(kv_spec(model, noise.shape, 1, noise.device), kv, plan)
-        return cls(model, engine, cache, settings.kv is not None, reuse, Recorder.of(engine), settings.slot.keep)
+        keep = partial(settings.slot.keep, recording=recording)
+        notes = reuse_notes(settings, patcher)
+        return cls(model, engine, cache, settings.kv is not None, reuse, Recorder.of(engine), keep, notes)
 
     def __post_init__(self) -> None:
         self.plan = self.settings.plan
@@ -122,6 +131,7 @@ class HostRun:
     def start(self) -> None:
         kv_bytes = peak_bytes(self.kv.spec, self.settings.kv, self.plan)
         started = RunStarted.of(self.settings, kv_bytes, self.kv.capacity_tokens, self.kv.budget_tokens)
+        started = replace(started, notes=(*started.notes, *self.notes))
         for note in started.notes:
             logging.warning("FlowCache: %s", note)
         self.recorder(started)

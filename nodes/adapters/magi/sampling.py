@@ -31,6 +31,7 @@ from ..run.foreign import FUNCTIONS, around, compiles, listed, name_of
 from ..run.memory import announce, make_room
 from ..run.plan_choice import PlanChoice
 from ..run.prompt_schedule import recached
+from ..run.recorded import recorded
 from ..run.request import Request, Sampling, refuse_clashes, reuse_fields
 from ..run.settings import FlowCacheSettings, settings_of
 from ..run.sparse import before_run, check_sparse, with_attention
@@ -73,7 +74,9 @@ class MagiSampling(Sampling):
         accepted = "one that keeps whole frames at the start, or none"
         require(not self.masks_inside_frames, "noise mask", "a mask inside frames", accepted)
         plan = plan_of(self.choice, self.x.shape[2], steps.schedule.steps, self.prefix_frames)
-        self.engine = engine_settings(self.choice, plan, steps.schedule, self.settings, self.guider.conds)
+        engine = engine_settings(self.choice, plan, steps.schedule, self.settings, self.guider)
+        guidance = text_scale(self.model.variant)
+        (self.engine,), self.recording = recorded([engine], self.guider.model_patcher, guidance, self.seed)
         self.progress = self.progress_of(plan.total_steps, ends_clean=True, preview=self.preview(request.display))
         config = self.model.diffusion_model.config
         captions = ChunkCaptions(
@@ -124,7 +127,7 @@ class MagiSampling(Sampling):
             )
         finally:
             self.progress.close()
-            self.settings.slot.keep(recorder)
+            self.settings.slot.keep(recorder, self.recording)
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,11 @@ def denoiser_of(
     )
 
 
+def text_scale(variant: MagiVariant) -> float:
+    """What the text is guided with at first, 1 for distilled weights, which take no guidance."""
+    return 1.0 if variant.distilled or variant.guidance is None else float(variant.guidance.text[0])
+
+
 def host_kernel(transformer_options: Mapping[str, Any]) -> AttentionKernel:
     """The host's attention, with what other nodes put in its place."""
 
@@ -197,12 +205,12 @@ def host_kernel(transformer_options: Mapping[str, Any]) -> AttentionKernel:
 
 
 def engine_settings(
-    choice: PlanChoice, plan: Plan, schedule: Schedule, settings: FlowCacheSettings, conds: Mapping[str, Any]
+    choice: PlanChoice, plan: Plan, schedule: Schedule, settings: FlowCacheSettings, guider: Any
 ) -> EngineSettings:
     """What the model carries and the sampler's fields together. Errors name the node whose field does not fit."""
-    reuse = reuse_fields(settings, schedule)
+    reuse = reuse_fields(settings, schedule, guider.model_patcher)
     with naming("AR Prompt Schedule"):
-        require(not recached(conds), "recache", True, "off: chunks of the sliding window overlap in time")
+        require(not recached(guider.conds), "recache", True, "off: chunks of the sliding window overlap in time")
     engine = EngineSettings(
         plan=plan,
         schedule=schedule,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
+from torch import Tensor
 
 from ....flowcache_core.errors import SettingError
 from ....flowcache_core.kv.settings import KVSettings
@@ -31,7 +32,7 @@ def outer_sample(
 ) -> Any:
     guider = executor.class_obj
     slot, ours = settings_of(guider.model_options).slot, isinstance(sampler, ChunkSampler)
-    slot.begin(autoregressive=ours or is_host_ar(sampler))
+    slot.begin(autoregressive=ours or is_host_ar(sampler), noise=noise if isinstance(noise, Tensor) else None)
     if ours:
         sampler.reserve(guider, latent_image, sigmas)
     elif is_host_ar(sampler):

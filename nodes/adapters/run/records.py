@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ....flowcache_core.calibrate.recording import Recording
 from ....flowcache_core.report.record import Recorder, RunRecord
 
 REMEMBERED = 8  # runs of one MODEL
@@ -25,6 +26,9 @@ OTHER_SAMPLER = (
     "Sampler (FlowCache) or Sampler AR Video."
 )
 NO_STEP = "No report: the sampler was given no step to take (sigmas with one value)."
+NOT_RECORDED = (
+    "No recording: choose the preset record on FlowCache Chunkwise Reuse, make one video, and connect its MODEL here."
+)
 LATEST_SHOWN = "note: this latent is no output of the model's last runs; the latest of them is shown"
 
 
@@ -56,11 +60,15 @@ class Sketch:
 
 @dataclass
 class Run:
-    """autoregressive: whether a sampler ran it that leaves a record, as soon as it takes a step. made: its latents."""
+    """autoregressive: whether a sampler ran it that leaves a record, as soon as it takes a step. noise: what it began
+    from. made: its latents. recording: for a calibration, where that was asked for.
+    """
 
     autoregressive: bool
+    noise: Sketch | None = None
     record: RunRecord | None = None
     made: Sketch | None = None
+    recording: Recording | None = None
 
 
 @dataclass
@@ -69,14 +77,15 @@ class RecordSlot:
 
     runs: deque[Run] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
-    def begin(self, autoregressive: bool) -> None:
+    def begin(self, autoregressive: bool, noise: Tensor | None = None) -> None:
         """A run begins, of an AR video sampler or of another."""
-        self.runs.append(Run(autoregressive))
+        self.runs.append(Run(autoregressive, None if noise is None else Sketch.of(noise)))
 
-    def keep(self, recorder: Recorder) -> None:
+    def keep(self, recorder: Recorder, recording: Recording | None = None) -> None:
         """Note the run as far as it went; nothing on a MODEL without settings, whose slot nobody will ask."""
         if not self.runs:
             return
+        self.runs[-1].recording = recording
         with suppress(ValueError):  # it did not even start
             self.runs[-1].record = recorder.record()
 
@@ -97,6 +106,15 @@ class RecordSlot:
             if distance < nearest:
                 best, nearest = run, distance
         return best
+
+    def recorded_run(self, latents: Tensor | None) -> Run:
+        """The run that made ``latents``, or the latest that was recorded; NoRecordError where none was."""
+        run = None if latents is None else self.run_of(latents)
+        if run is None:
+            run = next((one for one in reversed(self.runs) if one.recording is not None), None)
+        if run is None or run.recording is None:
+            raise NoRecordError(NOT_RECORDED if self.runs else NOT_SAMPLED)
+        return run
 
     def report_on(self, latents: Tensor) -> tuple[RunRecord, str | None]:
         """The record of the run that made ``latents``, or of the latest one and a note. NoRecordError without any."""

@@ -72,7 +72,10 @@ class Sampling:
             ends_clean=ends_clean,
             disable=self.request.disable,
             preview=preview,
-            notes=image_notes(self.guider.conds, self.model.diffusion_model),
+            notes=(
+                *image_notes(self.guider.conds, self.model.diffusion_model),
+                *reuse_notes(self.settings, self.guider.model_patcher),
+            ),
         )
         if self.prefix is not None:
             progress.clean[:, :, : self.prefix_frames] = self.prefix
@@ -93,6 +96,11 @@ class Sampling:
         raise NotImplementedError
 
 
+def reuse_notes(settings: FlowCacheSettings, patcher: Any) -> tuple[str, ...]:
+    """Sentences on what the reuse node chose, for this model."""
+    return () if settings.reuse is None else settings.reuse.notes(patcher)
+
+
 def refuse_clashes(options: Mapping[str, Any]) -> None:
     """SettingError for what other nodes put on a model that excludes sampling by chunks."""
     refuse_other_caches(options)
@@ -101,10 +109,13 @@ def refuse_clashes(options: Mapping[str, Any]) -> None:
         require(key not in options, "model", f"a model with {name}", accepted)
 
 
-def reuse_fields(settings: FlowCacheSettings, schedule: Schedule) -> dict[str, Any]:
-    """What the reuse node chose as fields of the core's settings; SettingError in its name where it does not fit."""
+def reuse_fields(settings: FlowCacheSettings, schedule: Schedule, patcher: Any) -> dict[str, Any]:
+    """What the reuse node chose as fields of the core's settings; SettingError in its name where it does not fit.
+
+    patcher: the host's, of the model that runs.
+    """
     if settings.reuse is None:
         return {}
     with naming("FlowCache Chunkwise Reuse"):
-        settings.reuse.check(schedule)
+        settings.reuse.check(schedule, patcher)
     return settings.reuse.engine_fields

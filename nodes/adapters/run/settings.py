@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ....flowcache_core.errors import SettingError
+from ....flowcache_core.architecture import architecture_of
+from ....flowcache_core.errors import Found, SettingError, require
 from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.presets import Preset
 from ....flowcache_core.report.record import RunRecord
@@ -14,31 +15,50 @@ from ....flowcache_core.reuse.base import ReusePolicy
 from ....flowcache_core.reuse.quantity import Quantity
 from ....flowcache_core.schedule import Schedule, shift_of
 from ....flowcache_core.sparse.settings import SparseSettings
+from .recorded import model_name
 from .records import BYPASSED, NOT_SAMPLED, NoRecordError, RecordSlot
 
 KEY = "flowcache"
+SAME_LEVELS = 0.01  # hosts take their levels from a table of 1000
 
 
 @dataclass(frozen=True)
 class ReuseSettings:
-    """What the Chunkwise Reuse node chose. ``preset`` is the row's name, or "custom"."""
+    """What the Chunkwise Reuse node chose. preset: the row's name, or "custom". remarks: sentences on the choice."""
 
     policy: ReusePolicy
     quantity: Quantity
     preset: str = "custom"
     device: str | None = None
     source: Preset | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def engine_fields(self) -> dict[str, Any]:
         """What these settings are to the core's EngineSettings."""
         return {"policy": self.policy, "quantity": self.quantity, "reuse_device": self.device}
 
-    def check(self, schedule: Schedule) -> None:
-        """SettingError when these settings are not for a run over ``schedule``."""
+    def check(self, schedule: Schedule, patcher: Any) -> None:
+        """SettingError when these settings are not for a run of the model in ``patcher`` over ``schedule``."""
         if self.source is not None:
+            fit_model(self.source, self.preset, patcher)
             fit(self.source, self.preset, schedule)
         self.policy.check(schedule.steps)
+
+    def notes(self, patcher: Any) -> tuple[str, ...]:
+        """Sentences on the choice, and on a preset that was made for another file of the same architecture."""
+        source, name = self.source, model_name(patcher)
+        if source is None or not source.architecture or name == source.model:
+            return self.remarks
+        other = f"preset {self.preset} was recorded on {source.model}, and this is {name}: it may need more steps"
+        return (*self.remarks, other)
+
+
+def fit_model(source: Preset, name: str, patcher: Any) -> None:
+    """SettingError when the preset notes what transformer it was recorded on, and this is another one."""
+    here = architecture_of(patcher.model.diffusion_model)
+    accepted = f"{source.architecture}, of {source.model}, on which it was recorded; or a preset of the model that runs"
+    require(not source.architecture or here in (source.architecture, ""), f"preset {name}", f"a model {here}", accepted)
 
 
 def fit(source: Preset, name: str, schedule: Schedule) -> None:
@@ -50,6 +70,10 @@ def fit(source: Preset, name: str, schedule: Schedule) -> None:
         runs = " at ".join(f"{value:g} steps" if key == "steps" else f"{key} {value:g}" for key, value in needs)
         accepted = f"a run of the model {source.model} with {runs}; or a preset of the model that runs, or custom"
         raise SettingError(f"preset {name}", error.value, accepted) from error
+    if source.sigmas:
+        off = max(abs(a - b) for a, b in zip(source.sigmas, schedule.sigmas, strict=True))
+        accepted = f"the {schedule.steps} noise levels it was recorded at: the same scheduler and shift"
+        require(off <= SAME_LEVELS, f"preset {name}", Found(f"noise levels that differ by up to {off:.3f}"), accepted)
 
 
 @dataclass(frozen=True)

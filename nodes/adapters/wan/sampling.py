@@ -27,6 +27,7 @@ from ..run.finite import require_finite_inputs
 from ..run.memory import announce, make_room
 from ..run.plan_choice import PlanChoice
 from ..run.prompt_schedule import cuts, recached, starts
+from ..run.recorded import recorded
 from ..run.request import Request, Sampling, refuse_clashes, reuse_fields
 from ..run.settings import FlowCacheSettings, settings_of
 from ..run.sparse import before_run, check_sparse, with_attention
@@ -55,10 +56,12 @@ class WanSampling(Sampling):
             known = request.inpainting
             self.inpaint = Inpaint(self.mask.expand(x.shape), known.latent_image, known.noise, request.sigmas)
         self.windows = choice.windows(x.shape[2], self.prefix_frames)
-        self.engines = [
-            engine_settings(choice, part, choice.schedule(part, self.schedule), self.settings, conds)
+        engines = [
+            engine_settings(choice, part, choice.schedule(part, self.schedule), self.settings, self.guider)
             for part in self.windows
         ]
+        guidance = float(getattr(self.guider, "cfg", 1.0))
+        self.engines, self.recording = recorded(engines, self.guider.model_patcher, guidance, self.seed)
         levels = (*sorted({sigma for engine in self.engines for sigma in engine.schedule.sigmas[:-1]})[::-1], 0.0)
         self.recorder = Recorder.of(self.engines[0])
         names = names_that_run(self.guider, x[:, :, : choice.chunk_frames], levels, self.options)
@@ -138,7 +141,7 @@ class WanSampling(Sampling):
                 denoiser, engine, self.x[:, :, frames], prefix=prefix, noise_source=noise, observe=self.progress
             )
         finally:
-            self.settings.slot.keep(self.recorder)
+            self.settings.slot.keep(self.recorder, self.recording)
 
     def make_room(self) -> None:
         if self.choice.attention == "block-causal" and self.engines[0].kv.device != "cpu":
@@ -152,10 +155,10 @@ def engine_settings(
     part: VideoWindow,
     schedule: Schedule,
     settings: FlowCacheSettings,
-    conds: Mapping[str, Any],
+    guider: Any,
 ) -> EngineSettings:
     """What the model carries and the sampler's fields together. Errors name the node whose field does not fit."""
-    reuse = reuse_fields(settings, schedule)
+    reuse, conds = reuse_fields(settings, schedule, guider.model_patcher), guider.conds
     if choice.attention == "bidirectional":
         with naming("KV Cache Compressor"):
             accepted = "no KV Cache Compressor with attention bidirectional, which keeps no K/V"

@@ -1,0 +1,140 @@
+"""FlowCache Preset: holds a preset inside the workflow, names it, saves it to the user's folder and loads it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+from ..flowcache_core.errors import SettingError, listed
+from ..flowcache_core.presets.own import OwnPreset
+from .adapters.declared import Node
+from .adapters.files import own_presets
+from .adapters.naming import CATEGORY, naming
+from .choices import MISSING
+
+NAME = "FlowCache Preset"
+NOTHING = "none"
+PresetLink = io.Custom("FLOWCACHE_PRESET")
+LISTS_TOOLTIP = (
+    "The preset itself, as JSON. It is part of the workflow, so that whoever gets the workflow has the preset too."
+)
+
+
+def linked(value: Mapping[str, Any]) -> OwnPreset:
+    """What a PRESET link carries: the document of one preset. SettingError where another node made something else."""
+    rows = value.get("presets")
+    if not isinstance(rows, Mapping) or len(rows) != 1:
+        raise SettingError("preset", listed(value), "a link from FlowCache Calibrate or FlowCache Preset")
+    ((name, row),) = rows.items()
+    return OwnPreset.of(name, row)
+
+
+class Preset(Node):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlowCachePreset",
+            display_name=NAME,
+            category=CATEGORY,
+            description=(
+                "Holds a preset of your own: from FlowCache Calibrate, from your folder, or from the workflow itself. "
+                "Names it and saves it."
+            ),
+            search_aliases=["flowcache", "save preset", "load preset", "share", "calibrated"],
+            inputs=[
+                PresetLink.Input(
+                    "preset",
+                    optional=True,
+                    lazy=True,
+                    tooltip=(
+                        "From FlowCache Calibrate. It goes first, and is held here from then on: without the link, or "
+                        "with hold, the node goes on with it."
+                    ),
+                ),
+                io.Boolean.Input(
+                    "hold",
+                    default=False,
+                    tooltip="Take what is held below and leave what is linked alone: the recording is not made again.",
+                ),
+                io.Combo.Input(
+                    "file",
+                    options=[NOTHING, *own_presets.names()],
+                    default=NOTHING,
+                    tooltip="A preset of your folder (user/default/flowcache/presets); none for the one held below.",
+                ),
+                io.String.Input("lists", default="", multiline=True, tooltip=LISTS_TOOLTIP),
+                io.String.Input(
+                    "name", default="", tooltip="A new name for the preset; empty for the one that it has."
+                ),
+                io.Boolean.Input(
+                    "save",
+                    default=False,
+                    tooltip=(
+                        "Save it under its name in your folder, where FlowCache Chunkwise Reuse lists it after the "
+                        "page was reloaded (R). A preset of the same name is replaced."
+                    ),
+                ),
+            ],
+            outputs=[
+                PresetLink.Output("preset", tooltip="For FlowCache Chunkwise Reuse."),
+                io.String.Output("text", tooltip="What the preset is for, and what it rests on."),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, file: Any = MISSING, lists: Any = MISSING) -> bool | str:
+        """A file that is not there stops nothing where the workflow holds the preset itself."""
+        known, held = (NOTHING, *own_presets.names()), isinstance(lists, str) and bool(lists.strip())
+        given = file is not MISSING and file is not None  # else the host refuses it, or a link will bring it
+        if given and file not in known and not (held and isinstance(file, str) and file):
+            raise ValueError(f"file: got {file or 'nothing'}, accepted: {', '.join(known)}")
+        return True
+
+    @classmethod
+    def check_lazy_status(cls, preset: Any = None, hold: bool = False, lists: str = "", **_: Any) -> list[str]:
+        return ["preset"] if preset is None and not (hold and lists.strip()) else []
+
+    @classmethod
+    def execute(
+        cls, hold: bool, file: str, lists: str, name: str, save: bool, preset: Mapping[str, Any] | None = None
+    ) -> io.NodeOutput:
+        with naming(NAME):
+            own, source = found(preset, hold, file, lists)
+            own = own.renamed(name.strip()) if name.strip() else own
+            lines = [f"{own.name}, from {source}", *described(own)]
+            if save:
+                lines.append(f"saved: {own.save(own_presets.own_folder()).name}")
+        text = "\n".join(lines)
+        return io.NodeOutput(own.document, text, ui={"lists": (own.text,), **ui.PreviewText(text).as_dict()})
+
+
+def found(preset: Mapping[str, Any] | None, hold: bool, file: str, lists: str) -> tuple[OwnPreset, str]:
+    """The preset and where it is from: the link, the file, or the workflow. SettingError where there is none."""
+    held = bool(lists.strip())
+    if preset is not None and not (hold and held):
+        return linked(preset), "what is linked"
+    if file != NOTHING and not hold and (file in own_presets.names() or not held):
+        return own_presets.load(file, "file"), "your folder"
+    if held:
+        missing = "" if file in (NOTHING, *own_presets.names()) else f" ({file} is not in your folder)"
+        return OwnPreset.parse(lists, "lists"), f"this workflow{missing}"
+    accepted = "a link from FlowCache Calibrate, a file of your folder, or a preset as JSON in lists"
+    raise SettingError("preset", "nothing", accepted)
+
+
+def described(own: OwnPreset) -> list[str]:
+    """What it is for, in lines."""
+    preset, evidence = own.preset, own.row.get("evidence", {})
+    lines = [preset.text]
+    if preset.requires is not None:
+        needs = [f"{value:g} steps" if key == "steps" else f"{key} {value:g}" for key, value in preset.requires.items()]
+        lines.append(f"for {' at '.join(needs)}")
+    if preset.architecture:
+        lines.append(f"recorded on {preset.model} ({preset.architecture})")
+    if isinstance(evidence.get("plan"), str) and isinstance(evidence.get("solver"), str):
+        guidance = evidence.get("guidance")
+        lines.append(f"plan {evidence['plan']}, solver {evidence['solver']}, guidance {guidance}")
+    return lines
