@@ -29,6 +29,7 @@ from flowcache_core.reuse.forecast import Offset, Taylor
 from flowcache_core.reuse.front_loaded import FrontLoaded
 from flowcache_core.reuse.interval import Interval
 from flowcache_core.reuse.magcache import MagCache
+from flowcache_core.reuse.motion import Motion
 from flowcache_core.reuse.published import Published
 from flowcache_core.reuse.quantity import Residual, Velocity
 from flowcache_core.reuse.schedule import StaticSchedule, spread
@@ -198,6 +199,13 @@ def magnitude_curve(subject: Subject) -> tuple[float, ...]:
     return (1.0, *(b / a for a, b in zip(norms, norms[1:], strict=False)))
 
 
+def motion(subject: Subject) -> Iterator[Method]:
+    """MotionCache: after a uniform phase the tokens that move are computed, by the latents' distance."""
+    for threshold in subject.some((0.03, 0.05, 0.08, 0.12, 0.2, 0.3)):
+        policy = Motion(threshold=threshold, warmup_steps=subject.warmup, distance=LatentDistance())
+        yield Method("motioncache", f"{threshold:g}", {"policy": policy, "quantity": Velocity()})
+
+
 def thresholds(subject: Subject) -> Iterator[Method]:
     """Policies that look: TeaCache, the paper's Eq. 8 and EasyCache."""
     warm = subject.warmup
@@ -214,5 +222,5 @@ def thresholds(subject: Subject) -> Iterator[Method]:
 
 
 FAMILIES: tuple[Family, ...] = (
-    ours, by_rule, fixed_intervals, fewer_steps, forecasts, published_lists, guidance, magcache, thresholds,
+    ours, by_rule, fixed_intervals, fewer_steps, forecasts, published_lists, guidance, motion, magcache, thresholds,
 )  # fmt: skip
