@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from .compressor import Compressor
+from .density import Density
+from .headwise import HeadWise
 from .importance_redundancy import ImportanceRedundancy
+from .participative import Participative
 from .random import Random
 from .recent import Recent
 from .shot_sink import ShotSink
@@ -13,6 +16,9 @@ COMPRESSORS: dict[str, type[Compressor]] = {
     SinkWindow.name: SinkWindow,
     ShotSink.name: ShotSink,
     ImportanceRedundancy.name: ImportanceRedundancy,
+    Density.name: Density,
+    Participative.name: Participative,
+    HeadWise.name: HeadWise,
     Recent.name: Recent,
     Random.name: Random,
 }

@@ -13,9 +13,20 @@ from torch import Tensor
 
 from benchmarks.redundancy import naive_redundancy
 from flowcache_core.errors import SettingError
-from flowcache_core.kv import COMPRESSORS, ImportanceRedundancy, Random, Recent, SinkWindow
+from flowcache_core.kv import (
+    COMPRESSORS,
+    Density,
+    HeadWise,
+    ImportanceRedundancy,
+    Participative,
+    Random,
+    Recent,
+    SinkWindow,
+)
 from flowcache_core.kv import importance_redundancy as module
 from flowcache_core.kv.compressor import Compressor, Region
+from flowcache_core.kv.density import density
+from flowcache_core.kv.ends import BetweenEnds
 from flowcache_core.kv.importance_redundancy import importance, redundancy
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.kv.shot_sink import ShotSink
@@ -30,6 +41,11 @@ CONFIGURATIONS: list[Callable[..., Compressor]] = [
     lambda **kw: SinkWindow(sink=0.4, **kw),
     lambda **kw: ShotSink(sink=0.5, shots=(1, 2), **kw),
     Recent,
+    Density,
+    lambda **kw: Density(sink=0.0, recent=0.3, samples=16, **kw),
+    Participative,
+    HeadWise,
+    lambda **kw: HeadWise(local=1.0, sink=0.0, **kw),
     Random,
     lambda **kw: Random(seed=2**32 - 1, **kw),
 ]
@@ -303,3 +319,61 @@ def test_wrong_settings_name_their_field(make: Callable[[], Compressor], field: 
     with pytest.raises(SettingError) as caught:
         make()
     assert caught.value.field == field
+
+
+def scattered(keys: Tensor, queries: Tensor | None = None, chunk: int = 4) -> Region:
+    """Keys ``[N, kv_heads, L, d]`` at positions 0 to L - 1, in chunks of ``chunk`` tokens."""
+    n, heads, length, _ = keys.shape
+    positions = torch.arange(length, dtype=torch.int32).expand(n, heads, -1)
+    return Region(keys, keys, queries, positions, 2, chunk, tuple(range(0, length, chunk)), 0, 0)
+
+
+@pytest.mark.parametrize("kind", [Density, Participative, HeadWise])
+def test_both_ends_stay_whatever_the_score_says(kind: type[BetweenEnds]) -> None:
+    g = torch.Generator().manual_seed(3)
+    keys, queries = torch.randn(2, 2, 24, 8, generator=g), torch.randn(2, 4, 4, 8, generator=g)
+    kept = kind(sink=1.0, recent=1.5).keep(scattered(keys, queries), 12)
+    for tokens in kept.flatten(0, 1).tolist():
+        assert tokens[:4] == [0, 1, 2, 3] and tokens[-6:] == [18, 19, 20, 21, 22, 23] and len(set(tokens)) == 12
+    assert kind(sink=1.0, recent=1.5).min_budget == 2.5
+    with pytest.raises(SettingError, match="^recent: got"):
+        kind(recent=-1.0)
+
+
+def test_density_keeps_what_is_alone() -> None:
+    """Nine copies of one key and three others that lie apart: the three, and of the copies the earliest."""
+    g = torch.Generator().manual_seed(0)
+    keys = torch.zeros(1, 1, 12, 8) + torch.randn(8, generator=g)
+    apart = [2, 7, 10]
+    keys[0, 0, apart] = torch.randn(3, 8, generator=g) * 3
+    kept = Density(sink=0.0, recent=0.0).keep(scattered(keys), 4)
+    assert kept.flatten().tolist() == [0, *apart]
+    later = keys.clone()
+    later[0, 0, 3:, :2] += 40.0 * torch.arange(9)[:, None]  # what turns with time makes no copy unlike the others
+    assert Density(sink=0.0, recent=0.0, time_channels=0.25).keep(scattered(later), 4).flatten().tolist() == [0, *apart]
+
+
+def test_density_of_every_key_by_definition() -> None:
+    g = torch.Generator().manual_seed(1)
+    keys = torch.randn(2, 2, 20, 4, generator=g)
+    expected = (torch.cdist(keys, keys).square() + 0.25).reciprocal().mean(-1)
+    assert torch.allclose(density(keys, 2048, 0.5), expected, atol=1e-4)
+
+
+def test_participation_is_the_sum_of_products_over_a_group_of_heads() -> None:
+    g = torch.Generator().manual_seed(2)
+    keys, queries = torch.randn(1, 2, 10, 8, generator=g), torch.randn(1, 4, 5, 8, generator=g)
+    scores = Participative(sink=0.0, recent=0.0).score(scattered(keys, queries))
+    for head in range(2):
+        expected = torch.einsum("hqd,ld->l", queries[0, 2 * head : 2 * head + 2], keys[0, head])
+        assert torch.allclose(scores[0, head], expected, atol=1e-4)
+
+
+def test_heads_that_look_nearby_keep_a_window_and_others_what_they_look_at() -> None:
+    keys = torch.full((1, 2, 20, 8), -1.0)
+    keys[0, 0, 16:] = 3.0  # head 0 finds its queries in the newest chunk, head 1 far back
+    keys[0, 1, [5, 6, 9]] = 3.0
+    queries = torch.ones(1, 2, 4, 8)
+    kept = HeadWise(sink=0.0, recent=0.0).keep(scattered(keys, queries), 7)
+    assert kept[0, 0].tolist() == [13, 14, 15, 16, 17, 18, 19]
+    assert {5, 6, 9} <= set(kept[0, 1].tolist())
