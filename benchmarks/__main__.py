@@ -19,6 +19,7 @@ BENCHMARKS = {
     "length": "K/V bytes and process memory of 20, 100 and 400 chunks",
     "overhead": "speed-up against the FLOPs' promise; cost of engine, policy and events",
     "compression": "quality of every compressor at half the history",
+    "kv": "storages and compressors together: bytes, seconds, quality, meaning (long)",
     "curve": "quality against compute for every method (long)",
     "onerun": "lists from one recorded run against the full calibration and every rival (long)",
     "reach": "how far errors are carried on in the bundled models: what the reach prior rests on (long)",
