@@ -3,8 +3,9 @@
     python dev.py bench cuda
 
 544 x 960, one window of 97 frames, guidance on. Time of a compute and of a reuse step, the share of attention in it,
-what the engine costs per tick, a bidirectional pass for comparison; and the peak memory of a longer run that continues
-on its K/V, without a budget, with one, and with one in fp8. Weights play no part in any of this.
+what the engine costs per tick, a bidirectional pass for comparison; dense and sparse attention of one layer; and the
+peak memory of a longer run that continues on its K/V, without a budget, with one, and with one in fp8. Weights play no
+part in any of this.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ from flowcache_core.reuse.schedule import StaticSchedule, spread
 from flowcache_core.schedule import skyreels
 from flowcache_core.solvers.unipc import UniPC
 
+from . import sparse_engines
 from .results import save
 
 SHAPE = WanConfig(dim=1536, ffn_dim=8960, num_layers=30, num_heads=12, fps_embedding=True)
@@ -207,7 +209,23 @@ def measure(sizes: Sizes, device: torch.device) -> dict[str, Any]:
     """All figures on one device."""
     denoiser = denoiser_of(random_model(sizes.config, device, sizes.dtype), device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {"device": name, "steps": step_times(sizes, denoiser, device), "memory": memory(sizes, denoiser, device)}
+    return {
+        "device": name,
+        "steps": step_times(sizes, denoiser, device),
+        "memory": memory(sizes, denoiser, device),
+        "attention": sparse_attention(sizes, device),
+    }
+
+
+def sparse_attention(sizes: Sizes, device: torch.device, tell: Callable[[str], None] = print) -> list[dict[str, Any]]:
+    """Seconds of one layer's self-attention of a chunk against a full window, dense and by every engine."""
+    tokens = (sizes.latent_height // 2) * (sizes.latent_width // 2)
+    queries, keys = tokens * sizes.chunk_frames, tokens * sizes.window_frames
+    block = min(128, queries)
+    stride = max(s for s in (1, 2, 4, 8, 16) if block % s == 0)
+    shape = sparse_engines.Shape(queries, keys, sizes.config.num_heads, sizes.config.head_dim, block, stride)
+    engines = ("gather",) if device.type == "cpu" else ("flex", "sparge")
+    return sparse_engines.measure(shape, device, (sizes.dtype,), engines, tell)
 
 
 def main(argv: Sequence[str]) -> int:

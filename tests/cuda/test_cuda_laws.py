@@ -20,6 +20,8 @@ from flowcache_core.plan import staggered
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.schedule import shifted
+from flowcache_core.sparse.settings import SparseSettings
+from flowcache_core.sparse.xattention import XAttention
 
 CUDA = torch.device("cuda")
 CONFIG = WanConfig(dim=384, ffn_dim=512, num_layers=4, num_heads=3, text_dim=64, freq_dim=32)
@@ -76,6 +78,20 @@ def test_a_fixed_list_waits_for_nothing(model):
     finally:
         torch.cuda.set_sync_debug_mode(mode)
     assert len(allowed) == PLAIN.plan.total_steps + 1
+
+
+def test_sparse_attention_that_keeps_everything_changes_no_bit(model):
+    sparse = SparseSettings(XAttention(64, 1.0, 8), dense_chunks=0, dense_lasting=False)
+    assert torch.equal(run(model, replace(PLAIN, sparse=sparse)), run(model, PLAIN))
+
+
+def test_the_gpus_kernel_attends_as_the_reference_does(model):
+    """Where neither compiles, the run is dense and says so, which this does not take for sparse."""
+    settings = replace(PLAIN, sparse=SparseSettings(XAttention(64, 0.6, 8), dense_chunks=1))
+    gather = run(model, replace(settings, sparse=replace(settings.sparse, engine="gather")))
+    flex = run(model, replace(settings, sparse=replace(settings.sparse, engine="flex")))
+    assert not torch.equal(flex, run(model, PLAIN))
+    assert (flex - gather).norm() <= 0.05 * gather.norm()
 
 
 def test_nothing_is_left_of_a_run(model):

@@ -31,6 +31,13 @@ def test_the_published_shape_is_measured():
     assert sizes.settings(25).plan.max_active == 5 == sizes.settings(65).plan.max_active
 
 
+def test_dense_and_sparse_attention_are_timed_at_the_windows_shape(figures):
+    rows = figures["attention"]
+    assert {row["engine"] for row in rows} == {"dense", "prediction", "gather"}
+    assert [row["density"] for row in rows if row["engine"] == "gather"] == [1.0, 0.5, 0.3, 0.2, 0.1]
+    assert all(row["seconds"] > 0 for row in rows)
+
+
 def test_every_step_is_timed_once():
     denoiser = cuda.denoiser_of(cuda.random_model(TINY, CPU, torch.float32), CPU)
     watch = cuda.timed_run(denoiser, SIZES.settings(6), SIZES.noise(6, CPU))
