@@ -85,6 +85,10 @@ class SparseMethod(ABC):
         """
         return self
 
+    def of_heads(self, heads: range) -> SparseMethod:
+        """This method where only these heads of the model are at hand, as on one rank of several."""
+        return self
+
     def mask(self, q: Tensor, k: Tensor, layer: int = 0, heads: Sequence[int] | None = None) -> SparseMask:
         """The mask of ``heads`` (None for all) of one layer, from their queries and keys; see :meth:`score`."""
         chosen = range(q.shape[1]) if heads is None else heads

@@ -64,8 +64,10 @@ class SparseRun:
     def begin(cls, settings: SparseSettings, spec: KVSpec, plan: Plan, capacity: int) -> SparseRun:
         """capacity: tokens of K/V that a chunk can see at most. SettingError when the settings do not suit the run."""
         tokens = [chunk.frames * spec.tokens_per_frame for chunk in plan.chunks]
-        settings.check(tokens, spec.layers, spec.heads)
-        method = settings.settled(plan, spec.tokens_per_frame, capacity)
+        group, ranks = spec.heads // spec.kv_heads, (spec.all_kv_heads or spec.kv_heads) // spec.kv_heads
+        settings.check(tokens, spec.layers, spec.heads * ranks)
+        here = range(spec.first_head * group, spec.first_head * group + spec.heads)
+        method = settings.settled(plan, spec.tokens_per_frame, capacity).of_heads(here)
         memory = None
         if settings.reuse is not None:
             memory = MaskMemory(settings.reuse, spec.layers, spec.heads, method.block)

@@ -88,6 +88,11 @@ class XAttention(SparseMethod):
             accepted = f"a table for this model: {layers} layers of {heads} heads"
             require(given == [heads] * layers, "p", f"a table of {len(given)} layers of {counts} heads", accepted)
 
+    def of_heads(self, heads: range) -> SparseMethod:
+        if not isinstance(self.p, Sequence):
+            return self
+        return replace(self, p=tuple(row[heads.start : heads.stop] for row in self.p))
+
     def _table(self, device: torch.device) -> Tensor:
         """int64 ``[layers, heads]``: p in steps, copied to ``device`` once."""
         assert isinstance(self.p, Sequence)

@@ -91,6 +91,9 @@ def cases() -> dict[str, Case]:
         "wan fp8 storage": Case(wan(), settings(kv=KVSettings(dtype=torch.float8_e4m3fn))),
         "wan bidirectional": Case(whole_window(), settings("staggered", attention="bidirectional")),
         "wan sparse": Case(wan(), settings(sparse=SparseSettings(method=XAttention(block=16), dense_chunks=1))),
+        "wan sparse per head": Case(
+            wan(), settings(sparse=SparseSettings(XAttention(16, ((0.3, 0.5, 0.7, 0.9), (1.0, 0.8, 0.6, 0.4))), 1))
+        ),
         "magi sparse": Case(
             magi_denoiser(), magi_settings(sparse=SparseSettings(method=XAttention(block=16), dense_chunks=1))
         ),
