@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import require, require_count
+from ..kv.spec import KVSpec
 from ..options import option
 from ..plan.base import Plan
 from .attend import AUTO, ENGINE_NAMES
-from .cost import Forward
+from .cost import Forward, mask_bytes
 from .mask_reuse import MaskReuse
 from .method import SparseMethod
 from .xattention import XAttention
@@ -83,6 +84,14 @@ class SparseSettings:
         alone.
         """
         return self.method.fitted(tuple(self.forwards(plan, tokens_per_frame, capacity)))
+
+    def memory(self, spec: KVSpec, plan: Plan, capacity: int) -> int:
+        """Bytes of the masks that a run keeps to serve again; ``capacity`` tokens are the longest context."""
+        if self.reuse is None:
+            return 0
+        tokens = max(chunk.frames for chunk in plan.chunks) * spec.tokens_per_frame
+        one = mask_bytes(tokens, capacity, self.method.block, spec.layers, spec.heads) * spec.branches * spec.batch
+        return one * (plan.max_active + (plan.steps if self.reuse.across_chunks else 0))
 
     def note(self, longest_context: int, chunk_tokens: int, steps: int) -> str | None:
         """A sentence when nothing can become sparse in a video of these sizes, None when something can."""

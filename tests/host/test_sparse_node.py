@@ -110,6 +110,7 @@ def test_it_goes_with_reuse_and_a_budget(model):
         ({**FIELDS, "stride": 3}, {}, "stride"),
         ({**FIELDS, "p": 1.5}, {}, "p"),
         ({**FIELDS, "preset": "quest"}, {}, "preset"),
+        ({"preset": "mini: per-head", "density": 0.5}, {}, "table"),
         ({"preset": "top-k", "density": 0.1, "block": 8, "stride": 4}, {"dense_chunks": 4}, "density"),
     ],
 )

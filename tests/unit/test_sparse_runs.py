@@ -237,6 +237,13 @@ def test_a_per_head_table_gives_heads_their_own_density() -> None:
     assert min(flat) < 0.35 and max(flat) > 0.5
 
 
+def test_masks_that_serve_again_are_counted_as_they_are_held() -> None:
+    spec = wan().kv_spec(model().noise(CHUNKS, 0))
+    for reuse, most in ((None, 0), (MaskReuse(), 1), (MaskReuse(across_chunks=True), 1 + STEPS)):
+        sparse, plan = SparseSettings(LOOSE, reuse=reuse), settings().plan
+        assert sparse.memory(spec, plan, 192) == most * 2 * LAYERS * HEADS * 3 * 12
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 

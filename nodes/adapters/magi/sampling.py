@@ -34,7 +34,7 @@ from ..run.prompt_schedule import recached
 from ..run.recorded import recorded
 from ..run.request import Request, Sampling, refuse_clashes, reuse_fields
 from ..run.settings import FlowCacheSettings, settings_of
-from ..run.sparse import before_run, check_sparse, with_attention
+from ..run.sparse import before_run, check_sparse, mask_memory, with_attention
 from ..shown.live_preview import Display, LivePreview
 from .model import MagiLatents, MagiVariant
 from .text import ChunkCaptions
@@ -117,7 +117,9 @@ class MagiSampling(Sampling):
         engine = self.engine
         if self.settings.kv_settings.device != "cpu":
             spec = self.denoiser.kv_spec(self.x)
-            make_room(self.guider.model_patcher, self.x.device, peak_bytes(spec, engine.kv, engine.plan))
+            needed = peak_bytes(spec, engine.kv, engine.plan)
+            needed += mask_memory(engine.sparse, spec, engine.plan, engine.kv)
+            make_room(self.guider.model_patcher, self.x.device, needed)
         recorder = Recorder.of(engine)
         self.progress.begin(0, recorder)
         try:
@@ -164,7 +166,9 @@ def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tenso
     check(guider, model, choice, latent_image, guider.model_options)
     plan = plan_of(choice, latent_image.shape[2], max(1, len(sigmas) - 1), 0)
     spec = denoiser_of(model, {0: ()}, ()).kv_spec(latent_image)
-    needed = 0 if settings.kv_settings.device == "cpu" else peak_bytes(spec, settings.kv_settings, plan)
+    kv, needed = settings.kv_settings, 0
+    if kv.device != "cpu":
+        needed = peak_bytes(spec, kv, plan) + mask_memory(settings.sparse, spec, plan, kv)
     announce(guider, choice.chunk_frames, needed)
 
 

@@ -13,9 +13,11 @@ from ....flowcache_core.cost import MagiShape, ModelShape, WanShape
 from ....flowcache_core.cost.sparse_gain import CARDS, Card, card_of, expectation
 from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.errors import require
-from ....flowcache_core.kv.layout import largest_chunk_frames
+from ....flowcache_core.kv.layout import capacity_tokens, largest_chunk_frames
+from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.kv.spec import KVSpec
 from ....flowcache_core.models.magi.transformer import MagiTransformer
+from ....flowcache_core.plan.base import Plan
 from ....flowcache_core.sparse.calibrated import Calibrated
 from ....flowcache_core.sparse.settings import SparseSettings
 from ....flowcache_core.sparse.xattention import XAttention
@@ -58,6 +60,13 @@ def check_sparse(engines: Iterable[EngineSettings], spec: KVSpec, model_options:
                 refuse_other_sparse(model_options)
                 tokens = [chunk.frames * spec.tokens_per_frame for chunk in engine.plan.chunks]
                 engine.sparse.check(tokens, spec.layers, spec.heads)
+
+
+def mask_memory(sparse: SparseSettings | None, spec: KVSpec, plan: Plan, kv: KVSettings) -> int:
+    """Bytes of the masks that a run keeps to serve again."""
+    if sparse is None:
+        return 0
+    return sparse.memory(spec, plan, capacity_tokens(plan, spec.tokens_per_frame, max(kv.budgets, default=None)))
 
 
 def shape_of(transformer: Any) -> ModelShape | None:

@@ -30,7 +30,7 @@ from ..run.prompt_schedule import cuts, recached, starts
 from ..run.recorded import recorded
 from ..run.request import Request, Sampling, refuse_clashes, reuse_fields
 from ..run.settings import FlowCacheSettings, settings_of
-from ..run.sparse import before_run, check_sparse, with_attention
+from ..run.sparse import before_run, check_sparse, mask_memory, with_attention
 from .attention import Forward, attached
 from .branches import Branches, names_that_run
 from .compiled import refuse_one_graph
@@ -146,7 +146,10 @@ class WanSampling(Sampling):
     def make_room(self) -> None:
         if self.choice.attention == "block-causal" and self.engines[0].kv.device != "cpu":
             spec = kv_spec(self.model, self.x.shape, self.branches.count, self.x.device)
-            needed = max(peak_bytes(spec, engine.kv, engine.plan) for engine in self.engines)
+            needed = max(
+                peak_bytes(spec, one.kv, one.plan) + mask_memory(one.sparse, spec, one.plan, one.kv)
+                for one in self.engines
+            )
             make_room(self.guider.model_patcher, self.x.device, needed)
 
 
@@ -232,7 +235,8 @@ def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tenso
     needed, by_chunk = 0, choice.attention == "block-causal"
     if by_chunk and kv.device != "cpu":
         spec = kv_spec(model, latent_image.shape, branch_bound(guider), latent_image.device)
-        needed = max(peak_bytes(spec, kv, plan) for plan in plans)
+        sparse = settings.sparse
+        needed = max(peak_bytes(spec, kv, plan) + mask_memory(sparse, spec, plan, kv) for plan in plans)
     announce(guider, choice.chunk_frames if by_chunk else max(plan.frames for plan in plans), needed)
 
 
