@@ -14,7 +14,7 @@ from ..cost.shapes import MagiShape, WanShape
 from ..denoiser import Denoiser
 from ..engine.settings import EngineSettings
 from ..kv.settings import KVSettings
-from ..kv.size import peak_bytes, read_bytes
+from ..kv.size import ahead_bytes, peak_bytes, read_bytes
 from ..kv.spec import KVSpec
 from ..models.magi.config import MagiConfig
 from ..models.magi.denoiser import NULL, MagiDenoiser
@@ -118,6 +118,7 @@ def estimate(
         memory["K/V"] = kept
     if by_chunk:
         memory["K/V unpacked"] = read_bytes(spec, fullest.kv, fullest.plan)
+        memory["K/V copied ahead"] = ahead_bytes(replace(spec, device="meta"), fullest.kv, fullest.plan)
     batch = latents[0]
     return Estimate(
         cost.computed_steps, cost.total_steps, sure, batch * cost.flops, batch * whole.flops, kept, most, device, memory

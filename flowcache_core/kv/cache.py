@@ -17,6 +17,7 @@ from ..plan.base import Chunk, Plan
 from ..rows import Rows
 from .layer import Ground, LayerBuffer
 from .layout import CompressionNeed, KVLayout, capacity_tokens, largest_chunk_frames
+from .prefetch import AtHand, Prefetch, Wanted, Written
 from .settings import KVSettings
 from .size import heads_at_once, made, peak_bytes, place_of, read_bytes
 from .spec import KVSpec
@@ -64,6 +65,8 @@ class KVCache:
         self._unwritten: dict[int, set[tuple[int, int]]] = {}
         self._finite = PackedFinite(settings.storage.name)
         self._scratch = Scratch()
+        apart = self._place.apart and not settings.storage.packs
+        self._reading: Prefetch | AtHand = Prefetch(self._place) if apart else AtHand()
         self._layers = [self._allocate(index, budget) for index, budget in enumerate(budgets)]
 
     def _allocate(self, index: int, budget: float | None) -> LayerBuffer:
@@ -82,12 +85,14 @@ class KVCache:
         """Give ``chunk`` a slot; compresses the clean region of every layer that has no room for it."""
         self._require_memory()
         tokens = self._tokens_of(chunk)
+        self._reading.drop()
         needs: list[CompressionNeed | None] = []
         for index, layout in enumerate(self.layouts):
             active = layout.active_tokens
             need = layout.begin(chunk.index, tokens)
             if need is not None:
                 assert self.settings.compressor is not None
+                self._reading.settle()
                 self._layers[index].compress(self.settings.compressor, need, active)
             needs.append(need)
         self._unwritten[chunk.index] = {
@@ -108,7 +113,8 @@ class KVCache:
             raise ValueError(f"chunk {chunk.index}: K {tuple(k.shape)} and V {tuple(v.shape)}, expected {expected}")
         if rows is not None:
             self._require_whole(layer, branches, chunk, rows)
-        buffer.write(branches, start, end, (k.detach(), v.detach()), rows)
+        written = buffer.write(branches, start, end, (k.detach(), v.detach()), rows)
+        self._reading.note(Written(layer, branches, start, written))
         missing = self._unwritten.get(chunk.index)
         if missing is not None:
             missing.difference_update((layer, branch) for branch in branches)
@@ -123,7 +129,7 @@ class KVCache:
         otherwise: those out of packed storage are valid until the next call.
         """
         start, end = self._seen(layer, branches, chunk, newest)
-        return self._buffer(layer).tokens.read(branches, start, end)
+        return self._read(layer, branches, chunk, start, end)
 
     def attend(
         self,
@@ -145,13 +151,18 @@ class KVCache:
         if self.settings.storage.packs:
             step = heads_at_once(self.spec, len(branches) * self.spec.batch, end - start)
         if step == heads:
-            return attend(q, *tokens.read(branches, start, end))
+            return attend(q, *self._read(layer, branches, chunk, start, end))
         parts: Iterator[slice] = (slice(first, min(first + step, heads)) for first in range(0, heads, step))
         outputs = [
             attend(q[:, part.start * shared : part.stop * shared], *tokens.read(branches, start, end, part))
             for part in parts
         ]
         return torch.cat(outputs, 1)
+
+    def _read(self, layer: int, branches: range, chunk: Chunk, start: int, end: int) -> tuple[Tensor, Tensor]:
+        own, _ = self.layouts[layer].span(chunk.index)
+        wanted = Wanted(layer, branches, chunk.index, start, own, end)
+        return self._reading.read(wanted, [one.tokens for one in self._layers], self.layouts)
 
     def _seen(self, layer: int, branches: range, chunk: Chunk, newest: int) -> tuple[int, int]:
         """First and one past the last token that ``chunk`` attends to; RuntimeError for what nobody has written."""
@@ -181,6 +192,7 @@ class KVCache:
         it is known without making anybody wait for the device.
         """
         self._require_memory()
+        self._reading.drop()
         first, packed = self._chunk_starts[chunk.index], []
         for layout, buffer in zip(self.layouts, self._layers, strict=True):
             active, (start, end) = layout.active_tokens, layout.span(chunk.index)
@@ -199,12 +211,14 @@ class KVCache:
 
     def held(self, chunk: Chunk, branch: int) -> Iterator[Tensor]:
         """What a branch holds of a finished chunk, for :meth:`take_over`: parts of what is stored, as it is stored."""
+        self._reading.settle()
         for layout, buffer in zip(self.layouts, self._layers, strict=True):
             yield from buffer.tokens.held(branch, self._span(chunk, layout, buffer))
 
     def take_over(self, chunk: Chunk, branch: int, parts: Iterable[Tensor]) -> None:
         """Replace what a branch holds of a finished chunk by what another one (of another cache, of the same run on
         another rank) does; as :meth:`share`."""
+        self._reading.settle()
         first = self._chunk_starts[chunk.index]
         last = first + self._tokens_of(chunk)
         coming = iter(parts)
@@ -226,6 +240,7 @@ class KVCache:
         for layout, buffer in zip(self.layouts, self._layers, strict=True):
             layout.forget()
             buffer.tokens.forget()
+        self._reading.drop()
 
     def release(self) -> None:
         """Drop every tensor. The cache cannot be used afterwards."""
@@ -233,6 +248,7 @@ class KVCache:
         self._unwritten.clear()
         self._finite.forget()
         self._scratch.release()
+        self._reading.release()
 
     # -- figures -----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from ..rows import Rows
 from .compressor import Compressor, Region
 from .layout import CompressionNeed
 from .spec import KVSpec
-from .storage.tokens import LayerTokens, Place
+from .storage.tokens import LayerTokens, Place, copy_runs
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,29 @@ class LayerBuffer:
         beside = list(self.queries.values()) if self.positions is None else [self.positions, *self.queries.values()]
         return self.tokens.bytes + sum(tensor.numel() * tensor.element_size() for tensor in beside)
 
-    def write(self, branches: range, start: int, end: int, kv: tuple[Tensor, Tensor], rows: Rows | None = None) -> None:
-        """Keys and values ``[n * batch, kv_heads, tokens, head_dim]`` of active tokens, or of ``rows`` of them."""
+    def write(
+        self, branches: range, start: int, end: int, kv: tuple[Tensor, Tensor], rows: Rows | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[n * batch, kv_heads, tokens, head_dim]`` of active tokens, or of ``rows`` of them.
+
+        Returns them ``[n, batch, ...]`` in the dtype in which they are stored, where the model is.
+        """
+        written = []
         for slot, source in zip(self.tokens.slot(branches, start, end), kv, strict=True):
             if slot.dtype == torch.float8_e4m3fn:
                 largest = torch.finfo(slot.dtype).max
                 source = source.clamp(-largest, largest)  # older torch turns what exceeds the range into NaN
             source = source.unflatten(0, (len(branches), self.ground.spec.batch))
-            if rows is None:
-                slot.copy_(source)
-            else:
+            if slot.device != source.device:
+                source = source.to(slot.dtype)  # on the model's device, which is faster at it
+            written.append(source)
+            if rows is not None:
                 write_rows(slot, source, rows)
+            elif slot.device != source.device and source.device.type == "cuda":
+                copy_runs(slot, source)  # nobody waits: what reads it comes after it, on the device or by `settle`
+            else:
+                slot.copy_(source)
+        return written[0], written[1]
 
     def commit(self, start: int, end: int, active: int, first_position: int) -> Tensor | None:
         """Tokens ``start`` to ``end``, the first active ones, are finished; see :meth:`LayerTokens.commit`."""

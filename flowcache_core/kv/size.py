@@ -78,3 +78,13 @@ def read_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
     tokens = max(capacity_tokens(plan, spec.tokens_per_frame, one) for one in settings.layer_budgets(spec.layers))
     streams = spec.branches * spec.batch
     return 2 * streams * heads_at_once(spec, streams, tokens) * tokens * spec.head_dim * spec.dtype.itemsize
+
+
+def ahead_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
+    """The most bytes on the model's device that K/V stored elsewhere is copied into, a layer ahead of its use: two
+    layers of all branches; 0 where it is stored beside the model, or packed."""
+    place = place_of(spec, settings)
+    if not place.apart or settings.storage.packs:
+        return 0
+    tokens = max(capacity_tokens(plan, spec.tokens_per_frame, one) for one in settings.layer_budgets(spec.layers))
+    return 2 * 2 * spec.branches * spec.batch * spec.kv_heads * tokens * spec.head_dim * place.dtype.itemsize

@@ -58,10 +58,47 @@ def test_kv_on_the_cpu_changes_no_bit(model, budget):
     assert torch.equal(run(model, replace(PLAIN, policy=FIXED, kv=replace(kv, device="cpu"))), here)
 
 
-def test_a_fixed_list_waits_for_nothing(model):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("budget", [None, 1.0])
+def test_where_k_v_lies_changes_no_bit_in_any_format(model, dtype, budget):
+    kv = KVSettings(budget=budget, compressor=Recent() if budget else None, dtype=dtype)
+    here = run(model, replace(PLAIN, policy=FIXED, kv=kv))
+    assert torch.equal(run(model, replace(PLAIN, policy=FIXED, kv=replace(kv, device="cpu"))), here)
+
+
+def test_k_v_on_the_host_takes_two_layers_on_the_device_and_leaves_nothing(model):
+    def peak(kv: KVSettings) -> int:
+        torch.cuda.reset_peak_memory_stats()
+        run(model, replace(PLAIN, policy=FIXED, kv=kv))
+        return torch.cuda.max_memory_allocated()
+
+    run(model, replace(PLAIN, policy=FIXED))
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    there, away = peak(KVSettings()), peak(KVSettings(device="cpu"))
+    whole = 2 * 2 * 2 * 12 * 64 * CONFIG.dim * CONFIG.num_layers  # bf16, K and V, branches, frames, tokens, values
+    assert away <= there - whole + 2 * whole // CONFIG.num_layers + whole // CONFIG.num_layers // 8
+    gc.collect()
+    assert torch.cuda.memory_allocated() == before
+
+
+def test_the_next_layer_s_k_v_is_copied_on_another_stream(model):
+    """Copies to the device run on a stream of their own: some overlap the model's kernels."""
+    kv = replace(PLAIN, policy=FIXED, kv=KVSettings(device="cpu"))
+    run(model, kv)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        run(model, kv)
+    events = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    copies = {event.device_resource_id for event in events if "Memcpy HtoD" in event.name}
+    kernels = {event.device_resource_id for event in events if "Memcpy" not in event.name}
+    assert copies - kernels
+
+
+@pytest.mark.parametrize("kv", [KVSettings(), KVSettings(device="cpu")], ids=["beside", "on the host"])
+def test_a_fixed_list_waits_for_nothing(model, kv):
     """torch itself raises at every sync, from the first step to the last."""
-    run(model, replace(PLAIN, policy=FIXED))  # libraries are loaded at first use, which may wait
-    settings, mode = replace(PLAIN, policy=FIXED), torch.cuda.get_sync_debug_mode()
+    settings, mode = replace(PLAIN, policy=FIXED, kv=kv), torch.cuda.get_sync_debug_mode()
+    run(model, settings)  # libraries are loaded at first use, which may wait
     allowed: list[object] = []
 
     def observe(event: object) -> None:

@@ -43,7 +43,7 @@ JUSTIFIED: Mapping[tuple[str, str], Reason] = {
     (INTO, "kv/compressor.py _group_rank"): Reason("asked", "where chunks begin, for whole chunks in a compression"),
     # K/V kept on the host
     (BACK, "kv/layer.py write"): Reason("asked", "the chunk's own K/V"),
-    (INTO, "kv/storage/plain.py _for_model"): Reason("asked", "the K/V it attends to"),
+    (INTO, "kv/storage/tokens.py copy_runs"): Reason("asked", "the K/V of others that it attends to"),
     (INTO, "kv/storage/packed.py _fill"): Reason("asked", "the K/V it attends to, packed and as computed"),
     (INTO, "kv/storage/packed.py _pack_half"): Reason("asked", "a finished chunk, to be packed where the model is"),
     (BACK, "kv/storage/packed.py _pack_half"): Reason("asked", "what became of it"),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..spec import KVSpec
 from .base import Storage
-from .tokens import LayerTokens, Place, Room, Scratch, move_left
+from .tokens import LayerTokens, Place, Room, Scratch, copy_runs, move_left
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,7 @@ class PlainTokens(LayerTokens):
     def _for_model(self, stored: Tensor) -> Tensor:
         if self._place.apart:
             moved = torch.empty(stored.shape, dtype=stored.dtype, device=self._place.model_device)
-            # Head by head, because only a contiguous run of pinned memory is copied without a detour.
-            for target, source in zip(moved.flatten(0, 1), stored.flatten(0, 1), strict=True):
-                target.copy_(source, non_blocking=True)
+            copy_runs(moved, stored)
             stored = moved
         return stored.to(self._place.model_dtype)
 

@@ -136,6 +136,12 @@ class LayerTokens(ABC):
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors())
 
 
+def copy_runs(target: Tensor, source: Tensor) -> None:
+    """``[..., tokens, d]`` run by run, because only a contiguous run of pinned memory is copied without a detour."""
+    for to, given in zip(target.flatten(0, -3), source.flatten(0, -3), strict=True):
+        to.copy_(given, non_blocking=True)
+
+
 def move_left(tokens: Tensor, start: int, length: int, shift: int, block: int) -> None:
     """Move ``length`` tokens from ``start`` on by ``shift`` to the left, within ``tokens`` ``[..., tokens, d]``.
 
