@@ -44,7 +44,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Timed:
-    """Best of some calls. first: seconds of the first call beyond that, a compilation among them."""
+    """Best of some calls. first: seconds of the first call beyond that, and of compiling and trying the kernel."""
 
     dtype: str
     engine: str
@@ -85,19 +85,23 @@ def measure(
         generator = torch.Generator().manual_seed(1)
         sizes = (shape.queries, shape.keys, shape.keys)
         q, k, v = (torch.randn(1, shape.heads, n, shape.dim, generator=generator).to(device, dtype) for n in sizes)
+        compiling: dict[str, float] = {}
         method, name = XAttention(shape.block, 0.9, shape.stride), str(dtype).removeprefix("torch.")
         calls: list[tuple[str, float, Callable[[], Any]]] = [
             ("dense", 1.0, partial(dense, q, k, v)),
             ("prediction", 0.0, partial(method.mask, q, k)),
         ]
         for engine_name in engines:
+            begun = time.perf_counter()
             choice = choose_engine(engine_name, Call.of(q, k, shape.block))
+            compiling[engine_name] = time.perf_counter() - begun
             if choice.engine is None:
                 tell(f"{name:9} {engine_name}: {choice.note}")
                 continue
             attend = choice.engine.attend
             calls += [(engine_name, d, partial(attend, q, k, v, shape.mask(d, device))) for d in DENSITIES]
         for engine_name, density, call in calls:
-            rows.append(Timed(name, engine_name, density, *best(call, device)))
+            seconds, first = best(call, device)
+            rows.append(Timed(name, engine_name, density, seconds, first + compiling.pop(engine_name, 0.0)))
             tell(str(rows[-1]))
     return [asdict(row) for row in rows]
