@@ -4,8 +4,8 @@
 
 544 x 960, one window of 97 frames, guidance on. Time of a compute and of a reuse step, the share of attention in it,
 what the engine costs per tick, a bidirectional pass for comparison; dense and sparse attention of one layer; and the
-peak memory of a longer run that continues on its K/V, without a budget, with one, and with one in fp8. Weights play no
-part in any of this.
+peak memory of a longer run that continues on its K/V, without a budget, with one, and with one in fp8. Then every lever
+on SkyReels-V2 1.3B, MAGI-1 4.5B and Self-Forcing 1.3B (``cuda_levers.py``). Weights play no part in any of this.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from flowcache_core.cost import CountedCache, CountingDenoiser
+from flowcache_core.dry_run.models import config_of
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.common.attention import attend
@@ -33,10 +34,10 @@ from flowcache_core.reuse.schedule import StaticSchedule, spread
 from flowcache_core.schedule import skyreels
 from flowcache_core.solvers.unipc import UniPC
 
-from . import sparse_engines
+from . import cuda_levers, sparse_engines
 from .results import save
 
-SHAPE = WanConfig(dim=1536, ffn_dim=8960, num_layers=30, num_heads=12, fps_embedding=True)
+SHAPE = config_of("skyreels-v2-1.3b-540p")
 TEXT_TOKENS, GUIDANCE = 512, 6.0
 
 
@@ -239,5 +240,10 @@ def main(argv: Sequence[str]) -> int:
         print(f"  {name:36} {value:.4f}")
     for name, row in figures["memory"].items():
         print(f"  {name:20} peak {row['peak_gb']:.2f} GB, K/V {row['kv_gb']:.2f} GB, {row['run_seconds']:.1f} s")
+    figures["models"] = {}
+    save("cuda", figures)  # what there is, should a model not fit
+    for model in cuda_levers.MODELS:
+        figures["models"][model.name] = cuda_levers.measure(model, torch.device("cuda"), print)
+        save("cuda", figures)
     print(f"\nsaved: {save('cuda', figures)}")
     return 0

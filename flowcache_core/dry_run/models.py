@@ -104,9 +104,10 @@ def job(name: str, preset: str, kv: KVSettings, config: Config | None = None, **
     if name == SELF_FORCING:
         require(preset == "vanilla", "preset", preset, "vanilla: this model has no others")
         steps, frames = changes.pop("steps", 4), changes.pop("frames", 21)
+        high, wide = changes.pop("height", 480) // 8, changes.pop("width", 832) // 8
         plan, schedule = blockwise(frames, 3, steps), shifted(steps, 5.0)
         engine = EngineSettings(plan, schedule, solver=ReNoise(), kv=kv, clean_pass=True, **changes)
-        return _job(_wan(config, 1.0), (engine,), 60, 104, WanShape.of(config), 1)
+        return _job(_wan(config, 1.0), (engine,), high, wide, WanShape.of(config), 1)
     sky = SkyReelsSettings.of_preset(name, preset, kv=kv, **changes)
     return _job(_wan(config, sky.guidance), sky.engines, sky.height // 8, sky.width // 8, WanShape.of(config), 2)
 
@@ -144,7 +145,7 @@ def _wan(config: WanConfig, guidance: float) -> Callable[[str], tuple[nn.Module,
     def build(device: str) -> tuple[nn.Module, Denoiser]:
         with made_in(torch.bfloat16), torch.device(device):
             model = WanTransformer(config).eval().requires_grad_(False)
-            texts = [torch.empty(1, TEXT_TOKENS, config.text_dim) for _ in range(2)]
+            texts = [torch.zeros(1, TEXT_TOKENS, config.text_dim) for _ in range(2)]
         return model, WanDenoiser(model, {0: texts}, guidance, 24)
 
     return build
@@ -153,11 +154,11 @@ def _wan(config: WanConfig, guidance: float) -> Callable[[str], tuple[nn.Module,
 def _magi(config: MagiConfig, settings: MagiSettings) -> Callable[[str], tuple[nn.Module, Denoiser]]:
     def build(device: str) -> tuple[nn.Module, Denoiser]:
         model = MagiTransformer(config, dtype=torch.bfloat16, device=device).eval().requires_grad_(False)
-        caption = torch.empty(1, CAPTION_ROWS, config.text_dim, device=device)
+        caption = torch.zeros(1, CAPTION_ROWS, config.text_dim, device=device)
         denoiser = settings.denoiser(model, {0: (caption, torch.ones(caption.shape[:2]))})
         # How many rows of a caption are seen is a value, which no fake tensor has.
         for key, count in ((0, CAPTION_ROWS), (NULL, NULL_TOKENS)):
-            denoiser.rows[key, 1] = [torch.empty(count, config.dim, dtype=torch.bfloat16, device=device)]
+            denoiser.rows[key, 1] = [torch.zeros(count, config.dim, dtype=torch.bfloat16, device=device)]
         return model, denoiser
 
     return build

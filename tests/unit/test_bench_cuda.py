@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from benchmarks import cuda
+from benchmarks import cuda, cuda_levers
+from benchmarks.cuda_levers import Model
+from flowcache_core.kv.settings import KVSettings
+from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.models.wan.transformer import WanConfig
+from flowcache_core.sparse.settings import SparseSettings
+from flowcache_core.sparse.xattention import XAttention
 
 TINY = WanConfig(dim=48, ffn_dim=64, num_layers=2, num_heads=3, text_dim=20, freq_dim=32, fps_embedding=True)
 SIZES = cuda.Sizes(
@@ -64,6 +71,42 @@ def test_random_weights_move_the_latents():
     model = cuda.random_model(TINY, CPU, torch.float32)
     velocity = model(SIZES.noise(2, CPU), torch.tensor([500.0]), torch.ones(1, 3, 20))
     assert velocity.isfinite().all() and velocity.std() > 0.1
+
+
+WAN = replace(TINY, fps_embedding=True)
+SMALL = {
+    "skyreels-v2-1.3b-540p": Model("skyreels-v2-1.3b-540p", "causal", {"frames": 17, "base_frames": 17, "steps": 4,
+                                   "height": 64, "width": 128, "chunk_frames": 1, "ar_step": 2}, WAN),
+    "magi-1-4.5b": Model("magi-1-4.5b", "vanilla", {"frames": 48, "steps": 8, "height": 64, "width": 128,
+                         "chunk_frames": 2, "window_chunks": 2}, MagiConfig(48, 40, 2, 6, 2, 8, 12, text_dim=20,
+                         text_len=120, freq_dim=16, bands=1)),
+    "self-forcing-1.3b": Model("self-forcing-1.3b", "vanilla", {"frames": 9, "height": 64, "width": 128},
+                               replace(TINY, fps_embedding=False)),
+}  # fmt: skip
+
+
+def test_every_published_model_has_a_small_one():
+    assert set(SMALL) == {model.name for model in cuda_levers.MODELS}
+    for model in cuda_levers.MODELS:  # the runs are possible at all, at full size
+        assert cuda_levers.job(model.name, model.preset, KVSettings(), **model.fields).subject.windows
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_lever_runs_on_every_model(name, monkeypatch):
+    # Blocks of few tokens, as the tiny videos have.
+    small = SparseSettings(XAttention(block=16, stride=4), dense_chunks=1)
+    monkeypatch.setattr(cuda_levers, "SparseSettings", lambda **fields: small)
+    told = []
+    result = cuda_levers.measure(SMALL[name], CPU, told.append)
+    rows = result["levers"]
+    assert list(rows) == [lever for lever, _ in cuda_levers.levers()] and len(told) == len(rows)
+    refused = {lever: row["refused"] for lever, row in rows.items() if "refused" in row}
+    assert not refused
+    assert all(row["finite"] and row["seconds"] > 0 for row in rows.values())
+    plain = rows["plain"]
+    assert plain["computed_steps"] == plain["total_steps"] > rows["reuse"]["computed_steps"]
+    assert rows["budget"]["kv_gb"] < plain["kv_gb"] > rows["K/V in fp8"]["kv_gb"]
+    assert rows["K/V on the CPU"]["kv_gb"] == plain["kv_gb"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
