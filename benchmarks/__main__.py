@@ -29,7 +29,8 @@ BENCHMARKS = {
     "sparse": "sparse attention: density against quality and FLOPs, masks that serve again, engines' seconds (long)",
     "host": "our sampler against ComfyUI's own, on a real ComfyUI",
     "ablation": "the paper's tables 2, 5 and 6 on the mini model, with pictures",
-    "cuda": "step times and peak memory of the 1.3B shape with random weights; needs a CUDA device",
+    "dryrun": "every published model gone through at full size: memory, FLOPs, traffic (minutes)",
+    "cuda": "steps, memory and every lever on three models with random weights; needs a CUDA device",
 }
 OPTIONS = ("redundancy", "compression", "curve", "onerun", "reach", "magi", "fewsteps")
 """Those that have options of their own."""

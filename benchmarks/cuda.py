@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ from flowcache_core.solvers.unipc import UniPC
 from . import cuda_levers, sparse_engines
 from .results import save
 
-SHAPE = config_of("skyreels-v2-1.3b-540p")
+SHAPE = cast(WanConfig, config_of("skyreels-v2-1.3b-540p"))
 TEXT_TOKENS, GUIDANCE = 512, 6.0
 
 

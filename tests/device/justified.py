@@ -32,17 +32,19 @@ JUSTIFIED: Mapping[tuple[str, str], Reason] = {
     (BACK, "engine/finite.py read"): Reason("run", "whether every step left finite values: flags, read at the end"),
     (INTO, "sparse/xattention.py _table"): Reason("run", "p of every head"),
     # decisions that look at the video: law 5
-    (BACK, "reuse/read.py read"): Reason(
-        "tick", "the distances of all chunks of a tick, and how far masks have drifted"
+    (BACK, "reuse/read.py fetch"): Reason(
+        "tick", "the distances of all chunks of a tick, what their tokens need, and how far masks have drifted"
     ),
     (BACK, "reuse/read.py arrived"): Reason("tick", "how far masks have drifted, where no policy looks at the video"),
     (BACK, "sparse/run.py _tell"): Reason("run", "what share of its attention every step computed, read at the end"),
+    (INTO, "rows.py on"): Reason("asked", "which tokens of a chunk are computed"),
     # drawn on the host, so that a seed means the same on every device
     (INTO, "noise.py draw"): Reason("asked", "noise of a solver that re-noises, and of a prefix"),
     (INTO, "kv/random.py score"): Reason("asked", "compressor random, the control"),
     (INTO, "kv/compressor.py _group_rank"): Reason("asked", "where chunks begin, for whole chunks in a compression"),
     # K/V kept on the host
     (BACK, "kv/layer.py write"): Reason("asked", "the chunk's own K/V"),
+    (BACK, "kv/layer.py write_rows"): Reason("asked", "that of some of its tokens"),
     (INTO, "kv/storage/tokens.py copy_runs"): Reason("asked", "the K/V of others that it attends to"),
     (INTO, "kv/storage/packed.py _fill"): Reason("asked", "the K/V it attends to, packed and as computed"),
     (INTO, "kv/storage/packed.py _pack_half"): Reason("asked", "a finished chunk, to be packed where the model is"),

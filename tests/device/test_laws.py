@@ -22,9 +22,12 @@ from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import LatentDistance, PatchDistance, TimeDistance
 from flowcache_core.reuse.easycache import EasyCache
 from flowcache_core.reuse.forecast import Forecast
+from flowcache_core.reuse.front_loaded import FrontLoaded
 from flowcache_core.reuse.interval import Interval
 from flowcache_core.reuse.magcache import MagCache
+from flowcache_core.reuse.motion import Motion
 from flowcache_core.reuse.never import Never
+from flowcache_core.reuse.published import Published
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.reuse.teacache import TeaCache
 from flowcache_core.solvers import SOLVERS
@@ -32,6 +35,7 @@ from flowcache_core.solvers.renoise import ReNoise
 from flowcache_core.solvers.unipc import UniPC
 
 DEVICE = "pretend"
+THRESHOLD = 0.1  # of tokens: some of a chunk need more, some do not
 FIXED = StaticSchedule(warmup_steps=1, computed=(0, 3))
 
 
@@ -75,6 +79,13 @@ LOOKING = [
     ("teacache-latent", TeaCache(warmup_steps=1, threshold=9.0, distance=LatentDistance())),
     ("easycache", EasyCache(warmup_steps=2, threshold=9.0)),
 ]
+TOKENS = {"warmup_steps": 1, "uniform_updates": 1, "minimum": 0.1, "floor": 0.0, "distance": LatentDistance()}
+TOKENWISE = [
+    ("threshold", Motion(**TOKENS, threshold=THRESHOLD), True),
+    ("every-token-alone", Motion(**TOKENS, threshold=THRESHOLD, vote=None), True),
+    ("cap", Motion(**TOKENS, threshold=THRESHOLD, max_reuses=1), True),
+    ("fixed-share", Motion(**TOKENS, share=0.5), False),
+]
 FIXED_LISTS = [
     ("time", Chunkwise(warmup_steps=1, threshold=9.0, distance=TimeDistance())),
     ("teacache", TeaCache(warmup_steps=1, threshold=9.0)),
@@ -82,6 +93,8 @@ FIXED_LISTS = [
     ("interval", Interval(warmup_steps=1)),
     ("schedule", FIXED),
     ("schedule-together", StaticSchedule(warmup_steps=1, computed=(0, 2, 4), first=(0, 1, 2, 4), together=True)),
+    ("front-loaded", FrontLoaded(first_share=0.7, share=0.4)),
+    ("published", Published()),
     ("never", Never()),
 ]
 BUDGET = KVSettings(budget=1.0, compressor=Recent())
@@ -90,6 +103,12 @@ BUDGET = KVSettings(budget=1.0, compressor=Recent())
 def cases() -> list[Case]:
     found = [Case(f"policy-{name}", {"policy": policy}, looks=True) for name, policy in LOOKING]
     found += [Case(f"policy-{name}", {"policy": p}, reuses=name != "never") for name, p in FIXED_LISTS]
+    for name, policy, looks in TOKENWISE:
+        for place in (None, "cpu"):
+            kv = KVSettings(budget=1.0, compressor=Recent(), device=place)
+            values = {"policy": policy, "plan": "blockwise", "kv": kv}
+            found.append(Case(f"tokens-{name}-kv-{place or 'device'}", values, looks=looks))
+        found.append(Case(f"tokens-{name}-magi", {"policy": policy, "kv": BUDGET}, magi=True, looks=looks))
     for name, quantity in QUANTITIES.items():
         found.append(Case(f"quantity-{name}", {"policy": FIXED, "quantity": quantity()}))
         off = {"policy": FIXED, "quantity": quantity(), "reuse_device": "cpu"}
@@ -159,6 +178,7 @@ def test_values_and_traffic(case: Case, count: Count) -> None:
     assert torch.equal(here.latents, there.latents) and there.latents.isfinite().all()
     assert [(step.action, step.reason) for step in here.steps] == [(s.action, s.reason) for s in there.steps]
     assert (there.reused > 0) == case.reuses
+    assert (there.parts > 0) == case.name.startswith("tokens-")
     assert (there.compressions > 0) == case.compresses
     check_copies(there.copies, prompts=case.prompts)
     check_syncs(there.syncs, looks=case.looks, kept_on_host=case.kept_on_host)

@@ -104,7 +104,12 @@ class Watched:
 
     @property
     def reused(self) -> int:
-        return sum(step.action == "reuse" for step in self.steps)
+        return sum(step.action != "compute" for step in self.steps)
+
+    @property
+    def parts(self) -> int:
+        """Steps in which some of a chunk's tokens were computed."""
+        return sum(step.action == "part" for step in self.steps)
 
     @property
     def compressions(self) -> int:

@@ -24,21 +24,23 @@ LATER = "what it will cost is known when it runs"
 
 
 def before(graph: Graph, readers: Readers) -> dict[str, str]:
-    """Node -> text, for every node of ours that an AR sampling of the graph goes through."""
-    texts: dict[str, str] = {}
+    """Node -> text, for every node of ours that an AR sampling of the graph goes through; a line for each of several."""
+    texts: dict[str, list[str]] = {}
     for sampling in graph.of_kind(*SAMPLINGS):
         wired = Wired.of(graph, sampling)
         if wired is None:
             continue
         try:
             found, model, chunks = foreseen(graph, wired, readers)
-            texts |= said(wired, found, model, chunks)
+            told = said(wired, found, model, chunks)
         except NotKnownError as error:
-            texts |= dict.fromkeys(wired.nodes, f"{LATER}: {error}")
+            told = dict.fromkeys(wired.nodes, f"{LATER}: {error}")
         except (SettingError, KeyError, TypeError, ValueError) as error:
             reason = str(error) if isinstance(error, SettingError) else "a field of the graph is missing"
-            texts |= dict.fromkeys(wired.nodes, reason)
-    return texts
+            told = dict.fromkeys(wired.nodes, reason)
+        for node, text in told.items():
+            texts.setdefault(node, []).append(text)
+    return {node: "\n".join(dict.fromkeys(lines)) for node, lines in texts.items()}
 
 
 def said(wired: Wired, found: Estimate, model: Model, chunks: int) -> dict[str, str]:
