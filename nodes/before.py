@@ -8,18 +8,25 @@ import sys
 from typing import Any
 
 from ..flowcache_core.kv.settings import KVSettings
-from . import kv, reuse
-from .adapters.before.graph import Graph
+from . import kv, presets, reuse
+from .adapters.before.graph import Graph, NotKnownError
 from .adapters.before.tell import before
 from .adapters.before.wired import Readers
 from .adapters.run.settings import ReuseSettings
 
+PRESET = "FlowCachePreset"
 ROUTE = "/flowcache/estimate"
 MOST_BYTES, MOST_NODES = 8_000_000, 5000
 
 
 def read_reuse(graph: Graph, node: str) -> ReuseSettings:
-    return reuse.settings(graph.fields(node, "preset"))
+    linked = graph.source(node, "own_preset")
+    if linked is None:
+        return reuse.settings(graph.fields(node, "preset"))
+    if graph.kind(linked) != PRESET or graph.source(linked, "preset") is not None:
+        raise NotKnownError("which steps the linked preset computes")
+    hold, file, lists = (graph.value(linked, name) for name in ("hold", "file", "lists"))
+    return reuse.own_settings(presets.found(None, hold, file, lists)[0])
 
 
 def read_kv(graph: Graph, node: str) -> KVSettings:

@@ -86,6 +86,21 @@ class TestFromTheGraph:
             texts = before.texts_of(read(COPIES / f"flowcache_{name}.json"))
             assert texts and all("known when it runs" not in text for text in texts.values()), texts
 
+    def test_a_linked_preset_is_read_where_it_is_written_down(self):
+        prompt = mini(n2={"own_preset": ["77", 0]})
+        prompt["77"] = {"class_type": "FlowCacheCalibrate", "inputs": {}}
+        assert "known when it runs" in before.texts_of(prompt)[REUSE]
+        row = {"text": "own", "policy": {"name": "schedule", "computed": [0, 9, 49], "warmup_steps": 1}}
+        document = {"schema": 1, "presets": {"mine": row}}
+        lists = json.dumps(document)
+        prompt["77"] = {"class_type": "FlowCachePreset", "inputs": {
+            "hold": True, "file": "nothing", "lists": lists, "name": "", "save": False}}  # fmt: skip
+        assert "6 of 100 chunk steps computed" in before.texts_of(prompt)[REUSE]
+
+    def test_two_samplings_through_one_node_have_a_line_each(self):
+        texts = before.texts_of(read(COPIES / "flowcache_mini_extend_video.json"))
+        assert max(text.count("\n") for text in texts.values()) == 1
+
     @pytest.mark.parametrize("broken", [None, [], {"1": 3}, {"1": {"class_type": "SamplerCustomAdvanced"}}])
     def test_what_is_no_prompt_has_no_texts(self, broken):
         assert before.texts_of(broken) == {}

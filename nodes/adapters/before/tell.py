@@ -24,7 +24,7 @@ LATER = "what it will cost is known when it runs"
 
 
 def before(graph: Graph, readers: Readers) -> dict[str, str]:
-    """Node -> text, for every node of ours that an AR sampling of the graph goes through; a line for each of several."""
+    """Node -> text, for every node of ours that an AR sampling of the graph goes through, a line for each."""
     texts: dict[str, list[str]] = {}
     for sampling in graph.of_kind(*SAMPLINGS):
         wired = Wired.of(graph, sampling)
@@ -35,7 +35,7 @@ def before(graph: Graph, readers: Readers) -> dict[str, str]:
             told = said(wired, found, model, chunks)
         except NotKnownError as error:
             told = dict.fromkeys(wired.nodes, f"{LATER}: {error}")
-        except (SettingError, KeyError, TypeError, ValueError) as error:
+        except (SettingError, AttributeError, KeyError, TypeError, ValueError) as error:
             reason = str(error) if isinstance(error, SettingError) else "a field of the graph is missing"
             told = dict.fromkeys(wired.nodes, reason)
         for node, text in told.items():
