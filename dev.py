@@ -46,6 +46,7 @@ COMMANDS = {
 }
 # Modules a command cannot start without: asked for under --no-venv, where nothing is installed.
 NEEDS = {"test": ("pytest", "torch"), "lint": ("ruff", "mypy")}
+RAY = "ray==2.60.0"
 HOW_TO_GET_COMFYUI = "pip install comfy-cli && comfy install   (or set COMFYUI_DIR to an installation)"
 
 
@@ -436,6 +437,20 @@ def core_command(python: Path, command: str, arguments: Sequence[str]) -> list[s
     return [python, "-m", "flowcache_core", command, *arguments]
 
 
+def wants_workers(arguments: Sequence[str]) -> bool:
+    """Whether a sweep is to run on workers, for which it needs Ray."""
+    return any(word.split("=")[0] in ("--workers", "--ray") for word in arguments)
+
+
+def install_ray(python: Path) -> None:
+    """Ray into the environment, once, when somebody asks for workers: nobody else needs it."""
+    if succeeds([python, "-c", "import ray"]):
+        return
+    say(f"Installing {RAY} for the workers: once.")
+    if run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", RAY]) != 0:
+        say("It could not be installed; without it one worker does the work.")
+
+
 def usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()]
@@ -468,6 +483,8 @@ def main(arguments: Sequence[str]) -> int:
         return run_tests(python, rest)
     if command == "lint":
         return lint(python, rest)
+    if len(words) == len(arguments) and wants_workers(rest):
+        install_ray(python)
     return run(core_command(python, command, rest))
 
 

@@ -32,7 +32,7 @@ BENCHMARKS = {
     "dryrun": "every published model gone through at full size: memory, FLOPs, traffic (minutes)",
     "cuda": "steps, memory and every lever on three models with random weights; needs a CUDA device",
 }
-OPTIONS = ("redundancy", "compression", "curve", "onerun", "reach", "magi", "fewsteps")
+OPTIONS = ("ablation", "redundancy", "compression", "curve", "onerun", "reach", "magi", "fewsteps")
 """Those that have options of their own."""
 DEFAULT = ("redundancy", "length", "overhead", "compression", "ablation")
 

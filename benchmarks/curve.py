@@ -10,9 +10,9 @@ second call goes on where the first stopped.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ from flowcache_core.commands.arguments import Parser
 from flowcache_core.errors import require_count
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.solvers.unipc import UniPC
+from flowcache_core.sweep.kept import Kept
+from flowcache_core.sweep.task import Task
+from flowcache_core.sweep.workers import Workers, add_worker_arguments, kept_for, ready, swept, workers_of
 
-from .meaning import right
+from .meaning import Rates, merged_rates, right
 from .methods import SHARES, Subject, methods
-from .mini_runs import MODELS, Comparison, Row, pairs, specimen
+from .mini_runs import MODELS, Comparison, Method, Row, pairs, specimen
 from .results import save, save_picture, stored
 
 SETUPS: dict[str, tuple[Setup, dict[str, Any]]] = {
@@ -108,6 +111,49 @@ def setup_of(model: str, name: str) -> tuple[Setup, dict[str, Any]]:
     return (setup if name == "guidance 1" else replace(setup, guidance=specimen(model).default.guidance)), base
 
 
+@cache
+def subject_of(model: str, setup: Setup, few: bool) -> Subject:
+    return Subject(model, setup, paired(specimen(model).prompts, 5000, 4), few=few)
+
+
+def rows_afar(
+    wanted: Sequence[Method], where: Mapping[str, Any], workers: Workers, kept: Kept
+) -> Iterator[tuple[Method, Row]]:
+    """The rows of methods, each as soon as workers have measured it on all pairs: a task is one of them on one."""
+    tasks, owner = [], {}
+    for method in wanted:
+        for pair in range(where["pairs"]):
+            arguments = {**where, "method": method.name, "point": method.point, "pair": pair}
+            tasks.append(Task(f"{method.title} {pair}", f"{__name__}:row_of", arguments))
+            owner[tasks[-1].name] = method
+    found: dict[str, list[Row]] = {}
+    for task, value in swept(tasks, workers, kept):
+        method = owner[task.name]
+        own = found.setdefault(method.title, [])
+        own.append(Row(**{**value, "rates": {name: tuple(rate) for name, rate in value["rates"].items()}}))
+        if len(own) == where["pairs"]:
+            yield method, Row.merged(method.title, own)
+
+
+def row_of(model: str, setup: str, pairs: int, few: bool, method: str, point: str, pair: int) -> dict[str, Any]:
+    """A task: one method on one pair."""
+    known = methods(subject_of(model, setup_of(model, setup)[0], few))
+    one = next(m for m in known if (m.name, m.point) == (method, point))
+    return asdict(alone(model, setup, pairs, pair).row(one.title, setup=one.setup, **one.settings()))
+
+
+def uncached_of(model: str, setup: str, pairs: int, pair: int) -> Rates:
+    """A task: what the uncached video of one pair answers."""
+    comparison = alone(model, setup, pairs, pair)
+    return comparison.rates(comparison.reference)
+
+
+@lru_cache(maxsize=64)
+def alone(model: str, name: str, count: int, pair: int) -> Comparison:
+    setup, base = setup_of(model, name)
+    return Comparison(setup, [pairs(1000, count, model)[pair]], of=specimen(model), **base)
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the table, save it, and draw the curve."""
     p = Parser("curve", description=__doc__)
@@ -116,6 +162,7 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("--pairs", type=int, help=f"held-out prompts and seeds (default: {PAIRS})")
     p.add_argument("--few", action="store_true", help="three settings of each method; always so with mini scenes")
     p.add_argument("--methods", help="comma-separated beginnings of method names")
+    add_worker_arguments(p)
     options = p.parse_args(argv)
     model, count = options.model, PAIRS[options.model] if options.pairs is None else options.pairs
     require_count("pairs", count, minimum=1, maximum=100)
@@ -125,19 +172,34 @@ def main(argv: Sequence[str]) -> int:
     rows: list[dict[str, Any]] = figures.get("rows", []) if figures.get("pairs") == count else []
     done = {place(row) for row in rows if row.get("right") is not None}  # older ones have none
     wanted = tuple(options.methods.split(",")) if options.methods else ("",)
-    comparison = Comparison(setup, pairs(1000, count, model), of=specimen(model), **base)
-    uncached = comparison.rates(comparison.reference)
-    subject = Subject(model, setup, paired(specimen(model).prompts, 5000, 4), few=options.few or model != "mini")
-    print(f"every step computed: {right(uncached):.1%} right\n{Row.HEADER}", flush=True)
-    for method in methods(subject):
-        if (method.name, method.point) in done or not method.name.startswith(wanted):
-            continue
-        row = comparison.row(f"{method.name} {method.point}", setup=method.setup, **method.settings())
+    few = options.few or model != "mini"
+    subject = subject_of(model, setup, few)
+    workers = workers_of(options)
+    missing = [m for m in methods(subject) if (m.name, m.point) not in done and m.name.startswith(wanted)]
+    content = {"model": model, "setup": options.setup, "guidance": setup.guidance, "pairs": count}
+
+    def add(method: Method, row: Row) -> None:
         print(row, flush=True)
         made = {"method": method.name, "point": method.point, **asdict(row)}
-        rows = [*(one for one in rows if place(one) != place(made)), made]
-        content = {"model": model, "setup": options.setup, "guidance": setup.guidance, "pairs": count}
+        rows[:] = [*(one for one in rows if place(one) != place(made)), made]
         save(name, {**content, "uncached": uncached, "rows": rows})
+
+    if workers is None:
+        comparison = Comparison(setup, pairs(1000, count, model), of=specimen(model), **base)
+        uncached = comparison.rates(comparison.reference)
+        print(f"every step computed: {right(uncached):.1%} right\n{Row.HEADER}", flush=True)
+        for method in missing:
+            add(method, comparison.row(method.title, setup=method.setup, **method.settings()))
+    else:
+        where = {"model": model, "setup": options.setup, "pairs": count}
+        chosen = {**where, "few": few}
+        kept = kept_for(name, where)
+        tasks = [Task(f"uncached {i}", f"{__name__}:uncached_of", {**where, "pair": i}) for i in range(count)]
+        with ready(workers):
+            uncached = merged_rates([value for _, value in swept(tasks, workers, kept)])
+            print(f"every step computed: {right(uncached):.1%} right\n{Row.HEADER}", flush=True)
+            for method, row in rows_afar(missing, chosen, workers, kept):
+                add(method, row)
     print(f"\n{at_shares_text(rows)}\n")
     path = draw(rows, f"{model}, {options.setup}, {setup.steps} steps, guidance {setup.guidance:g}", name)
     print(f"saved: {path.with_suffix('')}.json, .png")

@@ -21,6 +21,7 @@ from flowcache_core.mini_scenes.evaluate import judged, scenes_asked
 Rates = dict[str, tuple[float, int]]
 """Share of right answers and their number, by question."""
 
+MOST = 32  # scenes that a part of the pairs is looked up in
 SCENE_SEED = 1000  # of scenes_asked: neither trained nor calibrated on, nor those of docs/mini-scenes.md
 
 
@@ -34,7 +35,7 @@ def held_out_scenes(count: int) -> tuple[Scene, ...]:
 
 
 def of_scenes(batch: Sequence[Pair], videos: Sequence[Tensor]) -> Rates:
-    scenes = {scene.prompt: scene for scene in held_out_scenes(len(batch))}
+    scenes = {scene.prompt: scene for scene in held_out_scenes(max(MOST, len(batch)))}
     return judged([scenes[prompt] for prompt, _ in batch], torch.stack([as_clip(video) for video in videos]))
 
 
@@ -56,6 +57,16 @@ JUDGES: dict[str, Callable[[Sequence[Pair], Sequence[Tensor]], Rates]] = {
     "mini-magi": of_mini,
     "scenes": of_scenes,
 }
+
+
+def merged_rates(parts: Sequence[Rates]) -> Rates:
+    """Of all answers to the questions of several parts."""
+    found: Rates = {}
+    for name in dict.fromkeys(name for rates in parts for name in rates):
+        answers = [rates[name] for rates in parts if name in rates]
+        count = sum(number for _, number in answers)
+        found[name] = (sum(share * number for share, number in answers) / max(1, count), count)
+    return found
 
 
 def right(rates: Rates) -> float | None:

@@ -20,7 +20,7 @@ from flowcache_core.report.quality import Quality, compare
 from flowcache_core.report.record import Recorder, RunRecord
 from flowcache_core.reuse.base import ReusePolicy
 
-from .meaning import JUDGES, Rates, held_out_scenes, right
+from .meaning import JUDGES, Rates, held_out_scenes, merged_rates, right
 
 # What no calibration has seen; flowcache_core/calibrate/bundled.py has the prompts of those.
 PROMPTS = (
@@ -60,6 +60,10 @@ class Method:
 
     def settings(self) -> dict[str, Any]:
         return self.changes if self.measured is None else {**self.changes, **self.measured()}
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.point}"
 
 
 MODELS: dict[str, type[MiniWan]] = {model.name: model for model in (Mini, Scenes)}
@@ -153,6 +157,22 @@ class Row:
             flicker=Spread.of(quality.flicker for quality in qualities).median,
             right=right(rates or {}),
             rates=rates or {},
+        )
+
+    @classmethod
+    def merged(cls, name: str, rows: Sequence[Row]) -> Row:
+        """Of rows of one pair each, in any order."""
+        psnr, rates = Spread.of(row.psnr for row in rows), merged_rates([row.rates for row in rows])
+        return cls(
+            name=name,
+            computed=Spread.of(row.computed for row in rows).mean,
+            flops=Spread.of(row.flops for row in rows).mean,
+            psnr=psnr.median,
+            psnr_p10=psnr.p10,
+            ssim=Spread.of(row.ssim for row in rows).median,
+            flicker=Spread.of(row.flicker for row in rows).median,
+            right=right(rates),
+            rates=rates,
         )
 
     HEADER = (

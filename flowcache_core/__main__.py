@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from .errors import NotFiniteError, SettingError
+from .parallel.errors import RankError
 
 # Each module has ``main(argv) -> exit status`` and is imported only when its command is called.
 COMMANDS = {
@@ -26,7 +27,7 @@ NOT_FINITE, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 def main(argv: Sequence[str]) -> int:
     """Run one command. What the user can put right is one plain line and exit status 2; values that
-    are not finite are one line and 1."""
+    are not finite and ranks that fail are one line and 1."""
     if argv and argv[0] in ("-h", "--help"):
         print(f"python -m flowcache_core COMMAND, one of: {', '.join(COMMANDS)}. COMMAND --help lists its arguments.")
         return 0
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     except SettingError as error:
         print(f"{command}: {error}", file=sys.stderr)
         return BAD_INPUT
-    except NotFiniteError as error:
+    except (NotFiniteError, RankError) as error:
         print(f"{command}: {error}", file=sys.stderr)
         return NOT_FINITE
     except KeyboardInterrupt:

@@ -159,3 +159,6 @@ def digest(path: Path) -> str:
         while piece := file.read(1 << 24):
             found.update(piece)
     return found.hexdigest()
+
+
+BUNDLED: dict[str, type[Specimen]] = {specimen.name: specimen for specimen in (Mini, Scenes, MiniMagi)}

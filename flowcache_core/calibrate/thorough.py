@@ -6,23 +6,21 @@ What is measured is kept in a file as it comes, so that a calibration that was s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import SettingError
-from ..files import write_json
-from ..reading.json_text import read_object
 from ..report.quality import compare
 from ..reuse.base import ReusePolicy
 from ..reuse.never import Never
 from ..reuse.schedule import StaticSchedule
+from ..sweep.kept import Kept as Kept
+from .afar import Afar
 from .record import Record
 from .recording import Recording
 from .runs import Pair, Setup, Specimen, Spread, generated, videos
@@ -67,42 +65,14 @@ class Point:
 
 
 @dataclass
-class Kept:
-    """What has been measured so far, by name, in a file; of another calibration's file nothing is taken.
-
-    about: what the calibration is made with. told: gets a line whenever something new was measured.
-    """
-
-    path: Path
-    about: dict[str, Any]
-    told: Callable[[str], None] = lambda line: None
-    values: dict[str, Any] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        try:
-            content = read_object(self.path, "measurements", "a JSON file")
-        except SettingError:
-            return  # none yet, or nothing that can be gone on with
-        if content.get("about") == self.about and isinstance(content.get("values"), dict):
-            self.values = content["values"]
-
-    def get(self, name: str, measure: Callable[[], Any]) -> Any:
-        """The value of that name, measured and kept if it is not known."""
-        if name not in self.values:
-            self.values[name] = measure()
-            write_json(self.path, {"about": self.about, "values": self.values})
-            self.told(name)
-        return self.values[name]
-
-
-@dataclass
 class Bench:
-    """Runs of a specimen over a fixed batch of pairs."""
+    """Runs of a specimen over a fixed batch of pairs. afar: workers that may measure many schedules at once."""
 
     specimen: Specimen
     setup: Setup
     batch: Sequence[Pair]
     kept: Kept
+    afar: Afar | None = None
 
     @cached_property
     def reference(self) -> list[Tensor]:
@@ -115,9 +85,19 @@ class Bench:
         latents = generated(self.specimen, self.setup, self.batch, policy=policy)
         return torch.cat([self.specimen.decode(part) for part in latents.split(4)])
 
+    def name(self, policy: StaticSchedule) -> str:
+        return f"psnr {self.batch[0][1]} {list(policy.first)} {list(policy.computed)}"
+
+    def measure_all(self, policies: Iterable[StaticSchedule]) -> list[Point]:
+        wanted = list(policies)
+        if self.afar is not None:
+            unknown = {self.name(policy): policy for policy in wanted if self.name(policy) not in self.kept.values}
+            for name, value in self.afar.measure(unknown, self.setup, self.batch, self.kept):
+                self.kept.put(name, value)
+        return [self.measure(policy) for policy in wanted]
+
     def measure(self, policy: StaticSchedule) -> Point:
-        name = f"psnr {self.batch[0][1]} {list(policy.first)} {list(policy.computed)}"
-        psnr, seconds = self.kept.get(name, lambda: self.quality(policy))
+        psnr, seconds = self.kept.get(self.name(policy), lambda: self.quality(policy))
         spread = Spread.of(psnr)
         return Point(policy, self.setup.chunks, spread.median, spread.mean, spread.p10, seconds)
 
@@ -165,8 +145,8 @@ class Thorough:
         setup = self.sorting.setup
         ways = splits(total, setup.chunks, setup.steps)
         proposed = dict.fromkeys([*map(self.tables.policy, ways), *(even(way, setup.steps) for way in ways)])
-        sorted_out = sorted(map(self.sorting.measure, proposed), key=lambda point: -point.psnr_mean)
-        finals = (self.deciding.measure(point.policy) for point in sorted_out[:FINALISTS])
+        sorted_out = sorted(self.sorting.measure_all(proposed), key=lambda point: -point.psnr_mean)
+        finals = self.deciding.measure_all(point.policy for point in sorted_out[:FINALISTS])
         return max(finals, key=lambda point: point.psnr_mean)
 
     def forwards(self, totals: Sequence[int], per_step: int) -> int:

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from ..architecture import architecture_of
-from ..calibrate.bundled import PROMPTS, Mini, MiniMagi, Scenes
+from ..calibrate.afar import Afar
+from ..calibrate.bundled import BUNDLED as BUNDLED
+from ..calibrate.bundled import PROMPTS
 from ..calibrate.choose import Chooser, Target, policy_row, preset_row, required
 from ..calibrate.record import Record
 from ..calibrate.recording import Facts, Recording
@@ -32,10 +34,10 @@ from ..presets import SCHEMA, read_presets
 from ..report.events import Event, StepTaken
 from ..report.progress import Progress, time_left
 from ..solvers import SOLVERS
+from ..sweep.workers import add_worker_arguments, ready, workers_of
 from .arguments import NAME, Parser, require_device
 
 CALIBRATION_SEED, DECIDING_SEED = 5000, 7000
-BUNDLED: dict[str, type[Specimen]] = {specimen.name: specimen for specimen in (Mini, Scenes, MiniMagi)}
 SHIPPED = {"slow": 0.5, "balanced": 0.3, "fast": 0.2}
 
 
@@ -71,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--dry-run", action="store_true", help="say how many forwards and minutes it takes, and stop")
     p.add_argument("--name", default="calibrated", help="name of the preset (default: calibrated)")
     p.add_argument("--out", type=Path, default=Path("out/calibrated.json"), help="file to write (default: %(default)s)")
+    add_worker_arguments(p)
     return p
 
 
@@ -167,6 +170,18 @@ class Calibration:
         except Enough:
             del self.seconds[0]  # which pays for what torch does on its first call
 
+    @property
+    def afar(self) -> Afar | None:
+        """The workers asked for, and where they find the model."""
+        workers = workers_of(self.options)
+        if workers is None:
+            return None
+        given = {name: getattr(self.options, name) for name in ("weights", "prompts", "vae", "height", "width")}
+        files = {key: str(value.resolve()) if isinstance(value, Path) else value for key, value in given.items()}
+        if self.options.model in BUNDLED:
+            return Afar(workers, self.options.model, {})
+        return Afar(workers, self.options.model, {**files, "device": self.options.device})
+
     def thorough(self) -> Thorough:
         pairs, specimen = self.pairs, self.specimen
         kept = Kept(
@@ -174,8 +189,12 @@ class Calibration:
             self.about(),
             told=lambda name: print(f"  {name.split(' [')[0]}", flush=True),
         )
-        sorting = Bench(specimen, self.setup, paired(specimen.prompts, CALIBRATION_SEED, pairs), kept)
-        deciding = Bench(specimen, self.setup, paired(specimen.prompts, DECIDING_SEED, 2 * pairs), kept)
+        batch, decisive = (
+            paired(specimen.prompts, seed, count)
+            for seed, count in ((CALIBRATION_SEED, pairs), (DECIDING_SEED, 2 * pairs))
+        )
+        sorting = Bench(specimen, self.setup, batch, kept, self.afar)
+        deciding = Bench(specimen, self.setup, decisive, kept, self.afar)
         return Thorough(Recording(self.recording.facts, self.setup.chunks), sorting, deciding)
 
     def about(self) -> dict[str, Any]:
@@ -236,6 +255,8 @@ def check(options: argparse.Namespace) -> None:
         require_count("pairs", options.pairs, minimum=2, maximum=len(PROMPTS))
         options.thorough = True
     options.thorough = options.thorough or options.ship
+    if workers_of(options) is not None:
+        require(options.thorough, "workers", options.workers or options.ray, "nothing without --thorough")
     require_count("runs", options.runs, minimum=1, maximum=10_000)
     require_device("device", options.device)
     if options.chunks is not None:
@@ -411,7 +432,8 @@ def shipped_name(name: str, steps: int) -> str:
 def main(argv: Sequence[str]) -> int:
     """Calibrate and write the preset. Raises SettingError for what the user can put right."""
     call = begin(parser().parse_args(argv))
-    return full(call) if call.options.thorough else quick(call)
+    with ready(workers_of(call.options)):
+        return full(call) if call.options.thorough else quick(call)
 
 
 def keep(path: Path, rows: dict[str, Any]) -> Path:

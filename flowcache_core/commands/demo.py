@@ -23,6 +23,10 @@ from ..kv import COMPRESSORS
 from ..kv.settings import KVSettings
 from ..mini import GUIDANCE, MiniModel
 from ..models.wan.guidance_refresh import GuidanceRefresh
+from ..parallel.launch import run_command
+from ..parallel.mesh import LONGEST_WAIT, TIMEOUT, Mesh, joined, started_as_rank
+from ..parallel.run import generate_on_ranks
+from ..parallel.shape import MeshShape, Shareable, mesh_from_text
 from ..plan import PLANS, Blockwise
 from ..presets import Preset, load_preset, preset_names
 from ..report import document, figure, text
@@ -72,6 +76,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--low-frequencies", type=float, default=0.0, help="how much of the first chunk's is put back")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results (default: %(default)s)")
+    ranks = p.add_argument_group("several ranks", "processes of this machine that share each run (docs/distributed.md)")
+    ranks.add_argument("--ranks", type=int, default=1, help="how many (default: %(default)s)")
+    ranks.add_argument("--mesh", help="BRANCHESxHEADS they are (default: branches first)")
+    wait = "seconds that a rank waits for another before the run ends (default: %(default)g)"
+    ranks.add_argument("--rank-timeout", type=float, default=TIMEOUT, help=wait)
     p.add_argument("--quick", action="store_true", help=f"{QUICK[0]} chunks of {QUICK[1]} steps")
     p.add_argument("--json", action="store_true", help="print report.json instead of the table")
     return p
@@ -110,8 +119,13 @@ class Demo:
         settings = EngineSettings(Blockwise(frames).plan(frames, 2), shifted(2, self.mini.shift))
         self.mini.vae.decode(generate(self.denoiser(), settings, self.mini.noise(1, 0)))
 
-    def run(self, settings: EngineSettings, progress: Progress | None) -> tuple[RunRecord, Tensor]:
-        """The record and the video ``[T, H, W, 3]`` uint8 of one run."""
+    def mesh(self, ranks: int, asked: MeshShape | None) -> MeshShape:
+        """How so many ranks share the runs. SettingError with the numbers that would do."""
+        heads = self.mini.transformer.config.num_heads
+        return Shareable(self.denoiser().branches, heads, heads).fit(ranks, asked)
+
+    def run(self, settings: EngineSettings, progress: Progress | None, mesh: Mesh) -> tuple[RunRecord, Tensor]:
+        """The record and the video ``[T, H, W, 3]`` uint8 of one run, the same on every rank."""
         recorder = Recorder.of(settings, self.shape().event)
 
         def observe(event: Event) -> None:
@@ -119,8 +133,9 @@ class Demo:
             if progress is not None:
                 progress(event)
 
-        denoiser = self.denoiser(self.guidance_every if settings is self.flowcache else 1)
-        latents = generate(denoiser, settings, self.mini.noise(self.chunks, self.seed), observe=observe)
+        every = self.guidance_every if settings is self.flowcache else 1
+        denoiser, noise = self.denoiser(every), self.mini.noise(self.chunks, self.seed)
+        latents = generate_on_ranks(mesh, denoiser, settings, noise, observe=observe)
         video = self.mini.vae.decode(latents)[0].movedim(0, 3)
         return recorder.record(), pixels(video).cpu()
 
@@ -277,28 +292,54 @@ PSNR and SSIM compare the two videos with one another.
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the demo. SettingError for what the user can put right, NotFiniteError when a video shows nothing."""
+    """Run the demo. SettingError for what the user can put right, RankError when a rank fails, NotFiniteError when a
+    video shows nothing."""
     options = parser().parse_args(argv)
     missing = [package for module, package in EXTRAS.items() if importlib.util.find_spec(module) is None]
     if missing:
         raise SettingError("demo", f"no {', '.join(missing)}", f"pip install {' '.join(missing)}")
     require_folder(options.out, names=FILES)
     demo = configure(options, load_bundled(options.model))
+    shape = demo.mesh(options.ranks, None if options.mesh is None else mesh_from_text(options.mesh))
+    require_finite("rank timeout", options.rank_timeout, minimum=0.1, maximum=LONGEST_WAIT)
+    if shape.size > 1 and not started_as_rank():
+        run_command(["demo", *argv], shape.size, options.rank_timeout)
+        return 0
+    with joined(shape, timeout=options.rank_timeout) as mesh:
+        return compared(options, demo, mesh)
+
+
+def compared(options: argparse.Namespace, demo: Demo, mesh: Mesh) -> int:
+    """Both runs, on every rank; what came of them, on the first."""
+    first = mesh.rank == 0
     demo.warm_up()
     records: dict[str, RunRecord] = {}
     videos: dict[str, Tensor] = {}
     for name, settings in ((VANILLA, demo.vanilla), (FLOWCACHE, demo.flowcache)):
-        progress = None if options.json else Progress(name, sys.stderr)
-        records[name], videos[name] = demo.run(settings, progress)
+        progress = None if options.json or not first else Progress(name, sys.stderr)
+        records[name], videos[name] = demo.run(settings, progress, mesh)
+    if not first:
+        return 0
     faults = [f"run {name}: {record.fault}" for name, record in records.items() if record.fault]
     quality = None if faults else compare(videos[FLOWCACHE], videos[VANILLA])
     asked = {**described(options, demo), "expected_psnr": expected_psnr(demo, records[FLOWCACHE])}
+    asked["mesh"] = str(mesh.shape)
     content = document.document(records, quality, asked)
     write(options.out, demo.mini.fps, records, videos, content)
     if options.json:
         print(json.dumps(content, allow_nan=False))
     else:
-        print(summary(options.out, records, quality, content["machine"], remarks(demo, records[FLOWCACHE])))
+        notes = remarks(demo, records[FLOWCACHE]) + on_ranks_remark(mesh)
+        print(summary(options.out, records, quality, content["machine"], notes))
     if faults:
         raise NotFiniteError(f"{'; '.join(faults)}. All files are written, such pixels black: {options.out}")
     return 0
+
+
+def on_ranks_remark(mesh: Mesh) -> list[str]:
+    """What several ranks change about the figures."""
+    if mesh.shape.size == 1:
+        return []
+    shape = f"{mesh.shape.cfg} for guidance branches x {mesh.shape.heads} for attention heads"
+    sent = f"{mesh.traffic.total / 1e6:.1f} MB sent to the others in both runs"
+    return [f"{mesh.shape.size} ranks ({shape}). Seconds and K/V are those of one rank; {sent}."]

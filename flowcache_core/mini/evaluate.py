@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +21,14 @@ from ..models.wan.denoiser import WanDenoiser
 from ..plan.blockwise import blockwise
 from ..report.refusing import refusing
 from ..report.video import pixels
+from ..reuse.base import ReusePolicy
 from ..schedule import shifted
+from ..sweep.task import Task
+from ..sweep.workers import add_worker_arguments, kept_for, swept, workers_of
 from . import GUIDANCE, MiniModel, data, load_mini
 from .measure import JOURNEY, Measured, measure
-from .run_options import add_run_arguments, run_changes
+from .noise_levels import SHIFT
+from .run_options import add_run_arguments, one_by_one, run_changes
 
 
 @dataclass(frozen=True)
@@ -51,12 +57,14 @@ def sample(
     clean_pass: bool = True,
     prefix: Tensor | None = None,
     at_once: int | None = None,
+    only: range | None = None,
     **changes: object,
 ) -> Tensor:
     """Videos [N, 3, T, H, W] in -1..1 of the prompts, chunk after chunk.
 
     prefix: clean latents [N, 16, F, h, w] the videos begin with. at_once: videos in one batch, all unless said
-    otherwise. changes: fields of the engine's settings other than those of a plain run.
+    otherwise. only: the videos of these prompts, as they are among all. changes: fields of the engine's settings other
+    than those of a plain run.
     """
     text = torch.cat([mini.encode_prompt(prompt) for prompt in prompts])
     device = next(mini.transformer.parameters()).device
@@ -69,7 +77,8 @@ def sample(
     )
     noise, null = mini.noise(chunks, seed, len(prompts)), mini.encode_prompt("")
     parts = []
-    for rows in torch.arange(len(prompts)).split(at_once or len(prompts)):
+    wanted = torch.arange(len(prompts)) if only is None else torch.tensor(only)
+    for rows in wanted.split(at_once or len(prompts)):
         given = (text[rows].to(device), null.expand_as(text[rows]).to(device))
         denoiser = WanDenoiser(mini.transformer, {0: given}, guidance)
         begun = None if prefix is None else prefix[rows].to(device)
@@ -79,8 +88,12 @@ def sample(
 
 def score(clips: list[data.Clip], videos: Tensor, *, steps: int, guidance: float) -> Score:
     """Compares what the videos show with what the clips' prompts say."""
-    found = [measure(video) for video in videos]
-    frames = videos.shape[2]
+    return score_of(clips, [measure(video) for video in videos], steps=steps, guidance=guidance)
+
+
+def score_of(clips: list[data.Clip], found: list[Measured], *, steps: int, guidance: float) -> Score:
+    """:func:`score` of videos that were measured already."""
+    frames = len(found[0].areas)
     colour = [name == clip.colour for clip, m in zip(clips, found) for name in m.colours]
     return Score(
         samples=len(clips),
@@ -144,6 +157,7 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int, guidance: float) 
     parser.add_argument("--json", type=Path, help="write the score here too")
     parser.add_argument("--picture", type=Path, help="write a contact sheet of the first clips here")
     parser.add_argument("--rows", type=int, default=8, help="clips on the contact sheet")
+    add_worker_arguments(parser)
 
 
 def asked(options: argparse.Namespace) -> list[data.Clip]:
@@ -165,10 +179,55 @@ def check(options: argparse.Namespace) -> None:
         require_file(options.picture, "picture")
 
 
-def report(options: argparse.Namespace, videos: Tensor) -> None:
-    """Print the score of the videos of :func:`asked`, and write what the options ask for."""
+def evaluated(options: argparse.Namespace, sampled: Sampled, work: str) -> None:
+    """Sample the clips of :func:`asked`, here or on workers, and report. work: the task that does so for some of
+    them, see :func:`seen`."""
+    workers = workers_of(options)
+    if workers is None:
+        videos = sampled(options, None)
+        report(options, [measure(video) for video in videos], videos)
+        return
+    settings = {key: value for key, value in vars(options).items() if key not in NOT_OF_A_VIDEO}
+    size = TOGETHER if not one_by_one(settings_policy(options)) else 1
+    groups = [(first, min(first + size, options.samples)) for first in range(0, options.samples, size)]
+    tasks = [Task(f"{a}-{b}", work, {"settings": settings, "first": a, "last": b}) for a, b in groups]
+    kept = kept_for(work.split(":")[0].rpartition(".")[2], {"work": work, **settings})
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for task, value in swept(tasks, workers, kept):
+        rows[task.name] = value
+        print(f"clips {task.name} ({len(rows)} of {len(tasks)})", flush=True)
+    found = [Measured.of_json(row) for task in tasks for row in rows[task.name]]
+    shown = sampled(options, range(min(options.rows, options.samples))) if options.picture else None
+    report(options, found, shown)
+
+
+Sampled = Callable[[argparse.Namespace, range | None], Tensor]
+"""Videos of the clips of :func:`asked`, or of those of some numbers."""
+TOGETHER = 8  # clips of one task
+NOT_OF_A_VIDEO = ("json", "picture", "rows", "workers", "ray", "scenes")
+
+
+def settings_policy(options: argparse.Namespace) -> ReusePolicy | None:
+    """The reuse policy that the options ask for, where the command has one."""
+    return run_changes(options, SHIFT).get("policy") if "preset" in options else None
+
+
+def seen(settings: dict[str, Any], first: int, last: int) -> list[dict[str, Any]]:
+    """A task: what the clips of these numbers show."""
+    return [measure(video).as_json() for video in sampled(argparse.Namespace(**settings), range(first, last))]
+
+
+def sampled(options: argparse.Namespace, only: range | None) -> Tensor:
+    mini = load_mini()
+    prompts = [clip.prompt for clip in asked(options)]
+    chosen = {"chunks": options.chunks, "steps": options.steps, "seed": options.seed, "guidance": options.guidance}
+    return sample(mini, prompts, only=only, **chosen, **run_changes(options, mini.shift))
+
+
+def report(options: argparse.Namespace, found: list[Measured], videos: Tensor | None) -> None:
+    """Print the score of what was seen in the clips of :func:`asked`, and write what the options ask for."""
     clips = asked(options)
-    result = score(clips, videos, steps=options.steps, guidance=options.guidance)
+    result = score_of(clips, found, steps=options.steps, guidance=options.guidance)
     print(f"{options.samples} clips of {options.chunks} chunks, {options.steps} steps, guidance {options.guidance:g}")
     print(f"right colour, share of frames            {result.colour:7.1%}")
     print(f"right direction in the first {JOURNEY} frames   {result.direction:7.1%}")
@@ -178,7 +237,7 @@ def report(options: argparse.Namespace, videos: Tensor) -> None:
     print(json.dumps(asdict(result)))
     if options.json:
         write_json(options.json, asdict(result), "json")
-    if options.picture:
+    if options.picture and videos is not None:
         contact_sheet(videos[: options.rows], [clip.prompt for clip in clips[: options.rows]], options.picture)
 
 
@@ -190,11 +249,7 @@ def main(argv: list[str]) -> int:
     add_run_arguments(parser, "mini")
     options = parser.parse_args(argv)
     check(options)
-    prompts = [clip.prompt for clip in asked(options)]
-    chosen = {"chunks": options.chunks, "steps": options.steps, "seed": options.seed}
-    mini = load_mini()
-    changes = run_changes(options, mini.shift)
-    report(options, sample(mini, prompts, guidance=options.guidance, **chosen, **changes))
+    evaluated(options, sampled, "flowcache_core.mini.evaluate:seen")
     return 0
 
 

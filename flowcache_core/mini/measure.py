@@ -6,6 +6,7 @@ Plain image arithmetic on decoded frames, with nothing learned, so that it can j
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +26,14 @@ class Measured:
     centres: Tensor
     direction: str
     shape: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {**vars(self), "areas": self.areas.tolist(), "centres": self.centres.tolist()}
+
+    @classmethod
+    def of_json(cls, values: dict[str, Any]) -> Measured:
+        areas, centres = torch.tensor(values["areas"]), torch.tensor(values["centres"])
+        return cls(tuple(values["colours"]), areas, centres, values["direction"], values["shape"])
 
 
 def measure(video: Tensor) -> Measured:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..commands.arguments import Parser
 from ..engine import generate
-from ..mini.evaluate import add_arguments, asked, check, report
+from ..mini.evaluate import add_arguments, asked, check, evaluated
+from ..mini.measure import measure
 from ..report.refusing import refusing
 from . import STEPS, TEXT_SCALE, MiniMagi, load_mini_magi
 
@@ -35,7 +39,18 @@ def main(argv: list[str]) -> int:
     add_arguments(parser, STEPS, TEXT_SCALE)
     options = parser.parse_args(argv)
     check(options)
-    prompts = [clip.prompt for clip in asked(options)]
-    chosen = {"chunks": options.chunks, "steps": options.steps, "seed": options.seed}
-    report(options, sample(load_mini_magi(), prompts, guidance=options.guidance, **chosen))
+    evaluated(options, sampled, "flowcache_core.mini_magi.evaluate:seen")
     return 0
+
+
+def seen(settings: dict[str, Any], first: int, last: int) -> list[dict[str, Any]]:
+    """A task: what the clips of these numbers show."""
+    return [measure(video).as_json() for video in sampled(argparse.Namespace(**settings), range(first, last))]
+
+
+def sampled(options: argparse.Namespace, only: range | None) -> Tensor:
+    """Videos of the clips asked for, or of those of some numbers."""
+    numbers = range(options.samples) if only is None else only
+    prompts = [clip.prompt for clip in asked(options)][numbers.start : numbers.stop]
+    chosen = {"chunks": options.chunks, "steps": options.steps, "guidance": options.guidance}
+    return sample(load_mini_magi(), prompts, seed=options.seed + numbers.start, **chosen)

@@ -18,8 +18,10 @@ from ..commands.arguments import Parser
 from ..files import write_json
 from ..mini import MiniModel
 from ..mini.data import COLOURS, SHAPES
-from ..mini.evaluate import add_arguments, check, contact_sheet, sample
+from ..mini.evaluate import NOT_OF_A_VIDEO, add_arguments, check, contact_sheet, sample
 from ..mini.run_options import add_run_arguments, one_by_one, run_changes
+from ..sweep.task import Task
+from ..sweep.workers import Workers, kept_for, swept, workers_of
 from . import GUIDANCE, data, load_mini_scenes
 from .data import Scene
 from .judge import NAMES, Answers, answers, rates, recalled
@@ -128,6 +130,35 @@ def table(names: dict[str, str], columns: dict[str, Rates]) -> str:
     return "\n".join(lines)
 
 
+def answered_by(workers: Workers, options: argparse.Namespace) -> list[Answers]:
+    """What the clips answer, one task a clip."""
+    work = "flowcache_core.mini_scenes.evaluate:answered"
+    settings = {key: value for key, value in vars(options).items() if key not in NOT_OF_A_VIDEO}
+    tasks = [Task(str(n), work, {"settings": settings, "number": n}) for n in range(options.samples)]
+    found: dict[str, Answers] = {}
+    for task, value in swept(tasks, workers, kept_for("scenes", {"work": work, **settings})):
+        found[task.name] = value
+        print(f"clip {task.name} ({len(found)} of {len(tasks)})", flush=True)
+    return [found[task.name] for task in tasks]
+
+
+def answered(settings: dict[str, Any], number: int) -> Answers:
+    """A task: what the clip of this number answers."""
+    options = argparse.Namespace(**settings)
+    scene = scenes_asked(options.samples, options.seed, options.event)[number]
+    (video,) = sampled(options, range(number, number + 1))
+    return answers(scene, measure(video))
+
+
+def sampled(options: argparse.Namespace, only: range) -> Tensor:
+    """Videos of the clips of some numbers."""
+    mini = load_mini_scenes()
+    prompts = [scene.prompt for scene in scenes_asked(options.samples, options.seed, options.event)]
+    run: dict[str, Any] = {"chunks": options.chunks, "steps": options.steps, "guidance": options.guidance}
+    changes = run_changes(options, mini.shift)
+    return sample(mini, prompts, seed=options.seed, at_once=1, only=only, **run, **changes)
+
+
 def main(argv: list[str], load: Callable[[], MiniModel] = load_mini_scenes) -> int:
     """Entry of the command; returns the exit code."""
     parser = Parser(prog="evaluate-mini --scenes", description=__doc__)
@@ -144,9 +175,17 @@ def main(argv: list[str], load: Callable[[], MiniModel] = load_mini_scenes) -> i
     scenes = scenes_asked(options.samples, options.seed, options.event)
     run: dict[str, Any] = {"chunks": options.chunks, "steps": options.steps, "guidance": options.guidance}
     at_once = 1 if one_by_one(changes.get("policy")) else AT_ONCE
-    videos = sample(mini, [scene.prompt for scene in scenes], seed=options.seed, at_once=at_once, **run, **changes)
+    workers, videos = workers_of(options), None
+    if workers is None:
+        prompts = [scene.prompt for scene in scenes]
+        videos = sample(mini, prompts, seed=options.seed, at_once=at_once, **run, **changes)
+        generated = judged(scenes, videos)
+    else:
+        generated = rates(answered_by(workers, options))
+        if options.picture:
+            videos = sampled(options, range(min(options.rows, options.samples)))
     true = data.render(scenes, data.first_frame(options.chunks))
-    columns = {"generated": judged(scenes, videos), "true videos": judged(scenes, true)}
+    columns = {"generated": generated, "true videos": judged(scenes, true)}
     if not options.quick:
         columns["autoencoder"] = judged(scenes, reconstructed(mini, true))
     print(f"{options.samples} clips of {options.chunks} chunks, {options.steps} steps, guidance {options.guidance:g}")
@@ -158,7 +197,7 @@ def main(argv: list[str], load: Callable[[], MiniModel] = load_mini_scenes) -> i
         print(table(RECALL_NAMES, result["recall"]))
     if options.json:
         write_json(options.json, result, "json")
-    if options.picture:
+    if options.picture and videos is not None:
         prompts = [scene.prompt for scene in scenes[: options.rows]]
         contact_sheet(videos[: options.rows], prompts, options.picture, columns=9, colours=256)
     return 0

@@ -18,6 +18,7 @@ from .shape import MeshShape
 from .traffic import Traffic
 
 TIMEOUT = 300.0  # seconds that a rank waits for another
+LONGEST_WAIT = 86_400.0
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def joined(shape: MeshShape, device: torch.device | str = "cpu", timeout: float 
     device: "cuda" is the card of this rank's number on its machine. SettingError when the number of ranks is not the
     shape's or a backend is missing, :class:`.errors.RankLost` when the others do not come within ``timeout`` seconds.
     """
-    require_finite("rank timeout", timeout, minimum=0.1, maximum=86_400)
+    require_finite("rank timeout", timeout, minimum=0.1, maximum=LONGEST_WAIT)
     rank, world = rank_in_world()
     require(world == shape.size, "ranks", Found(f"{world} started"), f"{shape.size}, for a mesh of {shape}")
     device = torch.device(device)

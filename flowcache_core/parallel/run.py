@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from ..engine import EngineSettings, generate
+from ..errors import require
 from ..models.magi.denoiser import MagiDenoiser
 from ..models.wan.denoiser import WanDenoiser
 from ..noise import NoiseSource
@@ -24,6 +25,8 @@ def on_ranks(denoiser: WanDenoiser | MagiDenoiser, mesh: Mesh) -> WanDenoiser | 
     """This rank's part of ``denoiser``: itself where it is alone. SettingError when the mesh does not fit the model."""
     if mesh.shape.size == 1:
         return denoiser
+    plain = type(denoiser) in (WanDenoiser, MagiDenoiser)
+    require(plain, "ranks", mesh.shape.size, f"1: {type(denoiser).__name__} is not made for several")
     values: dict[str, Any] = {
         field.name: getattr(denoiser, field.name) for field in dataclasses.fields(denoiser) if field.init
     }

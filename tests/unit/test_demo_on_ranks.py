@@ -1,0 +1,48 @@
+"""The demo on two ranks of this machine, as a user starts it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SHORT = ["--quick", "--chunks", "2", "--steps", "6", "--rescale", "--kv-budget", "1"]
+
+
+def demo(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flowcache_core", "demo", *SHORT, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_the_same_videos_on_two_ranks(tmp_path):
+    for ranks in ("1", "2"):
+        done = demo("--ranks", ranks, "--out", str(tmp_path / ranks), "--rank-timeout", "120")
+        assert done.returncode == 0, done.stderr
+    assert "2 ranks (2 for guidance branches x 1 for attention heads)" in done.stdout
+    for name in ("vanilla.mp4", "flowcache.mp4"):
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    reports = [json.loads((tmp_path / ranks / "report.json").read_text()) for ranks in ("1", "2")]
+    assert [report["settings"]["mesh"] for report in reports] == ["1x1", "2x1"]
+    kv = [report["runs"]["flowcache"]["kv_bytes"] for report in reports]
+    assert kv[0] == 2 * kv[1]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--ranks", "3"], "ranks: got 3, accepted: 1, 2, 4, 8"),
+        (["--ranks", "0"], "ranks: got 0"),
+        (["--ranks", "2", "--mesh", "two"], "mesh: got 'two', accepted: BRANCHESxHEADS"),
+        (["--ranks", "4", "--mesh", "4x1"], "mesh: got '4x1'"),
+        (["--ranks", "2", "--guidance", "1", "--mesh", "2x1"], "1 for 1 branches"),
+        (["--ranks", "2", "--rank-timeout", "0"], "rank timeout: got 0"),
+    ],
+)
+def test_bad_input_before_anything_starts(arguments, said, tmp_path):
+    done = demo(*arguments, "--out", str(tmp_path))
+    assert done.returncode == 2 and said in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
