@@ -9,16 +9,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from ..cost import Cost, ModelShape, count
+from ..cost import Cost, MagiShape, ModelShape, count
 from ..cost.assumed import counted_policy
+from ..cost.counted import counted_events
+from ..cost.ranks import Machine, Run, Sharing, heads_of, shared
+from ..cost.ranks import as_text as ranks_text
 from ..cost.waterfall import Saving, waterfall
 from ..dry_run import command as dry_command
 from ..dry_run.command import KEPT_AS
-from ..dry_run.models import names
+from ..dry_run.models import ALIKE, names
 from ..engine import EngineSettings
 from ..errors import Found, SettingError, require, require_count, require_finite
 from ..families import FAMILIES
 from ..kv.settings import KVSettings
+from ..models.magi.config import MAGI_24B
+from ..parallel.shape import Shareable
 from ..plan import PLANS
 from ..plan.base import MOST_FRAMES
 from ..presets import Preset, load_preset, model_file, models
@@ -30,12 +35,14 @@ from ..video.magi import passes
 from .arguments import COUNTED, Parser
 
 PETA = 1e15
+LINK, TFLOPS = 25.0, 300.0
+DEFAULTS = (("link", LINK), ("tflops", TFLOPS))
 POLICY = 'a reuse policy instead of the preset\'s: its name, or {"name": ..., <its fields>}'
 
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("cost", description="FLOPs and K/V bytes of a configuration, counted by the engine.")
-    p.add_argument("--model", required=True, help=", ".join(published()))
+    p.add_argument("--model", required=True, help=", ".join((*published(), *ALIKE)))
     p.add_argument("--preset", default="vanilla", help="a preset of that model (default: vanilla)")
     p.add_argument("--policy", help=POLICY)
     p.add_argument("--steps", type=int, help="denoising steps per chunk")
@@ -58,6 +65,10 @@ def parser() -> argparse.ArgumentParser:
     dry.add_argument("--weights", type=Path, help="your own file of such a model: its sizes instead of the published")
     dry.add_argument("--kv-dtype", choices=sorted(KEPT_AS), help="of the stored K/V (default: the model's)")
     dry.add_argument("--kv-device", choices=["cpu"], help="where K/V is kept (default: beside the model)")
+    ranks = p.add_argument_group("several ranks", "traffic, idle time and speed-up of every way to share the run")
+    ranks.add_argument("--ranks", type=int, help="how many")
+    ranks.add_argument("--link", type=float, help=f"GB/s that a rank sends to others (default: {LINK:g}, PCIe 4 x16)")
+    ranks.add_argument("--tflops", type=float, help=f"that a rank computes a second (default: {TFLOPS:g}, bf16)")
     p.add_argument("--json", action="store_true", help="print one JSON object")
     return p
 
@@ -82,6 +93,10 @@ def assumed_total(arguments: argparse.Namespace, preset: Preset) -> float | None
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     """The command's result as the object that ``--json`` prints."""
+    if arguments.model in ALIKE:
+        # A model of other sizes whose runs are those of a published one.
+        alike = argparse.Namespace(**{**vars(arguments), "model": ALIKE[arguments.model], "sizes": arguments.model})
+        return evaluate(alike) | {"model": arguments.model}
     require(arguments.model in published(), "model", arguments.model, ", ".join(published()))
     for field in ("kv_dtype", "kv_device", "weights"):
         given = getattr(arguments, field)
@@ -126,6 +141,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         for plan in plans
     ]
     shape = shape_of(arguments.model, preset.name, steps)
+    if getattr(arguments, "sizes", None) is not None:
+        assert isinstance(shape, MagiShape)
+        shape = MagiShape.of(MAGI_24B, shape.nearly_clean_from, shape.text_tokens)
     result = count(shape, settings, run["tokens_per_frame"], run["branches"])
     output = as_json(arguments.model, preset, run, budget, result)
     output["notes"] += [] if warning is None else [f"warning: {warning}"]
@@ -151,6 +169,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
                 "pflops: the paper leaves it out"
             )
     output["notes"] += shape.notes(steps)
+    output["ranks"] = on_ranks(arguments, shape, settings, run)
     if arguments.density is not None:
         dense = count(shape, [replace(one, sparse=None) for one in settings], run["tokens_per_frame"], run["branches"])
         output["density"], output["pflops_dense_attention"] = arguments.density, dense.flops / PETA
@@ -167,6 +186,30 @@ def sparse_note(settings: EngineSettings) -> str:
         f"self-attention at density {sparse.method.density:g}: {method.density:.2f} in contexts of more than "
         f"{sparse.dense_chunks} chunks; choosing blocks counted at stride {method.stride}"
     )
+
+
+def on_ranks(
+    arguments: argparse.Namespace, shape: ModelShape, settings: Sequence[EngineSettings], run: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Every way in which the ranks asked for can share the run; None where nobody asked. SettingError for a number
+    that fits nothing."""
+    given = {"link": arguments.link, "tflops": arguments.tflops}
+    if arguments.ranks is None:
+        for field, value in given.items():
+            require(value is None, field, value, "nothing without --ranks")
+        return None
+    link, tflops = (default if given[name] is None else given[name] for name, default in DEFAULTS)
+    require_finite("link", link, minimum=1e-3, maximum=1e5)
+    require_finite("tflops", tflops, minimum=1e-3, maximum=1e5)
+    one = heads_of(shape)
+    Shareable(run["branches"], one.heads, one.kv_heads).fit(arguments.ranks)
+    clean = FAMILIES[model_file(arguments.model)["shape"]["kind"]].clean_pass
+    if clean and passes(arguments.model, arguments.preset)["clean_pass"]:
+        settings = [replace(window, clean_pass=True) for window in settings]
+    events, _ = counted_events(shape, settings, run["tokens_per_frame"], run["branches"])
+    counted = Run(shape, events, run["branches"], Machine(tflops * 1e12, link * 1e9))
+    ways = [asdict(way) for way in shared(counted, arguments.ranks)]
+    return {"ranks": arguments.ranks, "link": link, "tflops": tflops, "seconds_alone": counted.alone, "ways": ways}
 
 
 def as_json(model: str, preset: Preset, run: Mapping[str, Any], budget: float | None, cost: Cost) -> dict[str, Any]:
@@ -206,6 +249,13 @@ def as_text(result: Mapping[str, Any]) -> str:
     if "waterfall" in result:
         lines += ["  where the saving comes from, beginning with the vanilla model as executed:"]
         lines += [f"  {Saving(**stage)}" for stage in result["waterfall"]]
+    if result["ranks"] is not None:
+        shared_by = result["ranks"]
+        lines.append(
+            f"  on {shared_by['ranks']} ranks of {shared_by['tflops']:g} TFLOPS, {shared_by['link']:g} GB/s between "
+            f"them; on one {shared_by['seconds_alone']:.1f} s (model alone, nothing overlaps):"
+        )
+        lines.append(ranks_text([Sharing(**way) for way in shared_by["ways"]]))
     lines += [f"  {note}" for note in result["notes"]]
     return "\n".join(lines)
 

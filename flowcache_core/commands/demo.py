@@ -22,6 +22,7 @@ from ..files import require_folder, whole_folder
 from ..kv import COMPRESSORS
 from ..kv.settings import KVSettings
 from ..mini import GUIDANCE, MiniModel
+from ..models.wan.denoiser import WanDenoiser
 from ..models.wan.guidance_refresh import GuidanceRefresh
 from ..parallel.launch import run_command
 from ..parallel.mesh import LONGEST_WAIT, TIMEOUT, Mesh, joined, started_as_rank
@@ -134,7 +135,10 @@ class Demo:
                 progress(event)
 
         every = self.guidance_every if settings is self.flowcache else 1
-        denoiser, noise = self.denoiser(every), self.mini.noise(self.chunks, self.seed)
+        denoiser: WanDenoiser = self.denoiser(every)
+        noise = self.mini.noise(self.chunks, self.seed)
+        if mesh.shape.size > 1:  # which run their branches together: guidance now and then is refused there
+            denoiser = WanDenoiser(denoiser.transformer, denoiser.prompts, denoiser.guidance)
         latents = generate_on_ranks(mesh, denoiser, settings, noise, observe=observe)
         video = self.mini.vae.decode(latents)[0].movedim(0, 3)
         return recorder.record(), pixels(video).cpu()
@@ -301,6 +305,8 @@ def main(argv: Sequence[str]) -> int:
     require_folder(options.out, names=FILES)
     demo = configure(options, load_bundled(options.model))
     shape = demo.mesh(options.ranks, None if options.mesh is None else mesh_from_text(options.mesh))
+    every, alone = options.guidance_every, shape.size == 1
+    require(alone or every == 1, "guidance-every", every, "1 on several ranks: they run their branches together")
     require_finite("rank timeout", options.rank_timeout, minimum=0.1, maximum=LONGEST_WAIT)
     if shape.size > 1 and not started_as_rank():
         run_command(["demo", *argv], shape.size, options.rank_timeout)

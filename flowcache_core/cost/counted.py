@@ -113,6 +113,22 @@ def count(
     window_attention: str = "bidirectional",
 ) -> Cost:
     """Run the engine over every window with a counting denoiser and add up what its events cost."""
+    events, kv_tokens = counted_events(shape, windows, tokens_per_frame, branches)
+    steps = [event for event in events if isinstance(event, StepTaken)]
+    return Cost(
+        flops=shape.total(events, window_attention=window_attention),
+        kv_bytes=kv_tokens * branches * shape.kv_bytes_per_token,
+        kv_tokens=kv_tokens,
+        computed_steps=sum(step.action == "compute" for step in steps),
+        total_steps=len(steps),
+        compressions=sum(isinstance(event, CacheCompressed) for event in events),
+    )
+
+
+def counted_events(
+    shape: ModelShape, windows: Sequence[EngineSettings], tokens_per_frame: int, branches: int
+) -> tuple[list[Event], int]:
+    """All events of the windows' runs, and the most K/V tokens that a layer's buffer holds in one of them."""
     require(len(windows) > 0, "windows", len(windows), "at least one")
     events: list[Event] = []
     kv_tokens = 0
@@ -126,12 +142,4 @@ def count(
         prefix = noise[:, :, : plan.prefix_frames] if plan.prefix_frames else None
         denoiser = CountingDenoiser(tokens_per_frame, branches)
         generate(denoiser, settings, noise, prefix=prefix, observe=events.append, cache=cache)  # type: ignore[arg-type]
-    steps = [event for event in events if isinstance(event, StepTaken)]
-    return Cost(
-        flops=shape.total(events, window_attention=window_attention),
-        kv_bytes=kv_tokens * branches * shape.kv_bytes_per_token,
-        kv_tokens=kv_tokens,
-        computed_steps=sum(step.action == "compute" for step in steps),
-        total_steps=len(steps),
-        compressions=sum(isinstance(event, CacheCompressed) for event in events),
-    )
+    return events, kv_tokens

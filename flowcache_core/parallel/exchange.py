@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import Found, require
 from ..models.common.token_share import Grid
 from .errors import answered
 from .mesh import Mesh
@@ -34,8 +33,6 @@ class HeadShare:
         return self.mesh.shape.heads
 
     def sizes(self, places: int) -> list[int]:
-        accepted = f"at least {self.ranks} tokens in a latent frame, one for each rank that shares the heads"
-        require(places >= self.ranks, "latents", Found(f"{places} tokens"), accepted)
         return part_sizes(places, self.ranks)
 
     def take(self, x: Tensor, dim: int) -> Tensor:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..errors import Found, listed, require, require_count
+from ..errors import listed, require, require_count
 from ..fields import require_types
 
 MOST_RANKS = 256
@@ -76,5 +76,5 @@ def mesh_from_text(text: str) -> MeshShape:
     """``2x4``: two ranks for branches times four for heads. SettingError for anything else."""
     parts: Sequence[str] = text.split("x")
     whole = len(parts) == 2 and all(part.isascii() and part.isdigit() and len(part) < 6 for part in parts)
-    require(whole, "mesh", Found(repr(text[:40])), "BRANCHESxHEADS, such as 2x1 or 1x4")
+    require(whole, "mesh", text, "BRANCHESxHEADS, such as 2x1 or 1x4")
     return MeshShape(int(parts[0]), int(parts[1]))
