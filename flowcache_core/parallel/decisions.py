@@ -12,7 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..denoiser import ChunkInput
-from ..errors import require
 from ..reuse.base import Decision, PolicyState, Reason, ReusePolicy
 from ..reuse.read import OneRead
 from ..rows import Rows
@@ -52,8 +51,7 @@ class ToldDecisions(PolicyState):
             with answered(self.mesh.timeout):
                 dist.broadcast(index, 0)
             rows = Rows(index, (int(grid[0]), int(grid[1]), int(grid[2])))
-        measured = (None if math.isnan(value) else value for value in (distance, accumulated))
-        return Decision(ACTIONS[int(action)], REASONS[int(reason)], *measured, rows=rows)
+        return Decision(ACTIONS[int(action)], REASONS[int(reason)], _number(distance), _number(accumulated), rows)
 
     def read_with(self, reader: OneRead) -> None:
         super().read_with(reader)
@@ -77,8 +75,6 @@ def told_by_first(state: PolicyState, policy: ReusePolicy, mesh: Mesh) -> Policy
     """``state`` as all ranks follow it. What follows from settings alone (lists, intervals) needs no telling."""
     if mesh.shape.size == 1 or (policy.content_free and not policy.reads_model):
         return state
-    accepted = f"another with several ranks: {policy.name} has tokens chosen on the device, and only decisions are told"
-    require(policy.parts == "never", "policy", policy.name, accepted)
     return ToldDecisions(state.schedule, state if mesh.rank == 0 else None, mesh)
 
 
@@ -87,3 +83,7 @@ def _numbers(decision: Decision) -> tuple[float, ...]:
     distance, accumulated = (math.nan if value is None else value for value in measured)
     tokens = (0, 0, 0, 0) if decision.rows is None else (decision.rows.count, *decision.rows.grid)
     return ACTIONS.index(decision.action), REASONS.index(decision.reason), distance, accumulated, *tokens
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value

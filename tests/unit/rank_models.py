@@ -21,6 +21,7 @@ from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
 from flowcache_core.plan import blockwise, staggered, window
 from flowcache_core.reuse import QUANTITIES
 from flowcache_core.reuse.chunkwise import Chunkwise
+from flowcache_core.reuse.motion import Motion
 from flowcache_core.reuse.quantity import Residual
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.reuse.teacache import TeaCache
@@ -80,11 +81,14 @@ class Case:
 
 def cases() -> dict[str, Case]:
     """By name; made anew at every call."""
+    tokens = Motion(warmup_steps=1, threshold=0.3, uniform_updates=0, uniform_steps=0, share=0.5)
     reusing = StaticSchedule(warmup_steps=1, computed=(0, 2, 3))
     found = {
         "wan blockwise clean": Case(wan(), settings(clean_pass=True)),
         "wan staggered unipc list": Case(wan(), settings("staggered", solver=UniPC(), policy=reusing)),
         "wan window chunkwise": Case(wan(), settings("window", policy=Chunkwise(warmup_steps=1, threshold=0.5))),
+        "wan tokens": Case(wan(), settings(plan="blockwise", policy=tokens)),
+        "magi tokens": Case(magi_denoiser(), magi_settings(policy=tokens)),
         "wan teacache": Case(wan(), settings("staggered", policy=TeaCache(warmup_steps=1, threshold=0.5))),
         "wan renoise": Case(wan(), settings(solver=ReNoise())),
         "wan bf16 storage": Case(wan(), settings(kv=KVSettings(dtype=torch.bfloat16))),

@@ -46,6 +46,7 @@ def equal(mesh: Mesh, folder: Path) -> None:
                 "size": expected.abs().max().item(),
                 "same decisions": steps[0] == steps[1],
                 "reused": steps[0].count("reuse"),
+                "parts": steps[0].count("part"),
                 "kv": started,
                 "sent": mesh.traffic.total - before,
             }

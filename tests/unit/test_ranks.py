@@ -68,6 +68,7 @@ def test_ranks_share_the_memory(branches, heads):
 def test_policies_did_reuse(branches):
     assert branches["wan window chunkwise"]["reused"] > 0
     assert branches["wan staggered unipc list"]["reused"] > 0
+    assert branches["wan tokens"]["parts"] > 0 and branches["magi tokens"]["parts"] > 0
 
 
 def test_four_ranks_share_both(tmp_path):
