@@ -41,13 +41,19 @@ CONSUMER = Card("RTX 4090 class", 145 / 160, 0.077, 1.145)
 AMPERE = Card("A100 class", 180 / 200, 0.077, 1.145)
 HOPPER = Card("H100 class", 400 / 560, 0.064, 1.10)
 SAGE = Card("RTX 4090 class with SageAttention", 145 / 480, 0.231, 3.435)
+CPU = Card("CPU with one thread", 0.73, 0.049, 1.0)
+"""Of ``bench sparse``: gather at densities 0.5 and 0.3."""
 CARDS = (CONSUMER, AMPERE, HOPPER, SAGE)
 
 
 def card_of(name: str, sage: bool = False) -> Card:
-    """The class of a card by the name its driver gives; a consumer card's where nothing is known of it."""
+    """The class of a card by the name its driver gives: a CPU's without one, a consumer card's where it is not
+    known.
+    """
     if sage:
         return SAGE
+    if not name:
+        return CPU
     known = {"H100": HOPPER, "H200": HOPPER, "H800": HOPPER, "H20": HOPPER, "GH200": HOPPER, "B200": HOPPER}
     known |= {"A100": AMPERE, "A800": AMPERE}
     return next((card for part, card in known.items() if part in name), CONSUMER)
