@@ -86,12 +86,13 @@ def at_shares_text(rows: Sequence[dict[str, Any]]) -> str:
 
 def draw(rows: Sequence[dict[str, Any]], title: str, name: str) -> Path:
     """PSNR over computed share, one line a method, as ``results/<name>.png``."""
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    figure = Figure(figsize=(9, 7.5), layout="constrained")
     axes = figure.subplots()
-    for method in dict.fromkeys(row["method"] for row in rows):
+    for number, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
         points = sorted((cost(row), row["psnr"]) for row in rows if row["method"] == method)
-        ours = method.startswith("ours")
+        ours = method in ("ours (shipped)", "ours (calibrated)")
         style: dict[str, Any] = {"linewidth": 2.6, "zorder": 3} if ours else {"linewidth": 1.2, "alpha": 0.85}
+        style["linestyle"] = ("-", "--", ":")[number // 10 % 3]  # there are ten colours
         marker = "*" if method == "ours (shipped)" else "o"
         axes.plot(
             *zip(*points, strict=True), marker=marker, markersize=12 if marker == "*" else 4, label=method, **style
@@ -101,7 +102,7 @@ def draw(rows: Sequence[dict[str, Any]], title: str, name: str) -> Path:
     axes.set_title(title)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, ncols=2)
+    figure.legend(fontsize=8, ncols=3, loc="outside lower center")
     return save_picture(name, partial(figure.savefig, format="png", dpi=120))
 
 

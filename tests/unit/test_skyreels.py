@@ -335,7 +335,7 @@ def test_14b_presets(model_name, size):
     slow = SkyReelsSettings.of_preset(f"skyreels-v2-14b-{model_name}", "reference-slow")
     assert slow.policy.distance.polynomial == (-3.03318725e5, 4.90537029e4, -2.65530556e3, 5.87365115e1, -0.315583525)
     fast = SkyReelsSettings.of_preset(f"skyreels-v2-14b-{model_name}", "fast")
-    assert len(fast.policy.computed) == 18 and fast.policy.computed[-1] == 49
+    assert (len(fast.policy.first), len(fast.policy.computed)) == (34, 16) and fast.policy.computed[-1] == 49
 
 
 def test_a_preset_is_for_its_steps_and_shift():
