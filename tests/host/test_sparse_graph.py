@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from comfy_server import ComfyServer, comfy_server, lay_out
+from PIL import Image
 from test_templates import HOST
 
 API = Path(__file__).parent / "api" / "flowcache_mini_text_to_video.json"
@@ -39,10 +40,11 @@ def test_the_template_runs_with_it_and_the_report_says_how_much(server: ComfySer
     shown = "\n".join(text for output in outputs.values() for text in output.get("text", ()))
     assert "density about" in shown and "not measured" in shown  # on the node, before the run
     assert "self-attention: " in shown and "sparse in" in shown and "served again" in shown  # in the report
-    picture = next(entry for entry in outputs["12"]["images"])
+    (picture,) = outputs["12"]["images"]
     assert server.file(picture).stat().st_size > 10_000
     assert server.file(outputs["16"]["images"][0]).stat().st_size > 1_000
-    print(shown, server.file(picture))
+    with Image.open(server.file(picture)) as image:  # map, strip of heads and K/V plot
+        assert image.width == 960 and image.height > 450
 
 
 def test_a_density_that_the_first_chunks_exceed_alone_is_an_error_on_the_node(server: ComfyServer) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ....flowcache_core.report.figure import COLOURS, KINDS, LABELS, map_codes
 from ....flowcache_core.report.record import Kind, RunRecord
 from ....flowcache_core.report.text import headline
+from . import densities
 
 WIDTH, MARGIN, GUTTER = 960, 24, 64
 INK, SOFT, BUDGET, MARK = "#222222", "#8A8A8A", "#D55E00", "#CC3377"
@@ -22,14 +23,17 @@ LETTERS = 78  # of a title in a line
 
 
 def draw(record: RunRecord) -> Tensor:
-    """``[1, H, W, 3]`` from 0 to 1: what was computed and reused, and below it the K/V tokens held at every tick."""
+    """``[1, H, W, 3]`` from 0 to 1: what was computed and reused, of the attention too where it is sparse, and
+    below it the K/V tokens held at every tick.
+    """
     chunks, steps = map_codes(record).shape
     cell = max(2, min(40, (WIDTH - 2 * MARGIN - GUTTER) // steps, 900 // chunks))
     map_height = cell * chunks
     plot = PLOT_HEIGHT + 3 * LABEL if record.kv_tokens and record.started.kv_tokens else 0
     fault = wrapped(record.fault)
     top = MARGIN + TITLE + (3 + len(fault)) * LABEL
-    image = Image.new("RGB", (WIDTH, top + map_height + 2 * LABEL + plot + MARGIN), "white")
+    heads = densities.strip_height(record, LABEL)
+    image = Image.new("RGB", (WIDTH, top + map_height + 2 * LABEL + heads + plot + MARGIN), "white")
     pen = ImageDraw.Draw(image)
     pen.text((MARGIN, MARGIN), headline(record), fill=INK, font=font(TITLE))
     for number, line in enumerate(fault):
@@ -41,8 +45,12 @@ def draw(record: RunRecord) -> Tensor:
         [kind for kind in KINDS if kind in {k for row in record.kinds for k in row}],
     )
     step_map(pen, record, (MARGIN + GUTTER, top), cell)
+    densities.bars(pen, record, (MARGIN + GUTTER, top), cell)
+    below, width = top + map_height, WIDTH - 2 * MARGIN - GUTTER
+    if heads:
+        densities.strip(pen, record, (MARGIN + GUTTER, below + 3 * LABEL), width, font(LABEL))
     if plot:
-        kv_plot(pen, record, (MARGIN + GUTTER, top + map_height + 4 * LABEL), WIDTH - 2 * MARGIN - GUTTER)
+        kv_plot(pen, record, (MARGIN + GUTTER, below + heads + 4 * LABEL), width)
     return tensor(image)
 
 
