@@ -169,6 +169,8 @@ class HostRun:
     ) -> Tensor:
         chunk, step = self.order.next(x, t, state["start_frame"], transformer_options["uuids"])
         caches = state["kv_caches"]
+        accepted = "one without it: raylight keeps K/V in parts on several GPUs, out of our reach"
+        require(not any("sp_full_end" in cache for cache in caches), "model", "a model with raylight's K/V", accepted)
         compute = partial(self.computed, call, chunk, caches)
         if step is None:
             return self.cache_pass(chunk, x, caches, compute)

@@ -101,10 +101,12 @@ def reuse_notes(settings: FlowCacheSettings, patcher: Any) -> tuple[str, ...]:
     return () if settings.reuse is None else settings.reuse.notes(patcher)
 
 
-def refuse_clashes(options: Mapping[str, Any]) -> None:
-    """SettingError for what other nodes put on a model that excludes sampling by chunks."""
+def refuse_clashes(options: Mapping[str, Any], *, clones: bool = False) -> None:
+    """SettingError for what other nodes put on a model that excludes sampling by chunks. clones: whether the host's on
+    other devices are made use of."""
     refuse_other_caches(options)
-    for key, name in (("context_handler", "context windows"), ("multigpu_clones", "several GPUs")):
+    known = (("context_handler", "context windows"), *(() if clones else (("multigpu_clones", "several GPUs"),)))
+    for key, name in known:
         accepted = f"one without: chunks and {name} exclude each other"
         require(key not in options, "model", f"a model with {name}", accepted)
 

@@ -21,6 +21,7 @@ from ..run.sparse import sage
 from .guided import Asked
 
 KEY = "flowcache_attention"
+DEVICE = "multigpu_thread_device"  # which of the host's clones a call runs on
 OVERRIDE = "optimized_attention_override"
 Forward = Callable[..., Tensor]
 
@@ -58,7 +59,8 @@ class ChunkAttention:
     forwards: each layer's own self-attention. table: cond uuid -> branch. tokens: of the chunk. asked: what the guider
     wants. written: (layer, branch) whose K/V this call has stored; evaluated: in which of the guider's requests each
     was run last. An attention override of another node gets our K/V, and no calls that leave out blocks. sparse: what
-    the attention goes through, None where nothing is left out of it.
+    the attention goes through, None where nothing is left out of it. elsewhere: as forwards, of the host's clones by
+    device.
     """
 
     cache: KVCache
@@ -68,6 +70,7 @@ class ChunkAttention:
     forwards: Sequence[Forward]
     asked: Asked
     sparse: SparseAttention | None = None
+    elsewhere: Mapping[Any, Sequence[Forward]] = field(default_factory=dict)
     evaluated: dict[tuple[int, int], int] = field(default_factory=dict)
     written: set[tuple[int, int]] = field(default_factory=set)
 
@@ -81,9 +84,12 @@ class ChunkAttention:
         def override(func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, **rest: Any) -> Tensor:
             return self.attention(layer, run, func, (q, k, v), heads, rest)
 
+        forwards = self.elsewhere.get(options.get(DEVICE), self.forwards)
         options[OVERRIDE] = override
         try:
-            return self.forwards[layer](*args, transformer_options=options, **kwargs)
+            # The host's threads for clones are not in inference mode, the run's cache is.
+            with torch.inference_mode(torch.is_inference_mode_enabled() or DEVICE in options):
+                return forwards[layer](*args, transformer_options=options, **kwargs)
         finally:
             options.pop(OVERRIDE)
             if had:
@@ -149,6 +155,7 @@ class ChunkAttention:
             self.cache.write(layer, branches, self.chunk, k, v)
             self.cache.observe(layer, branches, self.chunk, q)
             self.written |= mine
-            return self.cache.context(layer, branches, self.chunk)
-        keys, values = self.cache.context(layer, branches, self.chunk)
+            keys, values = self.cache.context(layer, branches, self.chunk)
+            return keys.to(q.device), values.to(q.device)
+        keys, values = (part.to(q.device) for part in self.cache.context(layer, branches, self.chunk))
         return torch.cat((keys[..., : -self.tokens, :], k), -2), torch.cat((values[..., : -self.tokens, :], v), -2)

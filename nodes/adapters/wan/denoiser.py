@@ -35,7 +35,7 @@ class HostDenoiser:
     K/V is kept per branch, while the velocity handed out is guided already: one entry ``[1, B, ...]``.
 
     clean: the newest clean prediction of the window ``[B, C, F, H, W]``, written as chunks are computed.
-    forwards: the self-attention of every layer, none with bidirectional attention.
+    forwards: the self-attention of every layer, none with bidirectional attention; elsewhere: of the host's clones.
     first_chunk: of the video that is this window's chunk 0, where prompts change by chunk. shots: where it is cut.
     leftover: whether the schedule ends above 0, so that a finished chunk's K/V comes from its clean prediction.
     written: per chunk, (layer, branch) that have K/V of it.
@@ -46,6 +46,7 @@ class HostDenoiser:
     all_branches: Branches
     clean: Tensor
     forwards: Sequence[Forward] = ()
+    elsewhere: Mapping[Any, Sequence[Forward]] = field(default_factory=dict)
     first_chunk: int = 0
     shots: Shots = Shots()
     leftover: bool = False
@@ -88,6 +89,7 @@ class HostDenoiser:
             tokens=item.chunk.frames * cache.spec.tokens_per_frame,
             table=self.all_branches.table(conds, sigma),
             forwards=self.forwards,
+            elsewhere=self.elsewhere,
             asked=asked,
             sparse=item.sparse,
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ....flowcache_core.engine import EngineSettings, generate
 from ....flowcache_core.errors import Found, require
+from ....flowcache_core.kv.branched import BranchedCache
 from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.kv.size import peak_bytes
 from ....flowcache_core.noise import host_noise
@@ -33,6 +34,7 @@ from ..run.settings import FlowCacheSettings, settings_of
 from ..run.sparse import before_run, check_sparse, mask_memory, with_attention
 from .attention import Forward, attached
 from .branches import Branches, names_that_run
+from .clones import all_attached, check_clones, others
 from .compiled import refuse_one_graph
 from .denoiser import HostDenoiser, kv_spec
 from .guided import Guided, Inpaint
@@ -52,6 +54,7 @@ class WanSampling(Sampling):
         self.schedule = from_sigmas(request.sigmas.tolist())
         self.inpaint: Inpaint | None = None
         self.forwards: Sequence[Forward] = ()
+        self.elsewhere: Mapping[Any, Sequence[Forward]] = {}
         if self.mask is not None and self.masks_inside_frames:
             known = request.inpainting
             self.inpaint = Inpaint(self.mask.expand(x.shape), known.latent_image, known.noise, request.sigmas)
@@ -68,6 +71,8 @@ class WanSampling(Sampling):
         require_finite_inputs(x, conds, names)
         self.branches = Branches(conds, names, levels, self.model.model_sampling)
         refuse_keyframes([conds[name] for name in names], self.engines)
+        self.clones = others(self.options, self.model)
+        check_clones(self.clones, self.engines)
         spec = kv_spec(self.model, x.shape, self.branches.count, x.device)
         check_sparse(self.engines, spec, self.options)
         ends_clean = self.schedule.sigmas[-1] == 0
@@ -102,6 +107,7 @@ class WanSampling(Sampling):
                 stack.enter_context(exact_positions(self.model.diffusion_model))
                 if self.choice.attention == "block-causal":
                     self.forwards = stack.enter_context(attached(self.model.diffusion_model))
+                    self.elsewhere = stack.enter_context(all_attached(self.clones))
                 for number, part in enumerate(self.windows):
                     output[:, :, part.first_frame : part.end_frame] = self.window(number, part)
         finally:
@@ -126,6 +132,7 @@ class WanSampling(Sampling):
             ),
             model=self.model,
             forwards=self.forwards,
+            elsewhere=self.elsewhere,
             all_branches=self.branches,
             clean=clean,
             first_chunk=part.first_frame // self.choice.chunk_frames,
@@ -136,9 +143,12 @@ class WanSampling(Sampling):
         # The host's own seed rule; later windows draw far from earlier ones.
         noise = host_noise((self.seed + 1_000_003 * number) % 2**64, engine.plan.prefix_chunks)
         prefix = clean[:, :, : part.prefix_frames].clone() if part.prefix_frames else None
+        x, cache = self.x[:, :, frames], None
+        if self.clones:
+            cache = BranchedCache(denoiser.kv_spec(x), engine.kv, engine.plan)
         try:
             return generate(
-                denoiser, engine, self.x[:, :, frames], prefix=prefix, noise_source=noise, observe=self.progress
+                denoiser, engine, x, prefix=prefix, noise_source=noise, observe=self.progress, cache=cache
             )
         finally:
             self.settings.slot.keep(self.recorder, self.recording)
@@ -222,7 +232,7 @@ def check(model: Any, latents: Tensor, options: Mapping[str, Any], released: Rel
     require(shape[1] == channels, "latent_image", shape, f"{channels} channels, as this model takes")
     if released is not None:
         released.check_size(transformer.dim, len(transformer.blocks))
-    refuse_clashes(options)
+    refuse_clashes(options, clones=True)
     refuse_one_graph(options)
 
 
