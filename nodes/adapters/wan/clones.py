@@ -25,7 +25,7 @@ def others(options: Mapping[str, Any], model: Any) -> dict[Any, Any]:
 def all_attached(clones: Mapping[Any, Any]) -> Iterator[dict[Any, Sequence[Forward]]]:
     """As :func:`.attention.attached`, for every clone."""
     with ExitStack() as stack:
-        found = {}
+        found: dict[Any, Sequence[Forward]] = {}
         for device, transformer in clones.items():
             stack.enter_context(exact_positions(transformer))
             found[device] = stack.enter_context(attached(transformer))
