@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .adapters.shown import recent_runs
 from .before import register
 from .calibrate import Calibrate
 from .kv import KVCompressor
@@ -42,6 +43,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
 class FlowCacheExtension(ComfyExtension):
     async def on_load(self) -> None:
         register()
+        recent_runs.serve()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

@@ -47,7 +47,7 @@ def register() -> None:
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is None:
         return
-    from aiohttp import web  # type: ignore[import-not-found]
+    from aiohttp import web
 
     @server.routes.post(ROUTE)
     async def estimate(request: web.Request) -> web.Response:

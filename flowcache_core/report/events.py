@@ -77,6 +77,11 @@ class StepTaken:
         if self.computed_tokens < 0:
             object.__setattr__(self, "computed_tokens", 0 if self.action == "reuse" else self.tokens)
 
+    @property
+    def computed_share(self) -> float:
+        """How much of the step was computed, 0 to 1."""
+        return self.computed_tokens / self.tokens if self.tokens else float(self.action != "reuse")
+
     @classmethod
     def of(cls, item: ChunkInput, decision: Decision, **counts: Any) -> StepTaken:
         """The step ``item`` as ``decision`` had it; counts: tick and the fields from ``branches`` on."""

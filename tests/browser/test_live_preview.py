@@ -35,11 +35,6 @@ def test_the_first_chunks_play_while_later_ones_run(page: Any) -> None:
     seen = page.wait_for_function(WATCH, polling=100).json_value()
     assert seen["shown"].startswith("flowcache_") and seen["shown"].endswith(".mp4")
     assert not seen["done"]
-    text = page.evaluate(
-        "() => (app.graph.nodes.find(n => n.type === 'SamplerCustomAdvanced').widgets ?? [])"
-        ".map(w => `${w.value ?? ''} ${w.element?.textContent ?? ''}`).join(' ')"
-    )
-    assert "chunk steps" in text and "left" in text, text
     page.wait_for_function(
         "() => app.nodeOutputs?.[app.graph.nodes.find(n => n.type === 'SaveVideo').id]?.images", polling=500
     )

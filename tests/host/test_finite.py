@@ -118,18 +118,17 @@ def test_kv_that_is_nan_shows_at_the_step_that_reads_it(plain):
 
 
 @pytest.fixture
-def texts(monkeypatch, tmp_path):
-    """What the node says, in order."""
-    sent: list[str] = []
+def messages(monkeypatch, tmp_path):
+    """What the browser is told of the run, in order."""
+    sent: list[dict] = []
 
     class Server:
         client_id = "browser"
+        prompt_queue = SimpleNamespace(get_current_queue_volatile=lambda: ([], []))
 
         def send_sync(self, event, data, sid):
-            pass
-
-        def send_progress_text(self, text, node_id, sid):
-            sent.append(text)
+            if event == "flowcache.run":
+                sent.append(data)
 
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=Server())))
     monkeypatch.setattr(folder_paths, "temp_directory", str(tmp_path))
@@ -137,13 +136,14 @@ def texts(monkeypatch, tmp_path):
         yield sent
 
 
-def test_the_node_says_it_as_soon_as_it_is_known(plain, texts, tmp_path):
-    progress = module("nodes.adapters.shown.progress")
+def test_the_node_says_it_as_soon_as_it_is_known(plain, messages, tmp_path):
     vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(MINI_VAE)))
     start = latent(33, width=64, height=64)
     sample(spoiled(reuse(plain)), ours(preview_vae=vae), start=start)
-    assert progress.PAUSE > 0 and texts[-1].startswith(f"values are {SAID}; 12 of 12 chunk steps")
-    assert any(SAID in text and not text.split("; ")[1].startswith("12 of") for text in texts)  # not only at the end
+    told = [message for message in messages if message["fault"]]
+    assert told[0]["done"] < 12 and told[-1]["complete"]  # not only at the end
+    assert SAID.endswith(f"from {told[-1]['fault']} on (NaN or infinite)") or told[-1]["fault"] in SAID
+    assert any("x" in row for row in told[-1]["rows"])
     assert list(tmp_path.glob("*.mp4"))  # previews go on, such pixels black
 
 

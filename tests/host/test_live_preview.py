@@ -45,12 +45,10 @@ def told(monkeypatch):
 
     class Server:
         client_id = "browser"
+        prompt_queue = SimpleNamespace(get_current_queue_volatile=lambda: ([], []))
 
         def send_sync(self, event, data, sid):
             sent.append((event, data, sid))
-
-        def send_progress_text(self, text, node_id, sid):
-            sent.append(("text", text, node_id))
 
     monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=Server())))
     return sent
@@ -102,13 +100,15 @@ def test_finished_chunks_are_what_the_vae_makes_of_the_whole(model, vae, pieces,
     assert (made - decoded(vae, out)).abs().max() < 1.01 / 255
 
 
-def test_the_video_can_be_watched_before_the_run_ends(model, vae, told, temp):
+def test_the_video_can_be_watched_before_the_run_ends(model, vae, told, temp, monkeypatch):
+    monkeypatch.setattr(module("nodes.adapters.shown.live_map"), "PAUSE", 0.0)
+    monkeypatch.setattr(module("nodes.adapters.shown.live_map"), "SHARE", 1e9)
     patched = reuse(model, threshold=50.0)
     out = sample(patched, sampler_node(STAGGERED, vae))[0]
     videos = [(place, data) for place, (event, data, _) in enumerate(told) if event == "executed"]
     assert len(videos) == 3
-    last_text = max(place for place, (event, *_) in enumerate(told) if event == "text")
-    assert videos[0][0] < videos[1][0] < last_text < videos[2][0]
+    last_map = max(place for place, (_, data, _) in enumerate(told) if data.get("complete") is False)
+    assert videos[0][0] < videos[1][0] < last_map < videos[2][0]
     for _, data in videos:
         (entry,) = data["output"]["images"]
         assert (data["node"], data["prompt_id"], entry["type"]) == ("12", "prompt 1", "temp")
@@ -164,7 +164,6 @@ def test_a_server_that_cannot_be_told_does_not_end_the_run(model, vae, told, mon
 
     server = sys.modules["server"].PromptServer.instance
     monkeypatch.setattr(server, "send_sync", gone)
-    monkeypatch.setattr(server, "send_progress_text", gone)
     out = sample(model, sampler_node(STAGGERED, vae))[0]
     assert torch.equal(out, sample(model, ours(STAGGERED))[0]) and told == []
 
@@ -177,7 +176,7 @@ def test_one_sampler_object_shows_each_run_on_its_own_node(model, vae, told):
         with CurrentNodeContext("prompt 2", number):
             sample(model, sampler)
         shown.append({data["display_node"] for event, data, _ in told if event == "executed"})
-        assert {node for event, _, node in told if event == "text"} == {number}
+        assert {data["node"] for event, data, _ in told if event == "flowcache.run"} == {number}
     assert shown == [{"12"}, {"34"}]
 
 
@@ -191,13 +190,3 @@ def test_another_vae_is_refused(model):
 def test_no_preview_of_a_run_that_stays_noisy(model, vae, pieces):
     sample(model, sampler_node(STAGGERED, vae), sigmas=torch.tensor([1.0, 0.8, 0.5]))
     assert pieces == []
-
-
-def test_progress_is_told_on_the_node(model, told, monkeypatch):
-    clock = iter(range(1000))
-    monkeypatch.setattr(module("nodes.adapters.shown.progress").time, "monotonic", lambda: next(clock))
-    sample(reuse(model, threshold=50.0), sampler_node(STAGGERED))
-    texts = [text for event, text, node in told if event == "text" and node == "12"]
-    assert len(texts) == 12
-    assert texts[0] == "1 of 12 chunk steps, 0 of them reused; 0 chunks finished; 0:11 left"
-    assert texts[-1] == "12 of 12 chunk steps, 6 of them reused; 2 chunks finished; 0:00 left"

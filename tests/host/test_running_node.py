@@ -62,8 +62,8 @@ def renamed(prompt: dict[str, Any], name: Any) -> dict[str, Any]:
 
 
 def shown_on(heard: Heard) -> tuple[set[str], set[str]]:
-    """Nodes with progress texts, and nodes with previews of finished chunks."""
-    texts = {data["node"] for data in heard.of("text") if "chunks finished" in data["text"]}
+    """Nodes with a map of the run, and nodes with previews of finished chunks."""
+    maps = {data["node"] for data in heard.of("flowcache.run") if data["rows"]}
     videos = {
         data["display_node"]
         for data in heard.of("executed")
@@ -71,7 +71,7 @@ def shown_on(heard: Heard) -> tuple[set[str], set[str]]:
         if image["filename"].startswith("flowcache_") and image["type"] == "temp"
     }
     assert heard.error is None, heard.error
-    return texts, videos
+    return maps, videos
 
 
 class TestTheNodeThatRuns:

@@ -28,11 +28,13 @@ from ....flowcache_core.report.events import (
     CacheKind,
     CachePass,
     ChunkFinished,
+    Event,
     NotFinite,
     RunFinished,
     RunStarted,
     StepTaken,
 )
+from ....flowcache_core.report.live import LiveRun
 from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import from_sigmas
 from ....flowcache_core.solvers import SOLVERS
@@ -42,6 +44,7 @@ from ..run.foreign import repeated, skipped
 from ..run.recorded import recorded
 from ..run.request import reuse_notes
 from ..run.settings import FlowCacheSettings
+from ..shown.live_map import LiveMap
 from ..wan.compiled import uncompiled
 from ..wan.denoiser import kv_spec
 from .kv import HostKV, LayerCache
@@ -61,6 +64,7 @@ class HostRun:
     bounded: bool
     reuse: StepReuse
     recorder: Recorder
+    live: LiveMap
     keep: Callable[[Recorder], None]
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
@@ -95,8 +99,8 @@ class HostRun:
         with naming("KV Cache Compressor"):
             cache = HostKV(kv_spec(model, noise.shape, 1, noise.device), kv, plan)
         keep = partial(settings.slot.keep, recording=recording)
-        notes = reuse_notes(settings, patcher)
-        return cls(model, engine, cache, settings.kv is not None, reuse, Recorder.of(engine), keep, notes)
+        live, notes = LiveMap(LiveRun([engine]), settings), reuse_notes(settings, patcher)
+        return cls(model, engine, cache, settings.kv is not None, reuse, Recorder.of(engine), live, keep, notes)
 
     def __post_init__(self) -> None:
         self.plan = self.settings.plan
@@ -121,12 +125,17 @@ class HostRun:
                 self.order.finish()
             self.tell(self.finite.rest())
             seconds = time.perf_counter() - begun
-            self.recorder(RunFinished(seconds, seconds - self.seconds))
+            self.observe(RunFinished(seconds, seconds - self.seconds))
             return output
         finally:
+            self.live.close()
             self.keep(self.recorder)
             self.reuse.forget()
             self.kv.release()
+
+    def observe(self, event: Event) -> None:
+        self.recorder(event)
+        self.live(event)
 
     def start(self) -> None:
         kv_bytes = peak_bytes(self.kv.spec, self.settings.kv, self.plan)
@@ -134,7 +143,7 @@ class HostRun:
         started = replace(started, notes=(*started.notes, *self.notes))
         for note in started.notes:
             logging.warning("FlowCache: %s", note)
-        self.recorder(started)
+        self.observe(started)
 
     # -- one model call ------------------------------------------------------------------------------------------------
 
@@ -195,7 +204,7 @@ class HostRun:
         result = self.kv.begin(chunk, caches)
         if result is not None:
             seconds = time.perf_counter() - begun
-            self.recorder(CacheCompressed(tick, chunk.index, result.tokens_before, result.tokens_after, seconds))
+            self.observe(CacheCompressed(tick, chunk.index, result.tokens_before, result.tokens_after, seconds))
 
     def denoise(
         self, chunk: Chunk, step: int, x: Tensor, caches: Sequence[LayerCache], compute: Callable[[], Tensor]
@@ -211,7 +220,7 @@ class HostRun:
         self.answered = ((tick, chunk.index, step), clean)
         if decision.reuses:
             self.kv.advance(chunk, caches)
-        self.recorder(
+        self.observe(
             StepTaken.of(
                 item,
                 decision,
@@ -240,7 +249,7 @@ class HostRun:
             if not self.broken:
                 logging.warning("FlowCache: values are not finite from %s on (NaN or infinite)", event.place)
             self.broken = True
-            self.recorder(event)
+            self.observe(event)
 
     def cache_pass(
         self, chunk: Chunk, x: Tensor, caches: Sequence[LayerCache], compute: Callable[[], Tensor]
@@ -255,11 +264,11 @@ class HostRun:
             output = self.timed(compute)
         tokens, context = chunk.frames * self.kv.spec.tokens_per_frame, self.kv.context_tokens(chunk)
         kind: CacheKind = "prefix" if given else "clean"
-        self.recorder(CachePass(kind, chunk.index, 1, tokens, context, time.perf_counter() - begun))
+        self.observe(CachePass(kind, chunk.index, 1, tokens, context, time.perf_counter() - begun))
         self.kv.commit(chunk)
         if not given:
             self.reuse.finish(chunk)
-            self.recorder(ChunkFinished(self.plan.last_tick[chunk.index], chunk.index, chunk.first_frame, x))
+            self.observe(ChunkFinished(self.plan.last_tick[chunk.index], chunk.index, chunk.first_frame, x))
         return output
 
     def timed(self, compute: Callable[[], Tensor]) -> Tensor:

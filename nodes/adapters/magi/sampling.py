@@ -77,7 +77,7 @@ class MagiSampling(Sampling):
         engine = engine_settings(self.choice, plan, steps.schedule, self.settings, self.guider)
         guidance = text_scale(self.model.variant)
         (self.engine,), self.recording = recorded([engine], self.guider.model_patcher, guidance, self.seed)
-        self.progress = self.progress_of(plan.total_steps, ends_clean=True, preview=self.preview(request.display))
+        self.progress = self.progress_of([self.engine], ends_clean=True, preview=self.preview(request.display))
         config = self.model.diffusion_model.config
         captions = ChunkCaptions(
             entries=self.guider.conds["positive"],

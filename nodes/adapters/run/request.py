@@ -10,8 +10,10 @@ from torch import Tensor
 
 from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.errors import require
+from ....flowcache_core.report.live import LiveRun
 from ....flowcache_core.schedule import Schedule
 from ..naming import naming
+from ..shown.live_map import LiveMap
 from ..shown.live_preview import Display
 from ..shown.progress import Progress
 from .plan_choice import PlanChoice
@@ -62,10 +64,11 @@ class Sampling:
         """Whether the mask keeps more than whole frames at the start."""
         return self.mask is not None and bool((self.mask[:, :, self.prefix_frames :] != 1).any())
 
-    def progress_of(self, total: int, *, ends_clean: bool, preview: Any) -> Progress:
-        """What is shown of ``total`` steps; the prefix is there from the start."""
+    def progress_of(self, engines: Sequence[EngineSettings], *, ends_clean: bool, preview: Any) -> Progress:
+        """What is shown of a run with these settings, one of each window; the prefix is there from the start."""
         progress = Progress(
-            total=total,
+            total=sum(engine.plan.total_steps for engine in engines),
+            live=LiveMap(LiveRun(engines), self.settings),
             clean=self.x.new_zeros(self.x.shape),
             noisy=self.x,
             callback=self.request.callback,

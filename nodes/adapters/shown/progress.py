@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -12,12 +11,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ....flowcache_core.report.events import ChunkFinished, Event, NotFinite, RunStarted, StepTaken
-from ....flowcache_core.report.progress import time_left
 from ....flowcache_core.report.record import Recorder
+from .live_map import LiveMap
 from .live_preview import LivePreview
-from .running_node import show_text
-
-PAUSE = 0.5  # seconds between two texts on the node
 
 HostCallback = Callable[[int, Tensor, Tensor, int], None]
 """``callback(step, x0, x, total_steps)`` as the host's sampler nodes make it."""
@@ -28,8 +24,8 @@ class Progress:
     """Observer of a run of one or more windows; every chunk step counts, computed or reused.
 
     clean: the clean prediction of the whole video ``[B, C, F, H, W]``, filled by the denoiser; what latent previews and
-    ``denoised_output`` show. preview: gets the frames of chunks as they finish, in order, and the given ones before
-    them. notes: sentences about the graph, for the log and the report.
+    ``denoised_output`` show. live: the map on the node. preview: gets the frames of chunks as they finish, in order,
+    and the given ones before them. notes: sentences about the graph, for the log and the report.
     """
 
     total: int
@@ -38,13 +34,11 @@ class Progress:
     callback: HostCallback | None
     ends_clean: bool
     disable: bool
+    live: LiveMap
     preview: LivePreview | None = None
     notes: tuple[str, ...] = ()
     done: int = 0
-    reused: int = 0
-    finished: int = 0
     shown_frames: int = 0
-    told: float = 0.0
     offset: int = field(default=0, init=False)
     recorder: Recorder | None = field(default=None, init=False)
     broken: NotFinite | None = field(default=None, init=False)
@@ -52,7 +46,6 @@ class Progress:
 
     def __post_init__(self) -> None:
         self.bar = tqdm(total=self.total, disable=self.disable, desc="chunk steps")
-        self.started = time.monotonic()
 
     def begin(self, first_frame: int, recorder: Recorder) -> None:
         """The next window, which starts at this frame of the video; its events go to ``recorder`` first."""
@@ -70,24 +63,21 @@ class Progress:
             self.noted.update(event.notes)
         elif isinstance(event, NotFinite):
             self.warn(event)
-        elif isinstance(event, ChunkFinished):
-            self.finished += 1
-            if self.ends_clean:
-                self.finish(event)
+        elif isinstance(event, ChunkFinished) and self.ends_clean:
+            self.finish(event)
         elif isinstance(event, StepTaken):
             # Reused steps call no operation of the host that would notice an interrupt.
             comfy.model_management.throw_exception_if_processing_interrupted()
             self.done += 1
-            self.reused += event.action == "reuse"
             self.bar.update()
-            self.tell()
             if self.callback is not None:
                 self.callback(self.done - 1, self.clean, self.noisy, self.total)
+        self.live(event)  # last, so that what was done above counts as part of the step
 
     def warn(self, event: NotFinite) -> None:
-        """Say from where on the run is worth nothing: once in the log, and in every text on the node from now on."""
+        """Say from where on the run is worth nothing, once in the log; the map on the node marks the steps."""
         if self.broken is None:
-            self.broken, self.told = event, 0.0
+            self.broken = event
             logging.warning("FlowCache: values are not finite from %s on (NaN or infinite)", event.place)
 
     def finish(self, event: ChunkFinished) -> None:
@@ -98,18 +88,8 @@ class Progress:
             self.preview.show(self.clean[:, :, self.shown_frames : end])
             self.shown_frames = end
 
-    def tell(self) -> None:
-        """How far the run is, on the node: not at every step, but after the last one."""
-        now = time.monotonic()
-        if now - self.told < PAUSE and self.done < self.total:
-            return
-        self.told = now
-        left = time_left(self.done, self.total, now - self.started)
-        steps = f"{self.done} of {self.total} chunk steps, {self.reused} of them reused"
-        broken = f"values are not finite from {self.broken.place} on; " if self.broken else ""
-        show_text(f"{broken}{steps}; {self.finished} chunks finished; {left} left")
-
     def close(self) -> None:
         self.bar.close()
+        self.live.close()
         if self.preview is not None:
             self.preview.close()

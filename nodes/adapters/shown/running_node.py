@@ -15,6 +15,10 @@ from typing import Any
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
+from .recent_runs import RECENT
+
+RUN_EVENT = "flowcache.run"
+
 
 @dataclass(frozen=True)
 class RunningNode:
@@ -32,6 +36,32 @@ class RunningNode:
             return None
         display = get_progress_state().dynprompt.get_display_node_id(context.node_id)
         return cls(context.prompt_id, context.node_id, display)
+
+    @property
+    def kind(self) -> str | None:
+        """The class of the node that a user sees."""
+        prompt = get_progress_state().dynprompt
+        return prompt.get_node(self.display)["class_type"] if prompt.has_node(self.display) else None
+
+
+def show_run(message: dict[str, Any] | None) -> None:
+    """Tell the browser how far the run on the node that runs now is; None: it broke off, and nothing is to be shown."""
+
+    def send(server: Any, here: RunningNode) -> None:
+        place = {"prompt": here.prompt, "node": here.display, "kind": here.kind, "workflow": workflow_of(server, here)}
+        told = {**place, **(message or {"gone": True})}
+        (RECENT.keep if message else RECENT.forget)(server.client_id, told)
+        server.send_sync(RUN_EVENT, told, server.client_id)
+
+    _show(send)
+
+
+def workflow_of(server: Any, here: RunningNode) -> str | None:
+    """The id of the graph that the prompt was made of; None for prompts that no frontend made."""
+    for _, number, _, extra, *_ in server.prompt_queue.get_current_queue_volatile()[0]:
+        if number == here.prompt:
+            return (extra.get("extra_pnginfo") or {}).get("workflow", {}).get("id")
+    return None
 
 
 def show_text(text: str) -> None:

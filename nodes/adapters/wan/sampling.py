@@ -77,7 +77,7 @@ class WanSampling(Sampling):
         check_sparse(self.engines, spec, self.options)
         ends_clean = self.schedule.sigmas[-1] == 0
         self.progress = self.progress_of(
-            sum(engine.plan.total_steps for engine in self.engines),
+            self.engines,
             ends_clean=ends_clean,
             preview=request.display.preview(x) if ends_clean else None,
         )
