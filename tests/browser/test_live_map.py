@@ -23,10 +23,11 @@ PANEL = """kind => {
             const colour = [...pixels.slice(i, i + 3)].map(v => v.toString(16).padStart(2, '0')).join('');
             colours[colour] = (colours[colour] ?? 0) + 1;
         }
-    return {run, colours, text: view.element.innerText, shown: view.element.isConnected && box.width > 50 && box.height > 50,
+    const shown = view.element.isConnected && box.width > 50 && box.height > 50;
+    return {run, colours, shown, text: view.element.innerText,
         cut: view.element.scrollHeight > view.element.clientHeight + 1, count: node.widgets.length};
 }"""
-STARTED = f"kind => {{ const panel = ({PANEL})(kind); return panel?.run.done > 3 && !panel.run.complete ? panel : null; }}"
+STARTED = f"kind => {{ const p = ({PANEL})(kind); return p?.run.done > 3 && !p.run.complete ? p : null; }}"
 COMPLETE = f"kind => {{ const panel = ({PANEL})(kind); return panel?.run.complete ? panel : null; }}"
 COMPUTED, REUSED = "0072b2", "f5c77e"
 
