@@ -31,7 +31,9 @@ def read_reuse(graph: Graph, node: str) -> ReuseSettings:
 
 def read_kv(graph: Graph, node: str) -> KVSettings:
     method = graph.fields(node, "method")
-    return kv.settings(graph.value(node, "budget"), method, graph.value(node, "dtype"), graph.value(node, "device"))
+    stored = graph.fields(node, "storage") if graph.value(node, "storage") is not None else None
+    dtype, device = graph.value(node, "dtype"), graph.value(node, "device")
+    return kv.settings(graph.value(node, "budget"), method, dtype, device, stored)
 
 
 READERS = Readers(read_reuse, read_kv)

@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 from ..flowcache_core.errors import require
 from ..flowcache_core.kv import COMPRESSORS
 from ..flowcache_core.kv.settings import KVSettings
+from ..flowcache_core.kv.storage import STORAGES, Plain
 from .adapters.before.tell import on_running_compressor
 from .adapters.declared import Node
 from .adapters.naming import CATEGORY, naming
@@ -61,7 +62,9 @@ class KVCompressor(Node):
                     options=[io.DynamicCombo.Option(name, inputs_of(part)) for name, part in COMPRESSORS.items()],
                     tooltip=(
                         "How the tokens to keep are chosen. importance-redundancy is FlowCache; sink-window and recent "
-                        "are sliding windows, shot-sink one with the start of the newest shot too; random is a control."
+                        "are sliding windows, shot-sink one with the start of the newest shot too; density keeps what is unlike "
+                        "the rest, participative what the newest chunk points at, head-wise what each head looks at; "
+                        "random is a control."
                     ),
                 ),
                 io.Combo.Input(
@@ -76,29 +79,50 @@ class KVCompressor(Node):
                     tooltip="Where K/V is stored. cpu saves graphics memory and costs the transfer at every step.",
                     advanced=True,
                 ),
+                io.DynamicCombo.Input(
+                    "storage",
+                    options=[io.DynamicCombo.Option(name, inputs_of(part)) for name, part in STORAGES.items()],
+                    optional=True,  # workflows made before it have none
+                    tooltip=(
+                        "How finished chunks are kept. plain: as they are. int8, int4, int2: in so many bits, with "
+                        "scales. centroid: the nearest of a chunk's centroids and two bits. What is active stays as "
+                        "computed."
+                    ),
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The same model with these settings; sampled by an AR video sampler.")],
             accept_all_inputs=True,  # see choices.py
         )
 
     @classmethod
-    def validate_inputs(cls, method: Any = MISSING) -> bool | str:
-        return check(cls, method=method)
+    def validate_inputs(cls, method: Any = MISSING, storage: Any = MISSING) -> bool | str:
+        chosen = {"method": method} if storage is MISSING else {"method": method, "storage": storage}
+        return check(cls, **chosen)
 
     @classmethod
     def execute(
-        cls, model: Any, budget: float, method: Mapping[str, Any], dtype: str, device: str, **_: Any
+        cls,
+        model: Any,
+        budget: float,
+        method: Mapping[str, Any],
+        dtype: str,
+        device: str,
+        storage: Mapping[str, Any] | None = None,
+        **_: Any,
     ) -> io.NodeOutput:
         with naming(NAME):
-            kv = settings(budget, method, dtype, device)
+            kv = settings(budget, method, dtype, device, storage)
             patched = with_kv(model, kv)
         text = on_running_compressor(patched, kv)
         show_text(text)
         return io.NodeOutput(patched, ui=ui.PreviewText(text))
 
 
-def settings(budget: float, method: Mapping[str, Any], dtype: str, device: str) -> KVSettings:
-    """What the node's fields say. SettingError names the field that cannot work."""
+def settings(
+    budget: float, method: Mapping[str, Any], dtype: str, device: str, storage: Mapping[str, Any] | None = None
+) -> KVSettings:
+    """What the node's fields say; without ``storage``, plain. SettingError names the field that cannot work."""
     require(dtype in DTYPES, "dtype", dtype, ", ".join(DTYPES))
     require(device in DEVICES, "device", device, ", ".join(DEVICES))
-    return KVSettings(budget, part_of("method", method, COMPRESSORS), DTYPES[dtype], DEVICES[device])
+    stored = part_of("storage", storage, STORAGES) if storage else Plain()
+    return KVSettings(budget, part_of("method", method, COMPRESSORS), DTYPES[dtype], DEVICES[device], stored)

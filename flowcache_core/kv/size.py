@@ -88,3 +88,8 @@ def ahead_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
         return 0
     tokens = max(capacity_tokens(plan, spec.tokens_per_frame, one) for one in settings.layer_budgets(spec.layers))
     return 2 * 2 * spec.branches * spec.batch * spec.kv_heads * tokens * spec.head_dim * place.dtype.itemsize
+
+
+def run_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
+    """What a run needs for its K/V at most: what is held and what it is read into."""
+    return peak_bytes(spec, settings, plan) + read_bytes(spec, settings, plan)

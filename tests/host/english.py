@@ -41,7 +41,8 @@ def english(nodes: Mapping[str, Any]) -> dict[str, Any]:
     for name, node in nodes.items():
         if not name.startswith("FlowCache"):
             continue
-        dynamic = tuple(key for key, (kind, *_) in node["input"].get("required", {}).items() if kind == DYNAMIC)
+        every = {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+        dynamic = tuple(key for key, (kind, *_) in every.items() if kind == DYNAMIC)
         inputs: dict[str, dict[str, str]] = {}
         for key, tooltip in fields(node["input"]):
             inputs.setdefault(key, {"name": field_name(key, dynamic), "tooltip": tooltip})

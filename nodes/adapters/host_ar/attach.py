@@ -102,6 +102,8 @@ def check(guider: Any, settings: FlowCacheSettings) -> None:
     with naming("KV Cache Compressor"):
         own = model.get_dtype_inference()
         require(kv.dtype in (None, own), "dtype", str(kv.dtype), f"same as the model ({own}), or {INSTEAD}")
+        storage = kv.storage
+        require(not storage.packs, "storage", storage.name, f"plain, or {INSTEAD}")
         device = guider.model_patcher.load_device
         here = kv.device is None or torch.device(kv.device).type == device.type
         require(here, "device", kv.device, f"same as the model ({device}), or {INSTEAD}")

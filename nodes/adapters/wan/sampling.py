@@ -16,7 +16,7 @@ from ....flowcache_core.engine import EngineSettings, generate
 from ....flowcache_core.errors import Found, require
 from ....flowcache_core.kv.branched import BranchedCache
 from ....flowcache_core.kv.settings import KVSettings
-from ....flowcache_core.kv.size import peak_bytes
+from ....flowcache_core.kv.size import run_bytes
 from ....flowcache_core.noise import host_noise
 from ....flowcache_core.plan.shots import Shots
 from ....flowcache_core.plan.staggered import VideoWindow
@@ -157,7 +157,7 @@ class WanSampling(Sampling):
         if self.choice.attention == "block-causal" and self.engines[0].kv.device != "cpu":
             spec = kv_spec(self.model, self.x.shape, self.branches.count, self.x.device)
             needed = max(
-                peak_bytes(spec, one.kv, one.plan) + mask_memory(one.sparse, spec, one.plan, one.kv)
+                run_bytes(spec, one.kv, one.plan) + mask_memory(one.sparse, spec, one.plan, one.kv)
                 for one in self.engines
             )
             make_room(self.guider.model_patcher, self.x.device, needed)
@@ -246,7 +246,7 @@ def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tenso
     if by_chunk and kv.device != "cpu":
         spec = kv_spec(model, latent_image.shape, branch_bound(guider), latent_image.device)
         sparse = settings.sparse
-        needed = max(peak_bytes(spec, kv, plan) + mask_memory(sparse, spec, plan, kv) for plan in plans)
+        needed = max(run_bytes(spec, kv, plan) + mask_memory(sparse, spec, plan, kv) for plan in plans)
     announce(guider, choice.chunk_frames if by_chunk else max(plan.frames for plan in plans), needed)
 
 
