@@ -361,7 +361,8 @@ def test_a_preset_of_another_shift_is_refused(sampler):
 
 @pytest.mark.parametrize("name", list(kv.COMPRESSORS))
 def test_allocates_budget_and_one_chunk(model, name):
-    fields = {"sink": 0.5} if name == "sink-window" else {}
+    ends = {"sink": 0.5, "recent": 0.5}
+    fields = {key: ends[key] for key in ends if key in kv.COMPRESSORS[name].__dataclass_fields__}
     patched = with_kv(model, 1.5, kv.COMPRESSORS[name](**fields))
     watch = Watch(patched)
     out = sample(watch.model, hosts(), start=latent(161))[0]  # 41 latent frames, the last chunk has 2
@@ -376,6 +377,31 @@ def test_allocates_budget_and_one_chunk(model, name):
     assert record.started.budget_tokens == round(1.5 * 3 * TOKENS)
     assert [(c.tokens_before, c.tokens_after) for c in record.compressions][:2] == [(48, 36), (60, 36)]
     assert len(record.compressions) == 12
+
+
+def test_positions_follow_their_tokens_through_every_compression():
+    """Keys say where they are from; after any number of compressions the positions kept beside them say the same."""
+    spec = module("flowcache_core.kv.spec").KVSpec(2, 2, 4, tokens_per_frame=3, branches=1, batch=2)
+    plan = host_ar.plan_of(18, 3, 2, 0)
+    host = module("nodes.adapters.host_ar.kv").HostKV(spec, KVSettings(1.5, kv.COMPRESSORS["random"]()), plan)
+    caches = [{n: torch.zeros(2, host.capacity_tokens, 2, 4) for n in "kv"} | {"end": 0} for _ in range(2)]
+    compressed = 0
+    for chunk in plan.chunks:
+        compressed += host.begin(chunk, caches) is not None
+        for layer, cache in zip(host.layers, caches, strict=True):
+            first, end = layer.layout.span(chunk.index)
+            cache["k"][:, first:end] = torch.arange(9.0).view(9, 1, 1) + 9 * chunk.index
+        host.commit(chunk)
+        for layer, cache in zip(host.layers, caches, strict=True):
+            clean = layer.layout.clean_tokens
+            assert torch.equal(layer.positions[..., :clean], cache["k"][:, :clean, :, 0].transpose(1, 2).int())
+    assert compressed == 4
+
+
+def test_packed_storage_is_for_the_other_sampler(model):
+    packed = with_kv(model, 1.5, storage=module("flowcache_core.kv.storage").STORAGES["int4"]())
+    with pytest.raises(errors.SettingError, match="storage: got 'int4', accepted: plain, or AR Video Sampler"):
+        sample(packed, hosts(), start=latent(LONG))
 
 
 def test_budget_per_layer(model):

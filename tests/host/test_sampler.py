@@ -12,6 +12,8 @@ from comfy_extras.nodes_custom_sampler import DisableNoise, SplitSigmas
 from hostkit import (
     BLOCKWISE,
     HEIGHT,
+    METHOD,
+    SAME,
     STAGGERED,
     WIDTH,
     close,
@@ -84,6 +86,18 @@ class TestLaws:
         assert record.started.kv_tokens == 2 * 3 * 8  # budget + active chunk, of 3 frames of 2 x 4 tokens
         assert record.compressions and torch.isfinite(out).all()
         assert not torch.equal(out, sample(model, start=start, sigmas=sigmas_of(model, 8))[0])
+
+    @pytest.mark.parametrize("storage", ["int8", "int4", "int2", "centroid"])
+    def test_packed_kv_is_smaller_and_near(self, model, storage):
+        def run(**fields):
+            fields = {"dtype": SAME, "device": SAME, **fields}
+            patched = node("KVCompressor", model=model, budget=2.0, method=METHOD, **fields)
+            return sample(patched, start=latent(45))[0], last_record(patched)
+
+        (plain, whole), (packed, held) = run(), run(storage={"storage": storage})
+        assert held.kv_bytes < whole.kv_bytes and packed.isfinite().all()
+        error = (packed - plain).square().mean() / plain.square().mean()
+        assert 0 < error < (1e-3 if storage == "int8" else 0.5)
 
     def test_kv_does_not_grow_with_length(self, model):
         held = []
