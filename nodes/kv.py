@@ -62,8 +62,8 @@ class KVCompressor(Node):
                     options=[io.DynamicCombo.Option(name, inputs_of(part)) for name, part in COMPRESSORS.items()],
                     tooltip=(
                         "How the tokens to keep are chosen. importance-redundancy is FlowCache; sink-window and recent "
-                        "are sliding windows, shot-sink one with the start of the newest shot too; density keeps what is unlike "
-                        "the rest, participative what the newest chunk points at, head-wise what each head looks at; "
+                        "are sliding windows, shot-sink one with the start of the newest shot too; density keeps what is "
+                        "unlike the rest, participative what the newest chunk points at, head-wise what each head looks at; "
                         "random is a control."
                     ),
                 ),
