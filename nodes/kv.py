@@ -62,9 +62,9 @@ class KVCompressor(Node):
                     options=[io.DynamicCombo.Option(name, inputs_of(part)) for name, part in COMPRESSORS.items()],
                     tooltip=(
                         "How the tokens to keep are chosen. importance-redundancy is FlowCache; sink-window and recent "
-                        "are sliding windows, shot-sink one with the start of the newest shot too; density keeps what is "
-                        "unlike the rest, participative what the newest chunk points at, head-wise what each head looks at; "
-                        "random is a control."
+                        "are sliding windows, shot-sink one with the start of the newest shot too; density keeps what "
+                        "is unlike the rest, participative what the newest chunk points at, head-wise what each head "
+                        "looks at; random is a control."
                     ),
                 ),
                 io.Combo.Input(
