@@ -45,6 +45,7 @@ JUSTIFIED: Mapping[tuple[str, str], Reason] = {
     # K/V kept on the host
     (BACK, "kv/layer.py write"): Reason("asked", "the chunk's own K/V"),
     (BACK, "kv/layer.py write_rows"): Reason("asked", "that of some of its tokens"),
+    (BACK, "rows.py on"): Reason("asked", "which tokens these are, where only the device knows"),
     (INTO, "kv/storage/tokens.py copy_runs"): Reason("asked", "the K/V of others that it attends to"),
     (INTO, "kv/storage/packed.py _fill"): Reason("asked", "the K/V it attends to, packed and as computed"),
     (INTO, "kv/storage/packed.py _pack_half"): Reason("asked", "a finished chunk, to be packed where the model is"),
