@@ -60,12 +60,13 @@ class Passes:
             self.observe(CacheCompressed(tick, chunk.index, need.tokens_before, need.tokens_after, seconds))
 
     def recache(self, chunk: Chunk, tick: int) -> None:
-        """Compute the newest whole chunks of history that fit beside ``chunk`` again, under its prompt (LongLive)."""
+        """Compute what fits of the history again, under the prompt of ``chunk``: sink and newest chunks (LongLive)."""
         assert self.cache is not None
         room = min(layout.capacity for layout in self.cache.layouts) // self.tokens_per_frame - chunk.frames
-        earlier = self.settings.plan.chunks[: chunk.index]
+        earlier, sink = self.settings.plan.chunks[: chunk.index], self.settings.kv.sink_frames(self.settings.plan)
+        room -= sink if chunk.first_frame > room else 0
         self.cache.forget()
-        for kept in (one for one in earlier if chunk.first_frame - one.first_frame <= room):
+        for kept in (one for one in earlier if one.end_frame <= sink or chunk.first_frame - one.first_frame <= room):
             self.cache.begin(kept)
             latents, time = self.frames(kept), self.settings.clean_timestep
             self.encode("recache", kept, latents, time, prompt_from=chunk.index, tick=tick)

@@ -18,6 +18,7 @@ from ..rows import Rows
 from .layer import Ground, LayerBuffer
 from .layout import CompressionNeed, KVLayout, capacity_tokens, largest_chunk_frames
 from .prefetch import AtHand, Prefetch, Wanted, Written
+from .reposition import SinkPlace
 from .settings import KVSettings
 from .size import heads_at_once, made, peak_bytes, place_of, read_bytes
 from .spec import KVSpec
@@ -67,6 +68,7 @@ class KVCache:
         self._scratch = Scratch()
         apart = self._place.apart and not settings.storage.packs
         self._reading: Prefetch | AtHand = Prefetch(self._place) if apart else AtHand()
+        self._sink = SinkPlace(settings, spec, self._chunk_starts, self._chunk_tokens)
         self._layers = [self._allocate(index, budget) for index, budget in enumerate(budgets)]
 
     def _allocate(self, index: int, budget: float | None) -> LayerBuffer:
@@ -145,7 +147,6 @@ class KVCache:
         ``q`` ``[n * batch, q_heads, tokens, head_dim]``, the output too.
         """
         start, end = self._seen(layer, branches, chunk, newest)
-        tokens = self._buffer(layer).tokens
         heads, shared = self.spec.kv_heads, self.spec.heads // self.spec.kv_heads
         step = heads
         if self.settings.storage.packs:
@@ -154,7 +155,7 @@ class KVCache:
             return attend(q, *self._read(layer, branches, chunk, start, end))
         parts: Iterator[slice] = (slice(first, min(first + step, heads)) for first in range(0, heads, step))
         outputs = [
-            attend(q[:, part.start * shared : part.stop * shared], *tokens.read(branches, start, end, part))
+            attend(q[:, part.start * shared : part.stop * shared], *self._read_heads(layer, branches, start, end, part))
             for part in parts
         ]
         return torch.cat(outputs, 1)
@@ -162,7 +163,12 @@ class KVCache:
     def _read(self, layer: int, branches: range, chunk: Chunk, start: int, end: int) -> tuple[Tensor, Tensor]:
         own, _ = self.layouts[layer].span(chunk.index)
         wanted = Wanted(layer, branches, chunk.index, start, own, end)
-        return self._reading.read(wanted, [one.tokens for one in self._layers], self.layouts)
+        keys, values = self._reading.read(wanted, [one.tokens for one in self._layers], self.layouts)
+        return self._sink.placed(keys, start, self.layouts[layer]), values
+
+    def _read_heads(self, layer: int, branches: range, start: int, end: int, heads: slice) -> tuple[Tensor, Tensor]:
+        keys, values = self._buffer(layer).tokens.read(branches, start, end, heads)
+        return self._sink.placed(keys, start, self.layouts[layer]), values
 
     def _seen(self, layer: int, branches: range, chunk: Chunk, newest: int) -> tuple[int, int]:
         """First and one past the last token that ``chunk`` attends to; RuntimeError for what nobody has written."""
@@ -198,6 +204,7 @@ class KVCache:
             active, (start, end) = layout.active_tokens, layout.span(chunk.index)
             layout.commit(chunk.index)
             packed.append(buffer.commit(start, end, active, first))
+        self._sink.committed(chunk.index)
         self._finite.note(chunk.index, packed)
 
     def require_finite(self) -> None:
@@ -241,6 +248,7 @@ class KVCache:
             layout.forget()
             buffer.tokens.forget()
         self._reading.drop()
+        self._sink.forget()
 
     def release(self) -> None:
         """Drop every tensor. The cache cannot be used afterwards."""

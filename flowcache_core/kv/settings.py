@@ -79,6 +79,13 @@ class KVSettings:
         require(len(self.budget) == layers, "budget", self.budget, f"one number, or {layers}: one per layer")
         return tuple(self.budget)
 
+    def sink_frames(self, plan: Plan) -> int:
+        """Latent frames at the start of the video that stay whatever comes; whole chunks only."""
+        if not isinstance(self.compressor, SinkWindow) or self.budget is None:
+            return 0
+        frames = round(self.compressor.sink * largest_chunk_frames(plan))
+        return max((chunk.end_frame for chunk in plan.chunks if chunk.end_frame <= frames), default=0)
+
     def note(self, plan: Plan) -> str | None:
         """A sentence when these settings cannot change anything in ``plan``, None when they can."""
         if self.budget is None:

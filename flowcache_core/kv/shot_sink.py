@@ -30,6 +30,7 @@ class ShotSink(SinkWindow):
             require_count("shots", shot, minimum=1)
         rising = list(self.shots) == sorted(set(self.shots))
         require(rising, "shots", self.shots, "rising chunk numbers, each once")
+        require(not self.reposition, "reposition", True, "off with shot-sink, whose shots have places of their own")
 
     @property
     def min_budget(self) -> float:
@@ -47,5 +48,5 @@ class ShotSink(SinkWindow):
             return scores
         # Which shots have begun is told by the tokens themselves, on their device.
         begun = torch.stack([(positions >= start).any(-1, keepdim=True) * start for start in starts]).amax(0)
-        own = (positions >= begun) & (positions < begun + round(self.sink * region.chunk_tokens)) & (begun > 0)
+        own = (positions >= begun) & (positions < begun + self.sink_tokens(region.chunk_tokens)) & (begun > 0)
         return torch.where(own, 2.0**25, scores)

@@ -28,6 +28,13 @@ class SinkWindow(Compressor):
         maximum=1000.0,
         step=0.25,
     )
+    reposition: bool = option(
+        False,
+        "The model sees the sink right before the window, however much was dropped between them. For videos far longer "
+        "than those it was trained on.",
+        optional=True,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,7 +49,11 @@ class SinkWindow(Compressor):
         newest = f"the {self.sink:g} chunks of sink and the newest one; or a smaller sink, or method recent"
         return f"a number >= {self.min_budget:g}: {newest}"
 
+    def sink_tokens(self, chunk_tokens: int) -> int:
+        """Tokens at the start of the video that stay; ``chunk_tokens`` of the largest chunk."""
+        return round(self.sink * chunk_tokens)
+
     def score(self, region: Region) -> Tensor:
         # 2**25 exceeds every position that fp32 can hold exactly; infinity would spoil the means of frames and chunks.
         recency = region.positions.float()
-        return torch.where(region.positions < round(self.sink * region.chunk_tokens), 2.0**25, recency)
+        return torch.where(region.positions < self.sink_tokens(region.chunk_tokens), 2.0**25, recency)

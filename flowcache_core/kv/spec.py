@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,8 @@ class KVSpec:
     ``dtype`` and ``device`` are the model's; a cache may store in others (``KVSettings``). ``query_heads``: where
     several of them share a K/V head; None for as many as ``kv_heads``. ``first_head``, ``all_kv_heads``: where these
     K/V heads stand among the model's, when ranks share them; None when they are all.
+    ``move``: stored keys ``[..., tokens, head_dim]`` as if they stood so many latent frames later; None where a model
+    cannot do that.
     """
 
     layers: int
@@ -25,6 +29,7 @@ class KVSpec:
     dtype: torch.dtype = torch.float32
     device: str | torch.device = "cpu"
     query_heads: int | None = None
+    move: Callable[[Tensor, int], Tensor] | None = field(default=None, compare=False, repr=False)
     first_head: int = 0
     all_kv_heads: int | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -61,6 +62,22 @@ def rope_table(
 ) -> Tensor:
     """:meth:`RopeAxes.table` of frames that are asked for once."""
     return RopeAxes.of(first_frame, frames, height, width, head_dim, device).table(first_frame, frames)
+
+
+def moved(keys: Tensor, frames: int) -> Tensor:
+    """Rotated keys ``[..., head_dim]`` as if they stood ``frames`` latent frames later; rows and columns stay."""
+    time = rope_axes(keys.shape[-1])[0]
+    turn = _turn(time, frames, keys.device)
+    turned = torch.view_as_complex(keys[..., :time].float().unflatten(-1, (-1, 2))) * turn
+    return torch.cat((torch.view_as_real(turned).flatten(-2).to(keys.dtype), keys[..., time:]), -1)
+
+
+@lru_cache(maxsize=8)
+def _turn(size: int, frames: int, device: torch.device) -> Tensor:
+    """Complex64 ``[size / 2]``: a frame axis turned by ``frames``; copied to the device when first asked for."""
+    exponent = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / max(size, 1)
+    angle = frames * THETA**-exponent
+    return torch.complex(angle.cos().float(), angle.sin().float()).to(device)
 
 
 def apply_rope(x: Tensor, table: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from .guidance import (
     visible_chunks,
     visible_to_clean,
 )
-from .layers import AttentionKernel, attend_grouped
+from .layers import AttentionKernel, apply_rope, attend_grouped
 from .text import null_caption
 from .transformer import CaptionRows, MagiTransformer
 
@@ -115,7 +115,14 @@ class MagiDenoiser:
             dtype=self.transformer.dtype,
             device=latents.device,
             query_heads=config.num_heads,
+            move=self.move,
         )
+
+    def move(self, keys: Tensor, frames: int) -> Tensor:
+        """Rotated keys as if they stood so many latent frames later; the first third of the angles is time."""
+        bands = self.transformer.rope.bands.to(keys.device, torch.float32)
+        angles = torch.cat((frames * bands, bands.new_zeros(2 * bands.numel())))
+        return apply_rope(keys.float(), (angles.cos(), angles.sin())).to(keys.dtype)
 
     def compute(
         self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None

@@ -16,7 +16,7 @@ from ...plan.shots import Shots
 from ...rows import Rows
 from ..common.attention import attend_heads
 from ..common.cached_attention import CachedAttention
-from ..common.rope import RopeAxes
+from ..common.rope import RopeAxes, moved
 from ..common.token_share import TokenShare
 from .transformer import PreparedText, WanTransformer
 
@@ -66,6 +66,7 @@ class WanDenoiser:
             batch=latents.shape[0],
             dtype=self.transformer.dtype,
             device=latents.device,
+            move=moved,
         )
 
     def compute(

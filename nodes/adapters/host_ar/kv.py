@@ -18,7 +18,9 @@ from torch import Tensor
 from ....flowcache_core.kv.cache import CompressionResult
 from ....flowcache_core.kv.compressor import Region
 from ....flowcache_core.kv.layout import CompressionNeed, KVLayout, capacity_tokens, largest_chunk_frames
+from ....flowcache_core.kv.reposition import reposition_of
 from ....flowcache_core.kv.settings import KVSettings
+from ....flowcache_core.kv.sink_window import SinkWindow
 from ....flowcache_core.kv.spec import KVSpec
 from ....flowcache_core.plan.base import Chunk, Plan
 from ..replaced import replaced
@@ -31,13 +33,15 @@ LayerCache = dict[str, Any]
 @dataclass
 class Layer:
     """What the host does not keep: positions ``[B, heads, capacity]`` of the clean tokens and queries
-    ``[B, heads, rows, head_dim]`` of the newest clean pass, both only where a compression can ever happen.
+    ``[B, heads, rows, head_dim]`` of the newest clean pass, both only where a compression can ever happen; sink: its
+    keys ``[B, heads, tokens, head_dim]`` where they stand in the video, once they are stored elsewhere.
     """
 
     layout: KVLayout
     positions: Tensor | None
     queries: Tensor | None = None
     events: int = 0
+    sink: Tensor | None = None
 
 
 class HostKV:
@@ -47,6 +51,7 @@ class HostKV:
         self.spec, self.settings, self.plan = spec, settings, plan
         tokens = spec.tokens_per_frame
         self.chunk_tokens = largest_chunk_frames(plan) * tokens
+        self.move = reposition_of(settings, spec)
         self.chunk_starts = tuple(chunk.first_frame * tokens for chunk in plan.chunks)
         self.layers = [
             self._layer(capacity_tokens(plan, tokens, budget)) for budget in settings.layer_budgets(spec.layers)
@@ -139,6 +144,17 @@ class HostKV:
         for stored in (cache["k"], cache["v"]):
             stored[:, : need.after] = stored.gather(1, rows.expand(*rows.shape[:3], stored.shape[-1]))
         layer.events += 1
+        if self.move is not None:
+            self._move_sink(layer, cache, need.after)
+
+    def _move_sink(self, layer: Layer, cache: LayerCache, after: int) -> None:
+        """Store the sink's keys next to the window's, for every call to come."""
+        compressor, oldest = self.settings.compressor, self.chunk_starts[layer.layout.active[0]]
+        assert isinstance(compressor, SinkWindow) and self.move is not None
+        keys = cache["k"][:, : min(compressor.sink_tokens(self.chunk_tokens), after)].transpose(1, 2)
+        if layer.sink is None:
+            layer.sink = keys.clone()
+        keys.copy_(self.move(layer.sink, (oldest - after) // self.spec.tokens_per_frame))
 
     # -- on the host's model -------------------------------------------------------------------------------------------
 

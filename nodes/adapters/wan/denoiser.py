@@ -14,6 +14,7 @@ from ....flowcache_core.denoiser import ChunkInput, ChunkOutput
 from ....flowcache_core.errors import SettingError
 from ....flowcache_core.kv.cache import KVCache
 from ....flowcache_core.kv.spec import KVSpec
+from ....flowcache_core.models.common.rope import moved
 from ....flowcache_core.plan.base import Chunk
 from ....flowcache_core.plan.shots import Shots
 from ....flowcache_core.rows import Rows
@@ -208,4 +209,5 @@ def kv_spec(model: Any, latent_shape: Sequence[int], branches: int, device: Any)
         batch=latent_shape[0],
         dtype=model.get_dtype_inference(),
         device=device,
+        move=moved,
     )
