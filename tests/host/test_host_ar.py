@@ -16,7 +16,22 @@ from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_ar_video import SamplerARVideo
 from comfy_extras.nodes_custom_sampler import SplitSigmas
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
-from hostkit import CUSTOM, HEIGHT, WIDTH, hosts, latent, load, module, node, ours, prompt, sample, sigmas_of
+from hostkit import (
+    CUSTOM,
+    HEIGHT,
+    SAME,
+    WIDTH,
+    close,
+    hosts,
+    latent,
+    load,
+    module,
+    node,
+    ours,
+    prompt,
+    sample,
+    sigmas_of,
+)
 from torch.nn import functional
 
 settings = module("nodes.adapters.run.settings")
@@ -725,3 +740,15 @@ def test_report_without_patch_nodes(model):
     assert record.computed_steps == record.total_steps == 8 and record.chunks_finished == 2
     assert record.started.kv_tokens == FRAMES * TOKENS and record.seconds > 0
     assert record.kinds == [["computed"] * 4] * 2
+
+
+def test_a_repositioned_sink_in_the_hosts_sampler_is_ours():
+    """Our sampler moves the sink when it reads, the host's when history is compressed: the same video."""
+
+    def near(on: bool):
+        method = {"method": "sink-window", "sink": 1.0, "reposition": on}
+        return node("KVCompressor", model=load(), budget=2.0, method=method, dtype=SAME, device=SAME)
+
+    theirs = sample(near(True), hosts(), start=latent(81))[0]
+    close(theirs, sample(near(True), ours(), start=latent(81))[0])
+    assert not torch.allclose(theirs, sample(near(False), hosts(), start=latent(81))[0], atol=1e-4)
