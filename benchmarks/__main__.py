@@ -27,12 +27,13 @@ BENCHMARKS = {
     "levers": "what each part of the shipped reuse is worth, the oracle bound, the cost of deciding (long)",
     "magi": "the mini MAGI: reuse, compression, FLOPs of one forward against the formula (long)",
     "sparse": "sparse attention: density against quality and FLOPs, masks that serve again, engines' seconds (long)",
+    "motion": "token-level reuse against whole steps at equal FLOPs, with an oracle (long)",
     "host": "our sampler against ComfyUI's own, on a real ComfyUI",
     "ablation": "the paper's tables 2, 5 and 6 on the mini model, with pictures",
     "dryrun": "every published model gone through at full size: memory, FLOPs, traffic (minutes)",
     "cuda": "steps, memory and every lever on three models with random weights; needs a CUDA device",
 }
-OPTIONS = ("ablation", "redundancy", "compression", "curve", "onerun", "reach", "magi", "fewsteps")
+OPTIONS = ("ablation", "redundancy", "compression", "curve", "onerun", "reach", "magi", "fewsteps", "motion")
 """Those that have options of their own."""
 DEFAULT = ("redundancy", "length", "overhead", "compression", "ablation")
 

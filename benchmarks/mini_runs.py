@@ -149,7 +149,7 @@ class Row:
         psnr = Spread.of(quality.psnr for quality in qualities)
         return cls(
             name=name,
-            computed=Spread.of(record.computed_steps for record in records).mean / full.total_steps,
+            computed=Spread.of(record.computed_share for record in records).mean,
             flops=Spread.of(record.flops or 0.0 for record in records).mean / (full.flops or 1.0),
             psnr=psnr.median,
             psnr_p10=psnr.p10,

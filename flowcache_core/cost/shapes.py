@@ -42,7 +42,7 @@ class ModelShape(ABC):
         window_attention: how to count a window pass: "bidirectional" as executed, or "block-causal" as the paper does.
         """
         if isinstance(event, StepTaken) and event.context_tokens:
-            return event.branches * self.forward(event.tokens, event.context_tokens)
+            return event.branches * self.forward(event.computed_tokens, event.context_tokens)
         if isinstance(event, AttentionDensity):  # the forward itself is counted dense
             saved = 1 - event.density - event.overhead
             return -event.branches * saved * self.attention(event.tokens, event.context_tokens)
@@ -136,7 +136,8 @@ class MagiShape(ModelShape):
 
     def event(self, event: Event, *, window_attention: str = "bidirectional") -> float:
         flops = super().event(event, window_attention=window_attention)
-        if isinstance(event, StepTaken) and event.context_tokens and self.nearly_clean_from is not None:
+        whole = isinstance(event, StepTaken) and event.context_tokens and event.action == "compute"
+        if isinstance(event, StepTaken) and whole and self.nearly_clean_from is not None:
             if event.step >= self.nearly_clean_from:
                 flops += event.branches * self.forward(event.tokens, event.tokens)
         return flops

@@ -78,7 +78,8 @@ class ActiveChunk:
         self.gap.append(item)
         self.advance(item, velocity)
         newer = Computed(item, velocity, self.latents - item.latents, output.residual).to(self.keep_on)
-        self.history.extend(history_with_part(tuple(self.history), newer, part.to(self.keep_on)))
+        merged = history_with_part(tuple(self.history), newer, part.to(self.keep_on))
+        self.history = deque(merged, maxlen=self.quantity.keep)
         return velocity
 
     def advance(self, item: ChunkInput, velocity: Tensor) -> None:

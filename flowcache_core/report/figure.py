@@ -25,6 +25,7 @@ COLOURS: dict[Kind, str] = {
     "warm-up": "#56B4E9",
     "computed": "#0072B2",
     "forced": "#003A5C",
+    "part": "#D9C08A",
     "reused": "#F5C77E",
     "not finite": "#A50026",
     "pending": "#F2F2F2",
@@ -34,6 +35,7 @@ LABELS: dict[Kind, str] = {
     "warm-up": "computed: warm-up",
     "computed": "computed",
     "forced": "computed by force (last step, cap)",
+    "part": "computed in part (filled: share of the tokens)",
     "reused": "reused",
     "not finite": "not finite",
     "pending": "not run yet",
@@ -118,7 +120,16 @@ def _map(axes: Axes, record: RunRecord) -> None:
     if chunks <= _CURVE_ROWS and density_figure.step_bars(axes, record):
         label = "self-attention computed (full cell: all)"
         handles.append(Patch(facecolor=density_figure.BAR, edgecolor=_SOFT, label=label))
+    _parts(axes, record)
     _legend(axes, handles)
+
+
+def _parts(axes: Axes, record: RunRecord) -> None:
+    """Cells of steps of which some tokens were computed are filled from below as far as their share."""
+    parts = [step for step in record.steps_taken if step.action == "part"]
+    heights = [-0.96 * step.computed_tokens / step.tokens for step in parts]
+    bottoms = [step.chunk + 0.48 for step in parts]
+    axes.bar([step.step for step in parts], heights, bottom=bottoms, width=0.92, color=COLOURS["computed"], linewidth=0)
 
 
 def _accumulated(axes: Axes, record: RunRecord) -> bool:

@@ -25,13 +25,16 @@ from .events import (
 if TYPE_CHECKING:
     from ..engine import EngineSettings
 
-Kind = Literal["given", "warm-up", "computed", "forced", "reused", "not finite", "pending"]
+Kind = Literal["given", "warm-up", "computed", "forced", "part", "reused", "not finite", "pending"]
 
 _KINDS: dict[str, Kind] = {"first step": "warm-up", "warm-up": "warm-up", "last step": "forced", "cap": "forced"}
 
 
 def kind(step: StepTaken) -> Kind:
-    """How a step is shown: reused, or computed because of warm-up, by force (last step, cap), or by the policy."""
+    """How a step is shown: reused, computed in part, or computed because of warm-up, by force (last step, cap), or by
+    the policy."""
+    if step.action == "part":
+        return "part"
     return "reused" if step.action == "reuse" else _KINDS.get(step.reason, "computed")
 
 
@@ -83,16 +86,23 @@ class RunRecord:
 
     @property
     def computed_steps(self) -> int:
-        return sum(step.action != "reuse" for step in self.steps_taken)
+        """Steps that were computed whole."""
+        return sum(step.action == "compute" for step in self.steps_taken)
+
+    @property
+    def part_steps(self) -> int:
+        """Steps of which some tokens were computed."""
+        return sum(step.action == "part" for step in self.steps_taken)
 
     @property
     def reused_steps(self) -> int:
-        return len(self.steps_taken) - self.computed_steps
+        return len(self.steps_taken) - self.computed_steps - self.part_steps
 
     @property
     def computed_share(self) -> float:
-        """Computed steps over all steps of the plan (1.0 for a plan without steps)."""
-        return self.computed_steps / self.total_steps if self.total_steps else 1.0
+        """Computed tokens over those of all steps of the plan, each step weighing 1 (1.0 for a plan without steps)."""
+        shares = sum(step.computed_tokens / step.tokens for step in self.steps_taken if step.action == "part")
+        return (self.computed_steps + shares) / self.total_steps if self.total_steps else 1.0
 
     @property
     def kv_bytes(self) -> int:

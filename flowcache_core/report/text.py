@@ -12,6 +12,7 @@ CHARACTERS: dict[Kind, str] = {
     "warm-up": "w",
     "computed": "#",
     "forced": "!",
+    "part": "+",
     "reused": ".",
     "not finite": "x",
     "pending": " ",
@@ -21,6 +22,7 @@ _MEANING: dict[Kind, str] = {
     "warm-up": "warm-up",
     "computed": "computed",
     "forced": "computed by force (last step, cap)",
+    "part": "computed in part",
     "reused": "reused",
     "not finite": "not finite (NaN or infinite)",
     "pending": "not run yet",
@@ -39,7 +41,7 @@ def table(runs: Mapping[str, RunRecord], quality: Mapping[str, Quality] | None =
     rows = [
         ("", list(runs)),
         ("attention", [r.started.attention for r in records]),
-        ("computed steps", [f"{r.computed_steps} of {r.total_steps} ({r.computed_share:.0%})" for r in records]),
+        ("computed steps", [f"{steps_text(r)} ({r.computed_share:.0%})" for r in records]),
         ("FLOPs", [flops_text(r.flops) for r in records]),
         ("seconds", [_number(r.seconds, ".2f") for r in records]),
         ("speed-up", [_ratio(records[0].seconds, r.seconds) for r in records]),
@@ -118,7 +120,14 @@ def summary(record: RunRecord) -> str:
 def headline(record: RunRecord) -> str:
     """Such as "chunkwise-t0.1-w5-velocity: computed 37 of 80 (46 %)"."""
     name = f"{record.tag}: " if record.tag else ""
-    return f"{name}computed {record.computed_steps} of {record.total_steps} ({100 * record.computed_share:.0f} %)"
+    return f"{name}computed {steps_text(record)} ({100 * record.computed_share:.0f} %)"
+
+
+def steps_text(record: RunRecord) -> str:
+    """Such as "37 of 80", or "20 and 12 in part of 80": steps of which some tokens were computed stand by themselves,
+    the share that follows it counts tokens."""
+    parts = f" and {record.part_steps} in part" if record.part_steps else ""
+    return f"{record.computed_steps}{parts} of {record.total_steps}"
 
 
 def flops_text(flops: float | None) -> str:

@@ -14,6 +14,7 @@ from .interval import Interval
 from .magcache import MagCache
 from .motion import Motion
 from .never import Never
+from .partial_schedule import PartialSchedule
 from .published import Published
 from .quantity import Increment, Quantity, Residual, Velocity
 from .schedule import StaticSchedule
@@ -31,6 +32,7 @@ POLICIES: dict[str, type[ReusePolicy]] = {
         FrontLoaded,
         Published,
         Motion,
+        PartialSchedule,
         Never,
     )
 }

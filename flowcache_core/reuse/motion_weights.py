@@ -45,10 +45,16 @@ def latent_motion(latents: Tensor, patch: tuple[int, int] = (2, 2), relative: bo
     moved = (x[:, :, 1:] - x[:, :, :-1]).abs().mean(1)
     if relative:
         moved = moved / (x[:, :, :-1].abs().mean(1) + TINY)
-    if moved.shape[1] == 0:
-        sides = (-(-size // side) for size, side in zip(moved.shape[2:], patch, strict=True))
-        return moved.new_zeros(0, torch.Size(sides).numel())
-    return F.avg_pool2d(moved, patch, ceil_mode=True).flatten(2).mean(0)
+    return token_means(moved.unsqueeze(1), patch)
+
+
+def token_means(values: Tensor, patch: tuple[int, int]) -> Tensor:
+    """The mean over videos, channels and patch of ``values [B, C, f, H, W]``: ``[f, tokens per frame]``."""
+    places = values.mean(1)
+    if places.shape[1] == 0:
+        sides = (-(-size // side) for size, side in zip(places.shape[2:], patch, strict=True))
+        return places.new_zeros(0, torch.Size(sides).numel())
+    return F.avg_pool2d(places, patch, ceil_mode=True).flatten(2).mean(0)
 
 
 def hidden_motion(hidden: Tensor, before: Tensor | None = None) -> Tensor:

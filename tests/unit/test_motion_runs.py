@@ -27,6 +27,7 @@ from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.forecast import Forecast, Taylor
 from flowcache_core.reuse.motion import Motion
 from flowcache_core.reuse.never import Never
+from flowcache_core.reuse.partial_schedule import PartialSchedule
 from flowcache_core.reuse.quantity import Residual, Velocity
 from flowcache_core.rows import Rows
 from flowcache_core.schedule import shifted
@@ -323,3 +324,32 @@ def test_the_cap_is_on_a_tokens_age() -> None:
     _, steps = run(policy, model=model)
     assert [step.action[0] for step in steps[:STEPS]] == ["c", "r", "r", "c", "r", "r", "c", "c"]
     assert steps[3].reason == "cap"
+
+
+@pytest.mark.parametrize("warmup", [1, 2])
+def test_a_gap_with_one_partial_step_is_gone_through_again(warmup: int) -> None:
+    """Velocities linear in sigma, a slope a token: forecast and correction are exact, also where a token has been
+    computed once only before."""
+    policy = PartialSchedule(warmup_steps=warmup, computed=(0, 4, 7), partial=(2, 6), share=0.4)
+    assert policy.parts == "once" and PartialSchedule(computed=(0, 6), partial=(2, 3)).parts == "often"
+    for quantity in (Forecast(), Forecast(order=2, correction=3)):
+        latents, steps = run(policy, PLANS["staggered"], quantity=quantity)
+        assert latents.isfinite().all()
+        assert [step.action[0] for step in steps if step.chunk == 1] == list("c" + "cr"[warmup < 2] + "prcrpc")
+
+
+def test_a_partial_schedule_says_what_it_cannot() -> None:
+    for fields, named in (
+        ({"partial": (0,)}, "partial_steps"),
+        ({"partial": (4,), "computed": (0, 4)}, "partial_steps"),
+        ({"share": 0.0}, "partial_share"),
+        ({"chosen_by": "luck"}, "chosen_by"),
+    ):
+        with pytest.raises(SettingError) as error:
+            PartialSchedule(**fields)
+        assert error.value.field == named
+    with pytest.raises(SettingError, match="partial_steps"):
+        EngineSettings(PLANS["blockwise"], SCHEDULE, policy=PartialSchedule(partial=(STEPS,)))
+    with pytest.raises(SettingError, match="gone through again"):
+        often = PartialSchedule(computed=(0, 6), partial=(2, 3))
+        EngineSettings(PLANS["blockwise"], SCHEDULE, policy=often, quantity=Forecast())

@@ -140,7 +140,8 @@ class MagiDenoiser:
         ]
         velocity = self.joined(torch.stack([one for one, _ in parts]))
         residual = torch.cat([residual for _, residual in parts]) if keep_residual else None
-        return ChunkOutput(velocity, residual, rows, repeated)
+        ran = self.branches - len(repeated) if repeated else None
+        return ChunkOutput(velocity, residual, rows, repeated, ran)
 
     def from_residual(self, item: ChunkInput, residual: Tensor) -> Tensor:
         x = item.latents.repeat(len(self.here), 1, 1, 1, 1)
