@@ -252,3 +252,39 @@ def test_the_frame_rate_is_told_to_both(loaded):
     case = Case(CAUSAL, 4.0)
     slow, fast = (by_host(loaded[name], case)[0] for name in ("1.3B at 16 fps", "1.3B"))
     assert (slow - fast).abs().max() > 1e-2
+
+
+PARTIAL = {"policy": "partial schedule", "computed_steps": "0, 1, 3, 5", "partial_steps": "2, 4", "partial_share": 0.4}
+SHARE = {"policy": "motion", "fixed_share": 0.4, "warmup_steps": 2, "uniform_updates": 0}
+
+
+@pytest.mark.parametrize(
+    ("fields", "budget", "cfg"),
+    [
+        (PARTIAL, None, 1.0),
+        ({**PARTIAL, "quantity": "residual"}, 1.0, 4.0),
+        ({**SHARE, "quantity": "velocity"}, 1.0, 4.0),
+    ],
+    ids=["partial schedule", "residual, compressed, cfg", "motion, compressed, cfg"],
+)
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_steps_in_part(loaded, plan, fields, budget, cfg):
+    """Rows gathered and scattered by block replacements are those of the core's own forward."""
+    record = agree(loaded["1.3B"], Case(plan, cfg, fields, budget))
+    assert record.part_steps > 0
+    assert all(0 < step.computed_tokens < step.tokens for step in record.steps_taken if step.action == "part")
+
+
+def test_steps_are_whole_where_another_node_looks_at_the_tokens(loaded):
+    """A block replacement of another node would see some tokens for a grid: every step in part is computed whole."""
+    both = loaded["1.3B"]
+    host, seen = both.host.clone(), []
+
+    def replacement(args, extra):
+        seen.append(args["img"].shape[1])
+        return extra["original_block"](args)
+
+    host.set_model_patch_replace(replacement, "dit", "double_block", 0)
+    _, steps, record = by_host(Both(host, both.core, both.fps), Case(CAUSAL, 4.0, PARTIAL))
+    assert record.part_steps == 0 and len(set(seen)) == 1
+    assert [step.reason for step in record.steps_taken if step.step in (2, 4)] == ["whole only"] * 8

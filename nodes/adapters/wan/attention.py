@@ -14,6 +14,7 @@ from torch import Tensor
 from ....flowcache_core.errors import SettingError, require
 from ....flowcache_core.kv.cache import KVCache
 from ....flowcache_core.plan.base import Chunk
+from ....flowcache_core.rows import Rows
 from ....flowcache_core.sparse.forward import SparseAttention
 from ..replaced import replaced
 from ..run.foreign import repeated
@@ -56,7 +57,8 @@ def attached(transformer: Any) -> Iterator[tuple[Forward, ...]]:
 class ChunkAttention:
     """What :func:`attend` does while one chunk is computed.
 
-    forwards: each layer's own self-attention. table: cond uuid -> branch. tokens: of the chunk. asked: what the guider
+    forwards: each layer's own self-attention. table: cond uuid -> branch. tokens: in the call, the chunk's or those of
+    ``rows``, where only these are computed. asked: what the guider
     wants. written: (layer, branch) whose K/V this call has stored; evaluated: in which of the guider's requests each
     was run last. An attention override of another node gets our K/V, and no calls that leave out blocks. sparse: what
     the attention goes through, None where nothing is left out of it. elsewhere: as forwards, of the host's clones by
@@ -71,6 +73,7 @@ class ChunkAttention:
     asked: Asked
     sparse: SparseAttention | None = None
     elsewhere: Mapping[Any, Sequence[Forward]] = field(default_factory=dict)
+    rows: Rows | None = None
     evaluated: dict[tuple[int, int], int] = field(default_factory=dict)
     written: set[tuple[int, int]] = field(default_factory=set)
 
@@ -152,10 +155,14 @@ class ChunkAttention:
             raise repeated(found, self.asked.model_options)
         self.evaluated |= dict.fromkeys(mine, self.asked.calls)
         if self.written.isdisjoint(mine):
-            self.cache.write(layer, branches, self.chunk, k, v)
-            self.cache.observe(layer, branches, self.chunk, q)
+            self.cache.write(layer, branches, self.chunk, k, v, self.rows)
+            if self.rows is None:
+                self.cache.observe(layer, branches, self.chunk, q)
             self.written |= mine
             keys, values = self.cache.context(layer, branches, self.chunk)
             return keys.to(q.device), values.to(q.device)
         keys, values = (part.to(q.device) for part in self.cache.context(layer, branches, self.chunk))
+        if self.rows is not None:
+            places = keys.shape[-2] - self.rows.tokens + self.rows.on(keys.device)
+            return keys.index_copy(-2, places, k), values.index_copy(-2, places, v)
         return torch.cat((keys[..., : -self.tokens, :], k), -2), torch.cat((values[..., : -self.tokens, :], v), -2)

@@ -26,6 +26,7 @@ from .guided import Asked, Guided
 from .parts import Part, parts_of
 from .residual import capturing, replacing
 from .rope import chunk_positions
+from .rows import RowsOnly, takes_rows
 from .window import WindowModel
 
 
@@ -67,12 +68,16 @@ class HostDenoiser:
     def compute(
         self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
     ) -> ChunkOutput:
-        x = item.latents
+        x, final = item.latents, item.step == cache.plan.steps - 1
+        if rows is not None and (self.elsewhere or not takes_rows(self.guided.model_options)):
+            rows = None
         with ExitStack() as stack:
             residuals = stack.enter_context(capturing(self.transformer)) if keep_residual else []
-            clean = self.forward(item, x, item.sigma, cache, final=item.step == cache.plan.steps - 1)
-        self.frames(item.chunk).copy_(clean)
-        return ChunkOutput(velocity(x, clean, item.sigma), torch.cat(residuals) if keep_residual else None)
+            clean = self.forward(item, x, item.sigma, cache, final=final and rows is None, rows=rows)
+        newest = self.frames(item.chunk)
+        newest.copy_(clean if rows is None else torch.where(rows.pixels(clean), clean, newest))
+        residual = torch.cat(residuals) if keep_residual else None
+        return ChunkOutput(velocity(x, clean, item.sigma), residual, rows)
 
     def encode(self, item: ChunkInput, cache: KVCache) -> None:
         if item.kind == "recache":
@@ -81,20 +86,28 @@ class HostDenoiser:
         x = self.frames(item.chunk) if finished else item.latents
         self.forward(item, x, item.timestep / 1000, cache, final=True)
 
-    def forward(self, item: ChunkInput, x: Tensor, sigma: float, cache: KVCache, *, final: bool) -> Tensor:
-        """The guided clean prediction of ``x`` at ``sigma``; leaves K/V of every branch. final: its last pass."""
+    def forward(
+        self, item: ChunkInput, x: Tensor, sigma: float, cache: KVCache, *, final: bool, rows: Rows | None = None
+    ) -> Tensor:
+        """The guided clean prediction of ``x`` at ``sigma``; leaves K/V of every branch. final: its last pass. rows:
+        only these tokens, whose places alone mean something then.
+        """
         conds, asked = self.conds(item), Asked(self.guided.model_options)
         attention = ChunkAttention(
             cache=cache,
             chunk=item.chunk,
-            tokens=item.chunk.frames * cache.spec.tokens_per_frame,
+            tokens=rows.count if rows is not None else item.chunk.frames * cache.spec.tokens_per_frame,
             table=self.all_branches.table(conds, sigma),
             forwards=self.forwards,
             elsewhere=self.elsewhere,
             asked=asked,
             sparse=item.sparse,
+            rows=rows,
         )
-        clean = self.predict(x, sigma, item.chunk, conds, {KEY: attention}, asked)
+        extra: dict[str, Any] = {KEY: attention}
+        if rows is not None:
+            extra["patches_replace"] = RowsOnly(rows, len(self.transformer.blocks)).replacements()
+        clean = self.predict(x, sigma, item.chunk, conds, extra, asked)
         self.complete(item, attention, asked, cache, final)
         return clean
 

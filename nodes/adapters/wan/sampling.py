@@ -147,9 +147,7 @@ class WanSampling(Sampling):
         if self.clones:
             cache = BranchedCache(denoiser.kv_spec(x), engine.kv, engine.plan)
         try:
-            return generate(
-                denoiser, engine, x, prefix=prefix, noise_source=noise, observe=self.progress, cache=cache
-            )
+            return generate(denoiser, engine, x, prefix=prefix, noise_source=noise, observe=self.progress, cache=cache)
         finally:
             self.settings.slot.keep(self.recorder, self.recording)
 
