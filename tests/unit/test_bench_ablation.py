@@ -8,6 +8,8 @@ import torch
 from benchmarks import __main__ as bench
 from benchmarks import ablation, lpips
 from benchmarks.contact_sheet import FACTOR, FRAMES, LABEL, contact_sheet
+from flowcache_core.calibrate.runs import Setup
+from flowcache_core.sweep.workers import Workers
 
 
 def test_the_threshold_is_found_by_halving():
@@ -48,3 +50,16 @@ def test_lpips_needs_its_weights_on_this_machine(tmp_path, monkeypatch):
 def test_both_benchmarks_are_registered():
     assert {"ablation", "cuda"} <= set(bench.BENCHMARKS)
     assert "ablation" in bench.DEFAULT and "cuda" not in bench.DEFAULT
+
+
+def test_a_table_in_tasks(tmp_path, monkeypatch):
+    """Every row is measured for every pair, the first one here; a second pair is a task."""
+    monkeypatch.chdir(tmp_path)
+    setup = Setup(chunks=2, steps=8)
+    known = {"chunkwise": 0.1, "teacache": 0.1, "history": 1, "budget": 1.0, "fewer steps": 6}
+    table = ablation.Table("2", known, setup, ablation.PAIRS[:2], Workers())
+    table.measure(ablation.lines_2(setup, known))
+    names = [line.name for line in ablation.lines_2(setup, known)]
+    assert [row.name for row in table.rows] == names == list(table.pictures)
+    assert table.rows[0].computed == table.rows[0].flops == 1
+    assert table.rows[1].computed == pytest.approx(6 / 8)
