@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .adapters.shown import recent_runs
 from .before import register
 from .calibrate import Calibrate
+from .compare import Compare
 from .kv import KVCompressor
 from .loaders import LoadARModel
 from .magi import EmptyMagiLatent, LoadMagiModel, LoadMagiVAE, MagiPrompt, MagiSchedule
@@ -33,6 +34,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     SparseAttention,
     Calibrate,
     Preset,
+    Compare,
     ARSampler,
     ReleasedSchedule,
     PromptSchedule,

@@ -49,8 +49,7 @@ class Preset(Node):
                     optional=True,
                     lazy=True,
                     tooltip=(
-                        "From FlowCache Calibrate. It goes first, and is held here from then on: without the link, or "
-                        "with hold, the node goes on with it."
+                        "From FlowCache Calibrate. It goes first, unless hold is on and a preset is held in lists."
                     ),
                 ),
                 io.Boolean.Input(

@@ -35,25 +35,31 @@ def compare(video: Tensor, reference: Tensor) -> Quality:
 
     Raises SettingError when the shapes differ, or frames are smaller than SSIM's 11 x 11 window.
     """
+    errors, similar = frame_scores(video, reference)
+    change = (_unit(video).diff(dim=0) - _unit(reference).diff(dim=0)).abs()
+    return Quality(
+        psnr=decibel(sum(errors) / len(errors)),
+        ssim=sum(similar) / len(similar),
+        flicker=change.mean().item() if len(video) > 1 else 0.0,
+        psnr_per_frame=tuple(decibel(error) for error in errors),
+    )
+
+
+def frame_scores(video: Tensor, reference: Tensor) -> tuple[list[float], list[float]]:
+    """Mean squared error and SSIM of every frame; videos and errors as for :func:`compare`."""
     require(video.ndim == 4 and video.shape[3] == 3, "video", tuple(video.shape), "shape [T, H, W, 3]")
     accepted = f"the reference's shape {tuple(reference.shape)}"
     require(video.shape == reference.shape, "video", tuple(video.shape), accepted)
     require(min(video.shape[1:3]) >= 11, "video", tuple(video.shape), "frames of at least 11 x 11 pixels")
-    a, b = _unit(video), _unit(reference)
-    errors = (a - b).double().square().mean(dim=(1, 2, 3))
-    similarity = 0.0
-    for x, y in zip(a.split(_SSIM_FRAMES), b.split(_SSIM_FRAMES), strict=True):
-        similarity += ssim(x.movedim(3, 1), y.movedim(3, 1)).sum().item()
-    change = (a.diff(dim=0) - b.diff(dim=0)).abs()
-    return Quality(
-        psnr=_decibel(errors.mean().item()),
-        ssim=similarity / len(a),
-        flicker=change.mean().item() if len(a) > 1 else 0.0,
-        psnr_per_frame=tuple(_decibel(error) for error in errors.tolist()),
-    )
+    errors, similar = list[float](), list[float]()
+    for part, other in zip(video.split(_SSIM_FRAMES), reference.split(_SSIM_FRAMES), strict=True):
+        a, b = _unit(part), _unit(other)
+        errors += (a - b).double().square().mean(dim=(1, 2, 3)).tolist()
+        similar += ssim(a.movedim(3, 1), b.movedim(3, 1)).tolist()
+    return errors, similar
 
 
-def _decibel(mean_squared_error: float) -> float:
+def decibel(mean_squared_error: float) -> float:
     """PSNR for data range 1."""
     if mean_squared_error == 0:
         return PSNR_CAP
