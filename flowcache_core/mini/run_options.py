@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from ..commands.demo import budget, make_compressor, make_reuse
-from ..errors import SettingError
+from ..errors import SettingError, require
 from ..kv import COMPRESSORS
 from ..kv.settings import STORAGE_DTYPES, KVSettings
+from ..kv.storage import STORAGES
 from ..presets import preset_names
 from ..reuse.base import ReusePolicy
 
@@ -25,6 +26,7 @@ def add_run_arguments(parser: argparse.ArgumentParser, model: str) -> None:
     parser.add_argument("--rescale", action="store_true", help="stretch a preset made for another number of steps")
     parser.add_argument("--kv-budget", type=budget, help="finished chunks to keep: a number, half, none (default)")
     parser.add_argument("--compressor", help=f"what is kept of them: {', '.join(COMPRESSORS)}")
+    parser.add_argument("--kv-storage", help=f"finished chunks in fewer bytes: {', '.join(STORAGES)} (default: plain)")
     parser.add_argument("--kv-dtype", help=f"how K/V are stored: {', '.join(DTYPES)} (default: as computed)")
 
 
@@ -36,7 +38,10 @@ def run_changes(options: argparse.Namespace, shift: float) -> dict[str, Any]:
     if options.kv_dtype not in (None, *DTYPES):
         raise SettingError("kv-dtype", options.kv_dtype, ", ".join(DTYPES))
     dtype: torch.dtype | None = DTYPES.get(options.kv_dtype)
-    changes: dict[str, Any] = {"kv": KVSettings(budget=kept, compressor=compressor, dtype=dtype)}
+    stored = options.kv_storage or "plain"
+    require(stored in STORAGES, "kv-storage", stored, ", ".join(STORAGES))
+    kv = KVSettings(budget=kept, compressor=compressor, dtype=dtype, storage=STORAGES[stored]())
+    changes: dict[str, Any] = {"kv": kv}
     if options.preset is not None:
         given = argparse.Namespace(**{**vars(options), "policy": None, "threshold": None, "warmup": None})
         reuse = make_reuse(given, options.steps, shift)

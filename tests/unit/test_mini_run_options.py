@@ -53,3 +53,11 @@ def test_what_there_is_not_is_refused(given: tuple[str, str]) -> None:
 def test_policies_that_look_at_the_content_run_alone() -> None:
     assert not one_by_one(None) and not one_by_one(build_policy({"name": "never"}))
     assert one_by_one(build_policy({"name": "chunkwise"})) and "chunkwise" in POLICIES
+
+
+def test_storage_by_name() -> None:
+    kv = changes("--kv-storage", "int4", "--kv-budget", "2")["kv"]
+    assert kv.storage.name == "int4" and kv.budget == 2
+    assert changes()["kv"].storage.name == "plain"
+    with pytest.raises(SettingError, match="kv-storage: got 'int1', accepted: plain, int8, int4, int2, centroid"):
+        changes("--kv-storage", "int1")
