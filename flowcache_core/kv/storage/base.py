@@ -48,6 +48,7 @@ class Packed(Storage):
         maximum=1000.0,
         step=0.25,
         place=1,
+        optional=True,
         advanced=True,
     )
     exact_recent: float = option(
@@ -57,6 +58,7 @@ class Packed(Storage):
         maximum=1000.0,
         step=0.25,
         place=1,
+        optional=True,
         advanced=True,
     )
 

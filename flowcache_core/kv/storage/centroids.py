@@ -24,15 +24,16 @@ class Centroid(Packed):
     name: ClassVar[str] = "centroid"
 
     centroids: int = option(
-        256, "Centroids of a chunk's keys, and of its values.", minimum=1, maximum=256, advanced=True
+        256, "Centroids of a chunk's keys, and of its values.", minimum=1, maximum=256, optional=True, advanced=True
     )
-    iterations: int = option(4, "Rounds of k-means.", minimum=1, maximum=100, advanced=True)
+    iterations: int = option(4, "Rounds of k-means.", minimum=1, maximum=100, optional=True, advanced=True)
     residual_group: int = option(
         0,
         "Neighbouring channels of a token that share the scale of what its centroid leaves over; 0: 64, or the whole "
         "head below that.",
         minimum=0,
         maximum=1024,
+        optional=True,
         advanced=True,
     )
 

@@ -30,6 +30,7 @@ class Integer(Packed):
         "Most tokens of a chunk that share the scales of their keys, one per channel; 0: the whole chunk.",
         minimum=0,
         maximum=1_000_000,
+        optional=True,
         advanced=True,
     )
     value_group: int = option(
@@ -37,6 +38,7 @@ class Integer(Packed):
         "Neighbouring channels of a token that share the scale of its values; 0: 64, or the whole head below that.",
         minimum=0,
         maximum=1024,
+        optional=True,
         advanced=True,
     )
 
