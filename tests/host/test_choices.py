@@ -68,7 +68,8 @@ DYNAMIC = [choice for choice in ALL if choice.dynamic]
 
 
 def test_there_are_choices_of_all_kinds() -> None:
-    assert {choice.field for choice in DYNAMIC} == {"preset", "method", "plan", "family", "variant", "target", "storage"}
+    fields = {"preset", "method", "plan", "family", "variant", "target", "storage"}
+    assert {choice.field for choice in DYNAMIC} == fields
     assert len({(choice.node, choice.field) for choice in ALL}) >= 20
 
 
