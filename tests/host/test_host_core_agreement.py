@@ -255,7 +255,7 @@ def test_the_frame_rate_is_told_to_both(loaded):
 
 
 PARTIAL = {"policy": "partial schedule", "computed_steps": "0, 1, 3, 5", "partial_steps": "2, 4", "partial_share": 0.4}
-SHARE = {"policy": "motion", "fixed_share": 0.4, "warmup_steps": 2, "uniform_updates": 0}
+SHARE = {"policy": "motion", "threshold": 0.5, "fixed_share": 0.4, "warmup_steps": 2, "uniform_updates": 0}
 
 
 @pytest.mark.parametrize(

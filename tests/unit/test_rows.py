@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from test_kv_cache import SPEC, blocks
+from test_magi import tiny as magi_tiny
+from test_magi import tiny_inputs
 from test_wan import TINY, inputs, tiny
 from torch import Tensor
 
@@ -14,6 +16,7 @@ from flowcache_core.kv import ImportanceRedundancy
 from flowcache_core.kv.cache import KVCache
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.common.attention import attend_heads
+from flowcache_core.models.magi.layers import attend_grouped
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.plan.base import Chunk
 from flowcache_core.plan.blockwise import blockwise
@@ -147,3 +150,23 @@ def test_the_compressor_keeps_the_queries_of_the_last_whole_step() -> None:
         assert torch.equal(buffer.queries[0], before[layer])
         changed = (buffer.tokens.keys[..., :12, :] != held[layer][..., :12, :]).any(-1).any(2).flatten(0, 1).all(0)
         assert changed.nonzero().flatten().tolist() == [0, 11]
+
+
+def test_magi_rows_are_those_of_a_whole_forward_over_the_same_keys() -> None:
+    model = magi_tiny()
+    x, t, caption, mask = tiny_inputs(2)
+    whole, _ = model.forward_chunk(x, t, caption, mask, first_frame=4, attention=over_noise, return_residual=True)
+    tokens = x.shape[2] * model.tokens_per_frame(x)
+    grid = (x.shape[2], x.shape[3] // 2, x.shape[4] // 2)
+    for index in (torch.arange(tokens), torch.tensor([0, 3, tokens - 1])):
+        rows = Rows(index, grid)
+        part = model.forward_chunk(x, t, caption, mask, first_frame=4, attention=over_noise, rows=rows)
+        assert (part - whole)[..., rows.pixels(x)].abs().max() < 2e-5
+        assert torch.equal(part, whole) or rows.count < tokens
+
+
+def over_noise(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention to keys that are the same whatever the forward's own tokens are."""
+    draw = torch.Generator().manual_seed(layer)
+    keys, values = (torch.randn((*k.shape[:2], 9, k.shape[3]), generator=draw) for _ in range(2))
+    return attend_grouped(q, keys, values)
