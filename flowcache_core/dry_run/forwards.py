@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..denoiser import ChunkInput, ChunkOutput, Denoiser
 from ..kv.cache import KVCache
@@ -20,6 +19,9 @@ from ..models.wan.denoiser import WanDenoiser
 from ..rows import Rows
 from .memory import Ledger
 from .traffic import Count, Traffic
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..denoiser import Denoiser
 from ..engine.run import Run
@@ -61,6 +60,8 @@ def dry_run(subject: Subject, device: str = DEVICE) -> DryRun:
     The real engine, denoiser and K/V cache go through every tick; nothing is computed and next to no memory is taken.
     The text encoder and the autoencoder are not part of it.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # brings modules of torch that most never need
+
     traffic, ledger, flops = Traffic(), Ledger(), FlopCounterMode(display=False)
     events: list[Event] = []
     with without_values(traffic), flops, ledger, traffic:

@@ -58,7 +58,7 @@ def choices(name: str, inputs: list[io.Input], prefix: str = "", parents: Any = 
         if isinstance(entry, io.Combo.Input):
             yield Choice(name, field, parents, optional=entry.optional)
         elif isinstance(entry, io.DynamicCombo.Input):
-            yield Choice(name, field, parents, dynamic=True)
+            yield Choice(name, field, parents, dynamic=True, optional=entry.optional)
             for option in entry.options:
                 yield from choices(name, option.inputs, f"{field}.", (*parents, (field, option.key)))
 
