@@ -23,7 +23,7 @@ class OneRead:
 
     def read(self, values: Tensor) -> list[float]:
         """``values [n]``, fp32, as numbers."""
-        return self.fetch(values).tolist()
+        return (values if self.riding is None else self.fetch(values)).tolist()
 
     def fetch(self, values: Tensor) -> Tensor:
         """``values [n]``, fp32, on the CPU."""

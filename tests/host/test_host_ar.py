@@ -264,8 +264,12 @@ POLICIES = {
     "magcache": {"threshold": 0.3, "curve": (1.0, 0.98, 0.96, 0.97, 0.95, 0.93, 0.9, 0.8), "warmup_steps": 2},
     "interval": {"interval": 3, "warmup_steps": 1},
     "schedule": {"computed": (0, 1, 3, 6), "first": (0, 1, 2, 4, 6), "together": True, "always_last": False},
+    "front-loaded": {"first_share": 0.6, "later_share": 0.4},
+    "published": {},
     "never": {"warmup_steps": 1},
 }
+BY_TOKEN = ("motion", "partial schedule")
+"""Compute some tokens of a step, which the host's own sampler cannot."""
 QUANTITIES = (
     "velocity",
     "increment",
@@ -274,6 +278,8 @@ QUANTITIES = (
     {"name": "forecast", "order": 2, "correction": 0, "damping": 0.7},
     "taylor",
     {"name": "taylor", "order": 2},
+    "barycentric",
+    "chebyshev",
     "offset",
 )
 
@@ -291,7 +297,7 @@ def same_in_both_samplers(patched, sigmas):
 
 
 def test_rows_name_every_policy_and_every_quantity():
-    assert {*POLICIES} == {*reuse.POLICIES}
+    assert {*POLICIES, *BY_TOKEN} == {*reuse.POLICIES}
     assert {name if isinstance(name, str) else name["name"] for name in QUANTITIES} == {
         name for name, kind in reuse.QUANTITIES.items() if not kind.needs_residual
     }
@@ -303,6 +309,14 @@ def test_every_policy_with_every_quantity(model, policy, quantity):
     chosen = with_reuse(model, build.build_policy({"name": policy, **POLICIES[policy]}), build.build_quantity(quantity))
     record = same_in_both_samplers(chosen, torch.linspace(1, 0, 9))
     assert (record.reused_steps > 0) == (policy != "never")
+
+
+@pytest.mark.parametrize("policy", BY_TOKEN)
+def test_policies_by_token_are_refused_in_the_hosts_sampler(model, policy):
+    partly = {"partial_steps": (2,)} if policy == "partial schedule" else {"threshold": 0.3}
+    made = build.build_policy({"name": policy, **partly, "warmup_steps": 1})
+    with pytest.raises(errors.SettingError, match="AR Video Sampler"):
+        sample(with_reuse(model, made, build.build_quantity("velocity")), hosts(), start=latent(33))
 
 
 @pytest.mark.parametrize("name", module("nodes.reuse").preset_rows())

@@ -28,7 +28,7 @@ WRONG = (
 )
 # Node, its other inputs, and the links it has.
 LINKED = {
-    "FlowCacheChunkwiseReuse": ({"preset": CUSTOM}, ["model"]),
+    "FlowCacheChunkwiseReuse": ({"preset": CUSTOM}, ["model", "own_preset"]),
     "FlowCacheKVCompressor": ({"budget": 1.0, "method": METHOD, "dtype": SAME, "device": SAME}, ["model"]),
     "FlowCacheARSampler": ({"plan": BLOCKWISE}, ["prefix", "preview_vae"]),
     "FlowCachePromptSchedule": ({"recache": False, "start_2": 1}, ["prompt_1", "prompt_2", "prompt_3"]),

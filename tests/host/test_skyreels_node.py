@@ -87,15 +87,16 @@ def test_presets_are_for_50_steps(model, preset):
         sample(reuse_preset(model, name), ours(STAGGERED), sigmas=sigmas_of(model, 20))
 
 
-@pytest.mark.parametrize(("preset", "computed"), [("fast", 18), ("slow", 23)])
-def test_presets_compute_the_published_number_of_steps(preset, computed):
+@pytest.mark.parametrize(("preset", "first", "later"), [("fast", 34, 16), ("slow", 39, 21)])
+def test_presets_compute_the_steps_of_their_lists(preset, first, later):
+    """Over the nine chunks of the published run that is the paper's number: 162, and 208 for its 207."""
     from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
     model = ModelSamplingSD3().patch(load(causal=False), 8.0)[0]
     chosen = reuse_preset(model, f"skyreels-v2-1.3b-540p: {preset}")
     sample(chosen, ours({**STAGGERED, "ar_step": 5, "solver": "unipc"}), sigmas=sigmas_of(model, 50))
     record = last_record(chosen)
-    assert (record.computed_steps, record.total_steps) == (3 * computed, 3 * 50)
+    assert (record.computed_steps, record.total_steps) == (first + 2 * later, 3 * 50)
 
 
 def reuse_preset(model, name):

@@ -192,6 +192,7 @@ def test_an_out_that_cannot_be_written_is_refused_before_the_work(monkeypatch, t
 def test_an_out_with_presets_of_other_names_is_no_obstacle(monkeypatch, tmp_path):
     out = tmp_path / "mine.json"
     out.write_text('{"schema": 1, "presets": {}}')
-    monkeypatch.setattr("flowcache_core.mini.load_mini", lambda: (_ for _ in ()).throw(InterruptedError))
+    begun = staticmethod(lambda: (_ for _ in ()).throw(InterruptedError))
+    monkeypatch.setattr("flowcache_core.calibrate.bundled.Mini.load", begun)
     with pytest.raises(InterruptedError):
         command.main(["--model", "mini", "--target", "0.5", "--out", str(out)])

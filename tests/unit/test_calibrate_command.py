@@ -140,7 +140,7 @@ def test_a_recording_of_other_runs_is_refused(tmp_path, more, message):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--model", "other"], "model: got 'other', accepted: mini, mini-magi, skyreels"),
+        (["--model", "other"], "model: got 'other', accepted: mini, scenes, mini-magi, skyreels"),
         (["--plan", "spiral"], "plan: got 'spiral', accepted: blockwise"),
         (["--runs", "0"], "runs: got 0"),
         (["--chunks", "0"], "chunks: got 0"),

@@ -114,7 +114,11 @@ class Rope(nn.Module):
 
     def __init__(self, bands: int, island: dict[str, Any]) -> None:
         super().__init__()
-        self.bands = nn.Parameter(torch.tensor([10000.0 ** (-i / bands) for i in range(bands)], **island))
+        # Not torch.tensor(..., device=): newer torch cannot make one of those without values.
+        self.bands = nn.Parameter(torch.empty(bands, **island))
+        if not self.bands.is_meta:
+            with torch.no_grad():
+                self.bands.copy_(torch.tensor([10000.0 ** (-i / bands) for i in range(bands)], device="cpu"))
 
 
 class Modulation(nn.Module):
