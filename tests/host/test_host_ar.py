@@ -264,7 +264,7 @@ POLICIES = {
     "magcache": {"threshold": 0.3, "curve": (1.0, 0.98, 0.96, 0.97, 0.95, 0.93, 0.9, 0.8), "warmup_steps": 2},
     "interval": {"interval": 3, "warmup_steps": 1},
     "schedule": {"computed": (0, 1, 3, 6), "first": (0, 1, 2, 4, 6), "together": True, "always_last": False},
-    "front-loaded": {"first_share": 0.6, "later_share": 0.4},
+    "front-loaded": {"first_share": 0.6, "share": 0.4},
     "published": {},
     "never": {"warmup_steps": 1},
 }
@@ -313,7 +313,7 @@ def test_every_policy_with_every_quantity(model, policy, quantity):
 
 @pytest.mark.parametrize("policy", BY_TOKEN)
 def test_policies_by_token_are_refused_in_the_hosts_sampler(model, policy):
-    partly = {"partial_steps": (2,)} if policy == "partial schedule" else {"threshold": 0.3}
+    partly = {"partial": (2,)} if policy == "partial schedule" else {"threshold": 0.3}
     made = build.build_policy({"name": policy, **partly, "warmup_steps": 1})
     with pytest.raises(errors.SettingError, match="AR Video Sampler"):
         sample(with_reuse(model, made, build.build_quantity("velocity")), hosts(), start=latent(33))

@@ -29,6 +29,14 @@ WRONG = (
 # Node, its other inputs, and the links it has.
 LINKED = {
     "FlowCacheChunkwiseReuse": ({"preset": CUSTOM}, ["model", "own_preset"]),
+    "FlowCacheSparseAttention": (
+        {"method": {"method": "xattention", "p": 0.9, "stride": 4, "block": 16}, "dense_chunks": 2}, ["model"]),
+    "FlowCacheCalibrate": ({"target": {"target": "share", "share": 0.3}, "name": "mine"}, ["model", "latent"]),
+    "FlowCachePreset": (
+        {"hold": False, "file": "none", "lists": "", "name": "", "save": False}, ["preset"]),
+    "FlowCacheCompare": (
+        {"reference": {"samples": torch.zeros(1, 16, 3, 4, 8)}, "result": {"samples": torch.zeros(1, 16, 3, 4, 8)}},
+        ["vae", "model_reference", "model_result"]),
     "FlowCacheKVCompressor": ({"budget": 1.0, "method": METHOD, "dtype": SAME, "device": SAME}, ["model"]),
     "FlowCacheARSampler": ({"plan": BLOCKWISE}, ["prefix", "preview_vae"]),
     "FlowCachePromptSchedule": ({"recache": False, "start_2": 1}, ["prompt_1", "prompt_2", "prompt_3"]),
@@ -59,7 +67,7 @@ def test_every_link_of_every_node_is_checked():
         known = LINKED.get(name, ({}, []))[1]
         missing = [link for link in links if link not in known and link != "prompt_4"]
         assert not missing, f"{name}: {missing}"
-        plain = {"COMBO", "INT", "FLOAT", "STRING", "BOOLEAN", "COMFY_DYNAMICCOMBO_V3"}
+        plain = {"LATENT,IMAGE", "COMBO", "INT", "FLOAT", "STRING", "BOOLEAN", "COMFY_DYNAMICCOMBO_V3"}
         types = {one.get_io_type() for one in kind.define_schema().inputs}
         assert types <= plain | set(carries), f"{name} has an input of a type that nobody checks: {types - plain}"
 
