@@ -32,8 +32,9 @@ JUSTIFIED: Mapping[tuple[str, str], Reason] = {
     (BACK, "engine/finite.py read"): Reason("run", "whether every step left finite values: flags, read at the end"),
     (INTO, "sparse/xattention.py _table"): Reason("run", "p of every head"),
     # decisions that look at the video: law 5
+    (BACK, "reuse/read.py read"): Reason("tick", "the distances of all chunks of a tick"),
     (BACK, "reuse/read.py fetch"): Reason(
-        "tick", "the distances of all chunks of a tick, what their tokens need, and how far masks have drifted"
+        "tick", "the same with how far masks have drifted, and what the tokens of a tick's chunks need"
     ),
     (BACK, "reuse/read.py arrived"): Reason("tick", "how far masks have drifted, where no policy looks at the video"),
     (BACK, "sparse/run.py _tell"): Reason("run", "what share of its attention every step computed, read at the end"),

@@ -27,6 +27,7 @@ from flowcache_core.reuse.interval import Interval
 from flowcache_core.reuse.magcache import MagCache
 from flowcache_core.reuse.motion import Motion
 from flowcache_core.reuse.never import Never
+from flowcache_core.reuse.partial_schedule import PartialSchedule
 from flowcache_core.reuse.published import Published
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.reuse.teacache import TeaCache
@@ -85,6 +86,7 @@ TOKENWISE = [
     ("every-token-alone", Motion(**TOKENS, threshold=THRESHOLD, vote=None), True),
     ("cap", Motion(**TOKENS, threshold=THRESHOLD, max_reuses=1), True),
     ("fixed-share", Motion(**TOKENS, share=0.5), False),
+    ("listed", PartialSchedule(warmup_steps=1, computed=(0, 2, 4), partial=(1, 3), share=0.5), False),
 ]
 FIXED_LISTS = [
     ("time", Chunkwise(warmup_steps=1, threshold=9.0, distance=TimeDistance())),
