@@ -92,7 +92,7 @@ def test_a_choice_that_is_gone(page: Any) -> None:
     run(page)
     assert marked(page) == ["FlowCacheChunkwiseReuse"]
     page.get_by_test_id("error-overlay-see-errors").click()
-    details = page.locator("p", has_text="accepted: custom")
+    details = page.locator("p", has_text="accepted: custom").first
     details.wait_for()
     look(page, "gone")
     text = details.inner_text()
