@@ -17,15 +17,14 @@ from flowcache_core.commands.arguments import Parser
 from flowcache_core.errors import require_count
 from flowcache_core.kv import COMPRESSORS
 from flowcache_core.kv.settings import KVSettings
-from flowcache_core.mini_scenes.evaluate import RECALL_NAMES, recall_of
 
-from .meaning import Rates, right
+from .meaning import right
 from .mini_runs import HELD_OUT, LONG, MODELS, Comparison, Row, pairs, specimen
+from .recall import recall_text, recalled
 from .results import save
 
 BUDGET = 3.5
 PAIRS, STEPS = {"mini": 16, "scenes": 4}, {"mini": 50, "scenes": 16}
-RECALL_SAMPLES = 4
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,28 +47,15 @@ def main(argv: Sequence[str]) -> int:
     content: dict[str, Any] = {"model": of.name, "pairs": len(batch), "steps": steps, "uncached": uncached, "rows": []}
     print(f"all of it kept: {right(uncached):.1%} right", flush=True)
     if of.name == "scenes":
-        content["uncached_recall"] = recalled(steps, None)
+        content["uncached_recall"] = recalled(setup)
         print(recall_text(content["uncached_recall"]))
     print(Row.HEADER)
     for compressor, kind in COMPRESSORS.items():
         kv = KVSettings(budget=BUDGET, compressor=kind())
         row = comparison.row(f"{compressor}, budget {BUDGET:g} of 7", kv=kv)
-        recall = recalled(steps, kv) if of.name == "scenes" else {}
+        recall = recalled(setup, kv=kv) if of.name == "scenes" else {}
         print(row, recall_text(recall), flush=True)
         content["rows"].append({**asdict(row), "recall": recall})
         path = save(name, content)
     print(f"\nsaved: {path}")
     return 0
-
-
-def recalled(steps: int, kv: KVSettings | None) -> Rates:
-    """Rates of the recall test on mini scenes under these K/V settings; all kept without."""
-    of = specimen("scenes")
-    changes = {} if kv is None else {"kv": kv}
-    return recall_of(of.model, RECALL_SAMPLES, 0, steps, of.default.guidance, **changes)
-
-
-def recall_text(recall: Rates) -> str:
-    """The questions of the recall test with their rates, in one line."""
-    short = dict(zip(RECALL_NAMES, ("back", "colour", "shape", "place"), strict=True))
-    return "  ".join(f"{short[name]} {share:.0%} of {count}" for name, (share, count) in recall.items())

@@ -25,8 +25,9 @@ from flowcache_core.dry_run.models import config_of
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.common.attention import attend
+from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.denoiser import WanDenoiser
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.plan.staggered import staggered
 from flowcache_core.report.events import Event, RunFinished, RunStarted, StepTaken, WindowPass
 from flowcache_core.reuse.never import Never

@@ -4,8 +4,9 @@
     python dev.py bench curve --model scenes                         mini scenes
     python dev.py bench curve --setup staggered --pairs 8 --methods ours,teacache
 
-Beside PSNR stands how often the videos do what their prompts say (meaning.py). Rows are saved as they are made; a
-second call goes on where the first stopped.
+Beside PSNR stands how often the videos do what their prompts say (meaning.py), with --recall (mini scenes) also whether
+they remember what was out of sight (recall.py). Rows are saved as they are made; a second call goes on where the first
+stopped.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from matplotlib.figure import Figure
 
 from flowcache_core.calibrate.runs import Setup, paired
 from flowcache_core.commands.arguments import Parser
-from flowcache_core.errors import require_count
+from flowcache_core.errors import SettingError, require_count
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.solvers.unipc import UniPC
 from flowcache_core.sweep.kept import Kept
@@ -31,6 +32,7 @@ from flowcache_core.sweep.workers import Workers, add_worker_arguments, kept_for
 from .meaning import Rates, merged_rates, right
 from .methods import SHARES, Subject, methods
 from .mini_runs import MODELS, Comparison, Method, Row, pairs, specimen
+from .recall import recall_text, recalled
 from .results import save, save_picture, stored
 
 SETUPS: dict[str, tuple[Setup, dict[str, Any]]] = {
@@ -155,6 +157,12 @@ def alone(model: str, name: str, count: int, pair: int) -> Comparison:
     return Comparison(setup, [pairs(1000, count, model)[pair]], of=specimen(model), **base)
 
 
+def recall_of_method(method: Method, setup: Setup, **base: Any) -> Rates:
+    """What the method's videos remember; nothing of a denoiser of another kind, which the test does not run."""
+    settings = {**base, **method.settings()}
+    return {} if "kind" in settings else recalled(method.setup or setup, **settings)
+
+
 def main(argv: Sequence[str]) -> int:
     """Print the table, save it, and draw the curve."""
     p = Parser("curve", description=__doc__)
@@ -163,11 +171,14 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("--pairs", type=int, help=f"held-out prompts and seeds (default: {PAIRS})")
     p.add_argument("--few", action="store_true", help="three settings of each method; always so with mini scenes")
     p.add_argument("--methods", help="comma-separated beginnings of method names")
+    p.add_argument("--recall", action="store_true", help="the recall test too (mini scenes)")
     add_worker_arguments(p)
     options = p.parse_args(argv)
     model, count = options.model, PAIRS[options.model] if options.pairs is None else options.pairs
     require_count("pairs", count, minimum=1, maximum=100)
     setup, base = setup_of(model, options.setup)
+    if options.recall and model != "scenes":
+        raise SettingError("model", model, "scenes, for --recall: in other videos nothing is left behind")
     name = "-".join(["curve", *([] if model == "mini" else [model]), options.setup.replace(" ", "-")])
     figures = stored(name)
     rows: list[dict[str, Any]] = figures.get("rows", []) if figures.get("pairs") == count else []
@@ -178,10 +189,13 @@ def main(argv: Sequence[str]) -> int:
     workers = workers_of(options)
     missing = [m for m in methods(subject) if (m.name, m.point) not in done and m.name.startswith(wanted)]
     content = {"model": model, "setup": options.setup, "guidance": setup.guidance, "pairs": count}
+    recalls = {place(row): row["recall"] for row in rows if row.get("recall")}
+    content["uncached_recall"] = figures.get("uncached_recall") or (recalled(setup, **base) if options.recall else {})
 
     def add(method: Method, row: Row) -> None:
         print(row, flush=True)
         made = {"method": method.name, "point": method.point, **asdict(row)}
+        made["recall"] = recalls.get(place(made), {})
         rows[:] = [*(one for one in rows if place(one) != place(made)), made]
         save(name, {**content, "uncached": uncached, "rows": rows})
 
@@ -201,6 +215,14 @@ def main(argv: Sequence[str]) -> int:
             print(f"every step computed: {right(uncached):.1%} right\n{Row.HEADER}", flush=True)
             for method, row in rows_afar(missing, chosen, workers, kept):
                 add(method, row)
+    if options.recall:
+        print(f"every step computed: {recall_text(content['uncached_recall'])}", flush=True)
+        known = [m for m in methods(subject) if m.name.startswith(wanted) and (m.name, m.point) not in recalls]
+        for method in known:
+            measured = next(one for one in rows if place(one) == (method.name, method.point))
+            measured["recall"] = recall_of_method(method, setup, **base)
+            print(f"{method.title:44} {recall_text(measured['recall'])}", flush=True)
+            save(name, {**content, "uncached": uncached, "rows": rows})
     print(f"\n{at_shares_text(rows)}\n")
     path = draw(rows, f"{model}, {options.setup}, {setup.steps} steps, guidance {setup.guidance:g}", name)
     print(f"saved: {path.with_suffix('')}.json, .png")

@@ -27,9 +27,9 @@ from flowcache_core.kv.size import peak_bytes, read_bytes
 from flowcache_core.kv.storage import STORAGES, Int2, Plain
 from flowcache_core.kv.storage.base import Storage
 
-from .compression import recall_text, recalled
 from .meaning import right
 from .mini_runs import LONG, MODELS, Comparison, Row, pairs, run, specimen
+from .recall import recall_text, recalled
 from .results import save, stored
 
 HISTORY = 7
@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> int:
     rows: list[dict[str, Any]] = content["rows"]
     print(f"all of it kept as computed: {right(uncached):.1%} right\n{Row.HEADER}   held   read  of 16 bits")
     if options.recall and "recall" not in content:
-        content["recall"] = recalled(steps, None)
+        content["recall"] = recalled(setup)
         print(recall_text(content["recall"]), flush=True)
     for part in PARTS if options.part is None else (options.part,):
         for title, kv in choices(part):
@@ -113,7 +113,7 @@ def main(argv: Sequence[str]) -> int:
             record, latents = run(setup, comparison.batch, of=of, kv=kv)
             seconds = time.perf_counter() - begun
             row, sizes = comparison.score(title, [(record, latents)]), bytes_of(comparison, kv)
-            recall = recalled(steps, kv) if options.recall else {}
+            recall = recalled(setup, kv=kv) if options.recall else {}
             share = (sizes["held"] + sizes["read"]) / sizes["whole"]
             figures = f"{sizes['held'] / sizes['whole']:6.1%} {sizes['read'] / sizes['whole']:6.1%} {share:6.1%}"
             print(row, figures, f"{seconds:.0f} s", recall_text(recall), flush=True)

@@ -25,8 +25,9 @@ from ..models.magi.text import chunk_captions
 from ..models.magi.transformer import MagiTransformer, load_magi
 from ..models.magi.vae import LATENT_SCALE, MagiVAE, Tiling, load_magi_vae
 from ..models.wan.denoiser import WanDenoiser
+from ..models.wan.load import load_wan
 from ..models.wan.skyreels_checkpoint import load_skyreels
-from ..models.wan.transformer import WanTransformer, load_wan
+from ..models.wan.transformer import WanTransformer
 from ..models.wan.vae import SPATIAL_STRIDE, WanVAE, load_wan_vae
 from ..noise import window_noise
 from ..plan import blockwise

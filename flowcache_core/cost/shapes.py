@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..models.magi.config import MagiConfig
-from ..models.wan.transformer import WanConfig
+from ..models.wan.config import WanConfig
 from ..report.events import AttentionDensity, CachePass, Event, StepTaken, WindowPass
 
 

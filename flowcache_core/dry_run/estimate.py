@@ -21,8 +21,9 @@ from ..models.magi.denoiser import NULL, MagiDenoiser
 from ..models.magi.guidance import GuidanceScales
 from ..models.magi.text import NULL_TOKENS
 from ..models.magi.transformer import MagiTransformer
+from ..models.wan.config import WanConfig
 from ..models.wan.denoiser import WanDenoiser
-from ..models.wan.transformer import WanConfig, WanTransformer
+from ..models.wan.transformer import WanTransformer
 from ..reuse.base import ReusePolicy
 from ..reuse.never import Never
 from ..reuse.quantity import Velocity

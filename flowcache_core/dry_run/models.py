@@ -21,10 +21,11 @@ from ..models.magi.config import MAGI_24B, MagiConfig
 from ..models.magi.denoiser import NULL
 from ..models.magi.text import NULL_TOKENS
 from ..models.magi.transformer import MagiTransformer
+from ..models.wan.config import HEAD_DIM, WanConfig
 from ..models.wan.denoiser import WanDenoiser
 from ..models.wan.keys import transformer_tensors
 from ..models.wan.skyreels_checkpoint import SIZES, official_config
-from ..models.wan.transformer import HEAD_DIM, WanConfig, WanTransformer
+from ..models.wan.transformer import WanTransformer
 from ..plan.blockwise import blockwise
 from ..presets import kind_of, model_file, models
 from ..schedule import shifted

@@ -14,7 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from ..models.wan.transformer import WanTransformer, load_wan
+from ..models.wan.load import load_wan
+from ..models.wan.transformer import WanTransformer
 from ..models.wan.vae import WanVAE, load_wan_vae
 from .clip_pool import CHUNK_FRAMES
 from .data import FRAME_SIZE

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..models.wan.transformer import WanConfig, WanTransformer
+from ..models.wan.config import WanConfig
+from ..models.wan.transformer import WanTransformer
 from ..models.wan.vae import WanVAE
 from .checkpoint import Stand, load, require_finite_loss, save, save_or_say
 from .clip_pool import CHUNK_FRAMES, SHAPES, ClipPool, Clips

@@ -19,16 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.wan.vae import (
+from ..models.wan.vae import WanVAE, load_wan_vae
+from ..models.wan.vae_layers import (
     CausalConv3d,
     ChannelNorm,
     Downsample,
     FrameAttention,
     ResidualBlock,
     Upsample,
-    WanVAE,
     WanVAEConfig,
-    load_wan_vae,
 )
 from . import data
 from .checkpoint import Stand, load, require_finite_loss, save, save_or_say

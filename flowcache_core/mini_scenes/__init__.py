@@ -14,7 +14,7 @@ import torch
 from ..mini import MiniModel, metadata
 from ..mini.clip_pool import CHUNK_FRAMES
 from ..mini.noise_levels import SHIFT
-from ..models.wan.transformer import load_wan
+from ..models.wan.load import load_wan
 from ..models.wan.vae import load_wan_vae
 from .data import FRAME_SIZE
 from .text import VOCABULARY, encode_prompt

@@ -11,7 +11,8 @@ from ..mini.clip_pool import Clips
 from ..mini.train import Training
 from ..mini.transformer_training import WAN, Phase, Recipe
 from ..mini.vae_training import VAERecipe
-from ..models.wan.transformer import WanTransformer, load_wan
+from ..models.wan.load import load_wan
+from ..models.wan.transformer import WanTransformer
 from . import TRANSFORMER_FILE, VAE_FILE, WEIGHTS, data, text
 
 DATA = "generated clips of one to three shapes before hills: camera pan, shapes that enter or change colour, nightfall"

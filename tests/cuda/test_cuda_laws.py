@@ -14,8 +14,9 @@ if not torch.cuda.is_available():
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
+from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.denoiser import WanDenoiser
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.plan import staggered
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.schedule import StaticSchedule

@@ -14,7 +14,8 @@ from flowcache_core.engine import EngineSettings
 from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.magi.vae import MagiVAE, MagiVAEConfig, Tiling
-from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
+from flowcache_core.models.wan.vae import WanVAE
+from flowcache_core.models.wan.vae_layers import WanVAEConfig
 from flowcache_core.plan import staggered
 from flowcache_core.presets import load_preset
 from flowcache_core.reuse.schedule import StaticSchedule

@@ -16,8 +16,9 @@ from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.models.magi.denoiser import MagiDenoiser
 from flowcache_core.models.magi.guidance import GuidanceScales
 from flowcache_core.models.magi.transformer import MagiTransformer
+from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.denoiser import WanDenoiser
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.plan import blockwise, staggered, window
 from flowcache_core.reuse import QUANTITIES
 from flowcache_core.reuse.chunkwise import Chunkwise

@@ -11,7 +11,7 @@ from benchmarks import cuda, cuda_levers
 from benchmarks.cuda_levers import Model
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.magi.config import MagiConfig
-from flowcache_core.models.wan.transformer import WanConfig
+from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.sparse.settings import SparseSettings
 from flowcache_core.sparse.xattention import XAttention
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import compression, curve, meaning
+from benchmarks import compression, curve, meaning, recall
 from benchmarks import results as folder
 from benchmarks.methods import FAMILIES, Subject, by_rule, published_lists
 from benchmarks.mini_runs import PROMPTS, pairs
@@ -126,14 +126,34 @@ def test_compression_asks_for_meaning(small: Any, monkeypatch: pytest.MonkeyPatc
     assert found["steps"] == 4 and set(row["rates"]) == set(found["uncached"]) and row["recall"] == {}
 
 
-def test_recall_under_a_budget_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compression, "RECALL_SAMPLES", 1)
+@pytest.fixture
+def short_recall(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "SAMPLES", 1)
     monkeypatch.setattr(evaluate, "RECALL_CHUNKS", 2)
     monkeypatch.setattr(evaluate, "RECALL_CHUNK", 1)
     monkeypatch.setattr(evaluate, "ABSENT", ())
-    seen = compression.recalled(2, KVSettings(budget=1.0))
+
+
+def test_recall_under_a_budget_is_counted(short_recall: None) -> None:
+    seen = recall.recalled(Setup(steps=2), kv=KVSettings(budget=1.0))
     assert list(seen) == ["back", "colour", "shape", "place"] and all(count <= 1 for _, count in seen.values())
-    assert compression.recall_text(seen).startswith("back ")
+    assert recall.recall_text(seen).startswith("back ")
+
+
+def test_the_curve_asks_for_recall(small: Any, short_recall: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of methods that are measured already too; of other steps and solvers, with theirs."""
+    monkeypatch.setitem(curve.SETUPS, "blockwise", (Setup(chunks=1), {}))
+    only = ["--model", "scenes", "--pairs", "1", "--methods", "fewer"]
+    assert curve.main(only) == 0
+    assert curve.main([*only, "--recall"]) == 0
+    found = json.loads((small / "curve-scenes-blockwise.json").read_text())["figures"]
+    assert len(found["rows"]) == 6 and all("back" in row["recall"] for row in found["rows"])
+    assert "back" in found["uncached_recall"]
+    with pytest.raises(SettingError, match="for --recall"):
+        curve.main(["--recall"])
+
+
+def test_bad_counts_are_refused() -> None:
     with pytest.raises(SettingError, match="pairs"):
         compression.main(["--pairs", "0"])
 

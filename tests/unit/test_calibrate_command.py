@@ -20,7 +20,8 @@ from flowcache_core.engine import generate
 from flowcache_core.errors import SettingError
 from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.models.magi.transformer import MagiTransformer
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.config import WanConfig
+from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.presets import load_preset
 
 STEPS, CHUNKS = 6, 2

@@ -16,7 +16,8 @@ from flowcache_core.cost.assumed import counted_policy
 from flowcache_core.errors import SettingError
 from flowcache_core.models.common.attention import attend_heads
 from flowcache_core.models.common.cached_attention import attending
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.config import WanConfig
+from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.presets import load_preset
 
 SKYREELS = ["--model", "skyreels-v2-1.3b-540p"]

@@ -20,9 +20,11 @@ from flowcache_core import __main__ as command_line
 from flowcache_core.commands import demo
 from flowcache_core.mini import GUIDANCE, MiniModel
 from flowcache_core.mini.text import TEXT_DIM, VOCABULARY, encode_prompt
+from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.guidance_refresh import GuidanceRefresh
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
-from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
+from flowcache_core.models.wan.transformer import WanTransformer
+from flowcache_core.models.wan.vae import WanVAE
+from flowcache_core.models.wan.vae_layers import WanVAEConfig
 from flowcache_core.report.events import RunFinished, RunStarted, StepTaken
 from flowcache_core.report.progress import Progress, time_left
 from flowcache_core.report.video import read_video

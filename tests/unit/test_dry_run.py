@@ -22,8 +22,9 @@ from flowcache_core.dry_run.run import KV, WEIGHTS, Subject, dry_run
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
+from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.denoiser import WanDenoiser
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.plan import staggered
 from flowcache_core.report.events import RunStarted
 from flowcache_core.reuse.schedule import StaticSchedule

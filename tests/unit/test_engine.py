@@ -16,8 +16,9 @@ from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
 from flowcache_core.kv.cache import KVCache
 from flowcache_core.kv.settings import KVSettings
+from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.denoiser import WanDenoiser
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.plan import blockwise, staggered, window
 from flowcache_core.plan.base import Plan
 from flowcache_core.report.events import CacheCompressed, CachePass, ChunkFinished, RunFinished, RunStarted, StepTaken

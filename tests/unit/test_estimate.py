@@ -13,8 +13,9 @@ from flowcache_core.dry_run.run import Subject, dry_run
 from flowcache_core.engine import EngineSettings
 from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
+from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.denoiser import WanDenoiser
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.plan import blockwise, staggered, window
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.quantity import Residual

@@ -22,8 +22,9 @@ from flowcache_core.engine.finite import FiniteWatch
 from flowcache_core.errors import NotFiniteError, SettingError, require_finite_values
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.magi.denoiser import MagiDenoiser
+from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.denoiser import WanDenoiser
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.plan import blockwise, staggered, window
 from flowcache_core.plan.base import Plan
 from flowcache_core.report import document, figure, text

@@ -40,9 +40,12 @@ from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.models.magi.text import load_special_tokens
 from flowcache_core.models.magi.transformer import MagiTransformer, load_magi
 from flowcache_core.models.magi.vae import MagiVAE, MagiVAEConfig, load_magi_vae
+from flowcache_core.models.wan.config import WanConfig
+from flowcache_core.models.wan.load import load_wan
 from flowcache_core.models.wan.skyreels_checkpoint import load_skyreels
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer, load_wan
-from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig, load_wan_vae
+from flowcache_core.models.wan.transformer import WanTransformer
+from flowcache_core.models.wan.vae import WanVAE, load_wan_vae
+from flowcache_core.models.wan.vae_layers import WanVAEConfig
 from flowcache_core.presets import FOLDER, load_preset
 
 Change = Callable[[bytes, random.Random], bytes]

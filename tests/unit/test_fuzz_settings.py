@@ -22,7 +22,7 @@ from flowcache_core.models.magi.config import MAGI_4_5B, MagiConfig
 from flowcache_core.models.magi.guidance import GuidanceScales
 from flowcache_core.models.magi.text import TokenSwitches
 from flowcache_core.models.magi.vae import MagiVAEConfig, Tiling
-from flowcache_core.models.wan.transformer import WanConfig
+from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.plan import PLANS
 from flowcache_core.plan.base import Chunk, ChunkStep, Plan, Tick
 from flowcache_core.plan.blockwise import blockwise

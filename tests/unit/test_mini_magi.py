@@ -22,7 +22,8 @@ from flowcache_core.models.common.cached_attention import attending
 from flowcache_core.models.magi.guidance import CLEAN_TIME
 from flowcache_core.models.magi.layers import attend_grouped
 from flowcache_core.models.magi.transformer import MagiTransformer
-from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
+from flowcache_core.models.wan.vae import WanVAE
+from flowcache_core.models.wan.vae_layers import WanVAEConfig
 from flowcache_core.schedule import magi
 
 

@@ -22,7 +22,8 @@ from flowcache_core.mini_magi import evaluate as magi_evaluate
 from flowcache_core.mini_magi import train as magi_train
 from flowcache_core.mini_magi.training import RECIPE
 from flowcache_core.models.common.attention import attend
-from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
+from flowcache_core.models.wan.vae import WanVAE
+from flowcache_core.models.wan.vae_layers import WanVAEConfig
 
 
 def test_noise_levels_cover_the_samplers_patterns() -> None:

@@ -22,7 +22,8 @@ from flowcache_core.models.common.checkpoint import read_state_dict
 from flowcache_core.models.common.sharded import read_weights
 from flowcache_core.models.magi.text import load_special_tokens
 from flowcache_core.models.magi.vae import load_magi_vae
-from flowcache_core.models.wan.transformer import WanConfig, load_wan
+from flowcache_core.models.wan.config import WanConfig
+from flowcache_core.models.wan.load import load_wan
 from flowcache_core.presets import read_presets
 from flowcache_core.reading.json_text import parse_json, parse_object, read_json
 from flowcache_core.reading.limits import JSON_BYTES, JSON_DEPTH

@@ -12,8 +12,9 @@ from flowcache_core.errors import SettingError
 from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.shot_sink import ShotSink
 from flowcache_core.kv.sink_window import SinkWindow
+from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.denoiser import WanDenoiser
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.plan.blockwise import blockwise
 from flowcache_core.plan.shots import Shots
 from flowcache_core.plan.staggered import VideoWindow

@@ -21,8 +21,9 @@ from flowcache_core.models.magi.denoiser import MagiDenoiser
 from flowcache_core.models.magi.layers import apply_rope as magi_rope
 from flowcache_core.models.magi.layers import rope_table as magi_table
 from flowcache_core.models.magi.transformer import MagiTransformer
+from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.denoiser import WanDenoiser
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.plan.blockwise import blockwise
 from flowcache_core.schedule import shifted
 

@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from flowcache_core.commands.schedule import main
 from flowcache_core.errors import SettingError
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.config import WanConfig
+from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.presets import load_preset
 from flowcache_core.schedule import skyreels
 

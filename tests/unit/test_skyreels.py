@@ -14,8 +14,10 @@ from torch import Tensor
 from flowcache_core.errors import SettingError
 from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
-from flowcache_core.models.wan.vae import WanVAE, WanVAEConfig
+from flowcache_core.models.wan.config import WanConfig
+from flowcache_core.models.wan.transformer import WanTransformer
+from flowcache_core.models.wan.vae import WanVAE
+from flowcache_core.models.wan.vae_layers import WanVAEConfig
 from flowcache_core.noise import conditioning_seed, seeded_noise, window_noise
 from flowcache_core.report.events import CachePass, ChunkFinished, Event, RunStarted, StepTaken, WindowPass
 from flowcache_core.reuse.interval import Interval

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowcache_core.errors import SettingError
+from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.skyreels_checkpoint import load_skyreels
-from flowcache_core.models.wan.transformer import WanConfig, WanTransformer
+from flowcache_core.models.wan.transformer import WanTransformer
 
 SKYREELS_1B = WanConfig(dim=1536, ffn_dim=8960, num_layers=30, num_heads=12, fps_embedding=True)
 SKYREELS_14B = WanConfig(dim=5120, ffn_dim=13824, num_layers=40, num_heads=40)

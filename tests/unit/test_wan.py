@@ -19,7 +19,9 @@ from flowcache_core.models.common.attention import attend_heads
 from flowcache_core.models.common.cached_attention import attending
 from flowcache_core.models.common.checkpoint import read_state_dict
 from flowcache_core.models.common.rope import apply_rope, rope_axes, rope_table
-from flowcache_core.models.wan.transformer import PreparedText, WanConfig, WanTransformer, load_wan
+from flowcache_core.models.wan.config import WanConfig
+from flowcache_core.models.wan.load import load_wan
+from flowcache_core.models.wan.transformer import PreparedText, WanTransformer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sky_dit.safetensors"
 TINY = WanConfig(dim=48, ffn_dim=64, num_layers=2, num_heads=3, text_dim=20, freq_dim=32)

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from flowcache_core.errors import SettingError
-from flowcache_core.models.wan.vae import StreamDecoder, WanVAE, WanVAEConfig, load_wan_vae, wan_decoder
+from flowcache_core.models.wan.vae import StreamDecoder, WanVAE, load_wan_vae, wan_decoder
+from flowcache_core.models.wan.vae_layers import WanVAEConfig
 
 
 @pytest.fixture(scope="module")

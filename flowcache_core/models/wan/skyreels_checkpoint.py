@@ -16,8 +16,10 @@ from ...reading.regular_file import is_file, is_folder
 from ..common.checkpoint import read_state_dict
 from ..common.scaled_fp8 import FP8, dequantised
 from ..common.sharded import read_sharded
+from .config import WanConfig
 from .keys import transformer_tensors
-from .transformer import WanConfig, WanTransformer, wan_from_tensors
+from .load import wan_from_tensors
+from .transformer import WanTransformer
 
 # dim -> name and whether the model has a frame-rate embedding
 SIZES: Mapping[int, tuple[str, bool]] = {1536: ("1.3B", True), 5120: ("14B", False)}

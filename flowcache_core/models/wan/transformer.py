@@ -10,125 +10,22 @@ fp32; linear layers and attention in the dtype of the weights, to which the toke
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...errors import SettingError, require, require_count, require_finite
-from ...fields import require_types
-from ...reading.json_text import parse_object
-from ...reading.limits import LAYERS, WIDEST
+from ...errors import require, require_count
 from ...rows import Rows
 from ..common.attention import attend, attend_block_causal
 from ..common.cached_attention import LayerAttention
-from ..common.checkpoint import load_strict, read_state_dict
-from ..common.layers import count_layers
-from ..common.rope import RopeAxes, apply_rope
-from ..common.scaled_fp8 import LISTED_FORMATS, dequantised, is_beside
+from ..common.rope import RopeAxes
 from ..common.token_share import TokenShare
-from .keys import transformer_tensors
-
-HEAD_DIM = 128
-# Keys that a "config" in a file's metadata may carry for its host and that change nothing here.
-HOST_FLAGS = frozenset({"causal_ar", "image_model", "text_len"})
-# ... and those that name a variant: only this value is this model.
-VARIANT_FLAGS: Mapping[str, object] = {"model_type": "t2v", "qk_norm": True, "cross_attn_norm": True}
-
-
-@dataclass(frozen=True)
-class WanConfig:
-    """Sizes of the transformer. Nothing but ``num_heads`` and ``eps`` is free once the weights are given."""
-
-    dim: int
-    ffn_dim: int
-    num_layers: int
-    num_heads: int
-    in_dim: int = 16
-    out_dim: int = 16
-    text_dim: int = 4096
-    freq_dim: int = 256
-    patch: tuple[int, int, int] = (1, 2, 2)
-    fps_embedding: bool = False
-    eps: float = 1e-6
-
-    def __post_init__(self) -> None:
-        require_types(self)
-        for name in ("dim", "ffn_dim", "num_heads", "in_dim", "out_dim", "text_dim", "freq_dim"):
-            require_count(name, getattr(self, name), minimum=1, maximum=WIDEST)
-        require_count("num_layers", self.num_layers, minimum=1, maximum=LAYERS)
-        require_finite("eps", self.eps, minimum=0)
-        require(self.freq_dim % 2 == 0, "freq_dim", self.freq_dim, "an even number")
-        fits = self.dim % self.num_heads == 0 and self.head_dim % 2 == 0
-        require(fits, "num_heads", self.num_heads, f"a divisor of dim {self.dim} that leaves heads of even size")
-        require(self.patch[0] == 1, "patch", self.patch, "one latent frame per token")
-
-    @property
-    def head_dim(self) -> int:
-        return self.dim // self.num_heads
-
-    @classmethod
-    def from_state_dict(cls, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> WanConfig:
-        """Read the sizes off a state dict with official key names.
-
-        Heads have 128 dimensions unless ``metadata["config"]``, JSON ``{"transformer": {...}}``, gives ``num_heads``.
-        Any other size in it must be that of the weights. SettingError when a key is absent or a value does not fit.
-        """
-
-        def shape(key: str, dims: int) -> tuple[int, ...]:
-            require(key in state_dict, "state dict", f"no {key}", "the keys of a Wan 2.1 text-to-video transformer")
-            size = tuple(state_dict[key].shape)
-            require(len(size) == dims, key, size, f"{dims} dimensions")
-            return size
-
-        dim, in_dim, *patch = shape("patch_embedding.weight", 5)
-        sizes: dict[str, Any] = {
-            "dim": dim,
-            "ffn_dim": shape("blocks.0.ffn.0.weight", 2)[0],
-            "num_layers": count_layers(state_dict, "blocks."),
-            "in_dim": in_dim,
-            "out_dim": shape("head.head.weight", 2)[0] // math.prod(patch),
-            "text_dim": shape("text_embedding.0.weight", 2)[1],
-            "freq_dim": shape("time_embedding.0.weight", 2)[1],
-            "patch": tuple(patch),
-            "fps_embedding": "fps_embedding.weight" in state_dict,
-        }
-        overrides = _overrides(metadata, sizes)
-        if "num_heads" not in overrides:
-            accepted = f"a multiple of {HEAD_DIM}, or num_heads in the file's metadata: config.transformer.num_heads"
-            require(dim % HEAD_DIM == 0, "dim", dim, accepted)
-            overrides["num_heads"] = dim // HEAD_DIM
-        return cls(**{**sizes, **overrides})
-
-
-def _overrides(metadata: Mapping[str, str] | None, sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """``num_heads`` and ``eps`` out of a file's metadata; everything else in there must agree with the weights."""
-    text = (metadata or {}).get("config")
-    if text is None:
-        return {}
-    form = 'JSON of the form {"transformer": {...}}'
-    given = parse_object(text, "metadata config", form).get("transformer", {})
-    if not isinstance(given, dict):
-        raise SettingError("metadata config", text, form)
-    overrides = {}
-    for key, value in given.items():
-        field = f"metadata config.transformer.{key}"
-        if key in ("num_heads", "eps"):
-            overrides[key] = value
-        elif key in sizes:
-            value = tuple(value) if isinstance(value, list) else value
-            require(value == sizes[key], field, value, f"{sizes[key]!r}, as in the weights")
-        elif key in VARIANT_FLAGS:
-            require(value == VARIANT_FLAGS[key], field, value, repr(VARIANT_FLAGS[key]))
-        elif key not in HOST_FLAGS:
-            known = sorted({*(item.name for item in fields(WanConfig)), *VARIANT_FLAGS, *HOST_FLAGS})
-            raise SettingError(field, value, f"one of the keys {', '.join(known)}")
-    return overrides
+from .config import WanConfig
+from .layers import Fp32Linear, WanBlock, WanHead
 
 
 @dataclass(frozen=True)
@@ -141,113 +38,6 @@ class PreparedText:
 
 Text = Tensor | PreparedText
 SelfAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-
-
-class Fp32Linear(nn.Linear):
-    """Linear layer computed in fp32 whatever the dtype of its weights."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.float()
-        return F.linear(x.float(), self.weight.float(), bias)
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over all heads together, in fp32."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
-
-
-class WanAttention(nn.Module):
-    """Projections of one attention: queries and keys are normalised before they are split into heads."""
-
-    def __init__(self, config: WanConfig) -> None:
-        super().__init__()
-        self.q = nn.Linear(config.dim, config.dim)
-        self.k = nn.Linear(config.dim, config.dim)
-        self.v = nn.Linear(config.dim, config.dim)
-        self.o = nn.Linear(config.dim, config.dim)
-        self.norm_q = RMSNorm(config.dim, config.eps)
-        self.norm_k = RMSNorm(config.dim, config.eps)
-        self.head_dim = config.head_dim
-
-    def split(self, x: Tensor) -> Tensor:
-        """``[B, tokens, dim]`` to ``[B, tokens, heads, head_dim]``."""
-        return x.unflatten(-1, (-1, self.head_dim))
-
-    def rotated(self, x: Tensor, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k (with rotary embedding) and v of ``x [B, tokens, dim]``, each ``[B, heads, tokens, head_dim]``."""
-        q = apply_rope(self.split(self.norm_q(self.q(x))), table).to(x.dtype)
-        k = apply_rope(self.split(self.norm_k(self.k(x))), table).to(x.dtype)
-        return q.transpose(1, 2), k.transpose(1, 2), self.split(self.v(x)).transpose(1, 2)
-
-    def queries(self, x: Tensor) -> Tensor:
-        """Queries without rotary embedding, ``[B, heads, tokens, head_dim]``."""
-        return self.split(self.norm_q(self.q(x)).to(x.dtype)).transpose(1, 2)
-
-    def keys_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys without rotary embedding, and values, ``[B, heads, tokens, head_dim]`` each."""
-        keys = self.split(self.norm_k(self.k(x)).to(x.dtype)).transpose(1, 2)
-        return keys, self.split(self.v(x)).transpose(1, 2)
-
-
-class WanBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward; the first and the last modulated by the time projection."""
-
-    def __init__(self, config: WanConfig) -> None:
-        super().__init__()
-        self.self_attn = WanAttention(config)
-        self.cross_attn = WanAttention(config)
-        self.norm3 = nn.LayerNorm(config.dim, config.eps)
-        self.ffn = nn.Sequential(
-            nn.Linear(config.dim, config.ffn_dim), nn.GELU("tanh"), nn.Linear(config.ffn_dim, config.dim)
-        )
-        self.modulation = nn.Parameter(torch.empty(1, 6, config.dim))
-        self.eps = config.eps
-
-    def forward(
-        self,
-        x: Tensor,
-        e0: Tensor,
-        table: Tensor,
-        self_attention: Callable[[Tensor, Tensor, Tensor], Tensor],
-        cross_attention: Callable[[Tensor], Tensor],
-    ) -> Tensor:
-        """``x [B, F, S, dim]`` (S tokens per frame), ``e0 [B, F or 1, 6, dim]`` fp32."""
-        dtype = x.dtype
-        x = x.float()
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.modulation.float() + e0).unsqueeze(3).unbind(2)
-        h = torch.addcmul(shift1, layer_norm(x, self.eps), 1 + scale1).to(dtype).flatten(1, 2)
-        h = self.self_attn.o(self_attention(*self.self_attn.rotated(h, table)))
-        x = torch.addcmul(x, h.view_as(x), gate1)
-        h = F.layer_norm(x, x.shape[-1:], self.norm3.weight.float(), self.norm3.bias.float(), self.eps)
-        h = self.cross_attn.o(cross_attention(self.cross_attn.queries(h.to(dtype).flatten(1, 2))))
-        x = x + h.view_as(x)
-        h = self.ffn(torch.addcmul(shift2, layer_norm(x, self.eps), 1 + scale2).to(dtype))
-        return torch.addcmul(x, h.float(), gate2).to(dtype)
-
-
-class WanHead(nn.Module):
-    """Last norm, modulated by the time embedding itself, and the projection to patches; all fp32."""
-
-    def __init__(self, config: WanConfig) -> None:
-        super().__init__()
-        self.head = Fp32Linear(config.dim, config.out_dim * math.prod(config.patch))
-        self.modulation = nn.Parameter(torch.empty(1, 2, config.dim))
-        self.eps = config.eps
-
-    def forward(self, x: Tensor, e: Tensor) -> Tensor:
-        shift, scale = (self.modulation.float() + e.unsqueeze(2)).unsqueeze(3).unbind(2)
-        return self.head(torch.addcmul(shift, layer_norm(x.float(), self.eps), 1 + scale))
-
-
-def layer_norm(x: Tensor, eps: float) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=eps)
 
 
 class WanTransformer(nn.Module):
@@ -498,38 +288,3 @@ class WanTransformer(nn.Module):
         _, rows, columns = self.config.patch
         patches = self.head(stream, e).unflatten(3, (rows, columns, -1)).unflatten(2, (-1, x.shape[4] // columns))
         return patches.permute(0, 6, 1, 2, 4, 3, 5).flatten(5, 6).flatten(3, 4)
-
-
-def load_wan(path: str | Path, dtype: torch.dtype | None = None) -> WanTransformer:
-    """Transformer with the weights of a .safetensors, .pt or .pth file, frozen and in eval mode, on the CPU.
-
-    Keys may stand under a common prefix (``model.diffusion_model.``); fp8 weights are multiplied out. ``dtype``
-    defaults to that of the file's attention weights, bf16 for fp8. SettingError when the file is damaged, runs code or
-    holds another architecture.
-    """
-    tensors, metadata = read_state_dict(path)
-    return wan_from_tensors(tensors, metadata, path, dtype)
-
-
-def wan_from_tensors(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: str | Path, dtype: torch.dtype | None = None
-) -> WanTransformer:
-    """What :func:`load_wan` makes of a file's content. ``path`` is only named in errors."""
-    field = f"checkpoint {Path(path).name}"
-    state_dict = transformer_tensors(tensors, field)
-    try:
-        if LISTED_FORMATS in metadata or any(map(is_beside, state_dict)):
-            state_dict = dequantised(state_dict, dtype or torch.bfloat16, metadata)
-        config = WanConfig.from_state_dict(state_dict, metadata)
-    except SettingError as error:
-        raise SettingError(f"{field}: {error.field}", error.value, error.accepted) from error
-    model = on_meta(config)
-    load_strict(model, state_dict, path)
-    model = model.to(dtype or state_dict["blocks.0.self_attn.q.weight"].dtype)
-    return model.eval().requires_grad_(False)
-
-
-def on_meta(config: WanConfig) -> WanTransformer:
-    """The module without values: what weights are checked against."""
-    with torch.device("meta"):
-        return WanTransformer(config)

@@ -18,8 +18,8 @@ from ....flowcache_core.mini import TRANSFORMER_FILE as MINI_WAN
 from ....flowcache_core.mini_magi import TRANSFORMER_FILE as MINI_MAGI
 from ....flowcache_core.models.magi.config import BLOCKS, MagiConfig
 from ....flowcache_core.models.magi.transformer import MagiTransformer
+from ....flowcache_core.models.wan.config import WanConfig
 from ....flowcache_core.models.wan.keys import transformer_tensors
-from ....flowcache_core.models.wan.transformer import WanConfig
 from ..files.listed import listed_file
 from ..files.weight_files import folder_sizes, read
 from .graph import Graph, NotKnownError

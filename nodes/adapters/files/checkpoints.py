@@ -18,9 +18,10 @@ from ....flowcache_core.errors import Found, SettingError, listed, require
 from ....flowcache_core.models.common.checkpoint import WEIGHT_DTYPES as WEIGHT_FORMATS
 from ....flowcache_core.models.common.checkpoint import misfits
 from ....flowcache_core.models.common.scaled_fp8 import FP8, MARKER, dequantised, is_beside
+from ....flowcache_core.models.wan.config import WanConfig
 from ....flowcache_core.models.wan.keys import transformer_tensors
+from ....flowcache_core.models.wan.load import on_meta
 from ....flowcache_core.models.wan.skyreels_checkpoint import FRAME_RATE, family_misfit
-from ....flowcache_core.models.wan.transformer import WanConfig, on_meta
 from ....flowcache_core.reading.json_text import parse_object
 from .quantised import host_form, layer_of, packed_layers
 from .weight_files import ARCHITECTURE, FIELD, READABLE, folder_sizes, read

@@ -14,8 +14,8 @@ from torch import Tensor
 from ....flowcache_core.errors import SettingError
 from ....flowcache_core.models.common.checkpoint import read_state_dict
 from ....flowcache_core.models.common.sharded import NAMES, read_sharded
+from ....flowcache_core.models.wan.config import WanConfig
 from ....flowcache_core.models.wan.skyreels_checkpoint import official_config
-from ....flowcache_core.models.wan.transformer import WanConfig
 
 FIELD = "model_name"
 READABLE = "a complete .safetensors file, or a .pt / .pth file that holds nothing but weights"
