@@ -1,4 +1,4 @@
-"""What a run will cost, before it: the texts of one node while it executes, and a route that the frontend asks."""
+"""What a run will cost, before it: a route that the frontend asks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from ..flowcache_core.kv.settings import KVSettings
 from . import kv, presets, reuse
 from .adapters.before.graph import Graph, NotKnownError
-from .adapters.before.tell import before
+from .adapters.before.tell import Numbers, before
 from .adapters.before.wired import Readers
 from .adapters.run.settings import ReuseSettings
 
@@ -39,8 +39,8 @@ def read_kv(graph: Graph, node: str) -> KVSettings:
 READERS = Readers(read_reuse, read_kv)
 
 
-def texts_of(prompt: Any) -> dict[str, str]:
-    """Node -> text for a prompt as the frontend would queue it."""
+def estimates_of(prompt: Any) -> dict[str, list[Numbers]]:
+    """Node -> what samplings through it will cost, for a prompt as the frontend would queue it."""
     return before(Graph.of(prompt), READERS)
 
 
@@ -53,7 +53,7 @@ def register() -> None:
 
     @server.routes.post(ROUTE)
     async def estimate(request: web.Request) -> web.Response:
-        """``{"prompt": ...}`` to ``{"texts": {node: text}}``; computed beside the server's loop."""
+        """``{"prompt": ...}`` to ``{"nodes": {node: [numbers]}}``; computed beside the server's loop."""
         if (request.content_length or 0) > MOST_BYTES:
             return web.json_response({"error": f"at most {MOST_BYTES} bytes"}, status=413)
         try:
@@ -62,5 +62,5 @@ def register() -> None:
             return web.json_response({"error": 'JSON of the form {"prompt": ...}'}, status=400)
         if not isinstance(prompt, dict) or len(prompt) > MOST_NODES:
             return web.json_response({"error": f"a prompt of at most {MOST_NODES} nodes"}, status=400)
-        texts = await asyncio.get_running_loop().run_in_executor(None, texts_of, prompt)
-        return web.json_response({"texts": texts})
+        nodes = await asyncio.get_running_loop().run_in_executor(None, estimates_of, prompt)
+        return web.json_response({"nodes": nodes})

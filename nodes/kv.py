@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..flowcache_core.errors import require
 from ..flowcache_core.kv import COMPRESSORS
 from ..flowcache_core.kv.settings import KVSettings
 from ..flowcache_core.kv.storage import STORAGES, Plain
-from .adapters.before.tell import on_running_compressor
 from .adapters.declared import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_kv
-from .adapters.shown.running_node import show_text
 from .choices import MISSING, check
 from .inputs import inputs_of, part_of
 
@@ -112,10 +110,7 @@ class KVCompressor(Node):
     ) -> io.NodeOutput:
         with naming(NAME):
             kv = settings(budget, method, dtype, device, storage)
-            patched = with_kv(model, kv)
-        text = on_running_compressor(patched, kv)
-        show_text(text)
-        return io.NodeOutput(patched, ui=ui.PreviewText(text))
+            return io.NodeOutput(with_kv(model, kv))
 
 
 def settings(

@@ -1,13 +1,24 @@
-// What the pack adds to the frontend: the live map on the node that samples, and the report's text.
+// What the pack adds to the frontend: panels on its nodes and on the node that samples, and an action in menus.
 import { app } from "../../scripts/app.js";
+import { insertions } from "./insert.js";
+import { askSoon, graphOpened, listenForEstimates } from "./panel/estimates.js";
 import { listen, showAll } from "./panel/runs.js";
-import { REPORT, watchReport } from "./report.js";
+import { REPORT, watchReport } from "./panel/report.js";
+import { translateNotes } from "./notes.js";
 
 app.registerExtension({
   name: "FlowCache",
-  setup: listen,
-  afterConfigureGraph: showAll,
+  setup() {
+    listen();
+    listenForEstimates(askSoon);
+  },
+  afterConfigureGraph() {
+    translateNotes();
+    showAll();
+    graphOpened();
+  },
   nodeCreated(node) {
     if (node.comfyClass === REPORT) watchReport(node);
   },
+  getNodeMenuItems: insertions, // frontends that lack it never call it
 });

@@ -1,11 +1,14 @@
-// Where in the graph a run is shown: nodes by the numbers that the host runs them under, and a panel on a node.
+// Where in the graph something is shown: nodes by the numbers that the host runs them under, and a panel on a node.
 import { app } from "../../../scripts/app.js";
-import { RunView } from "./view.js";
+import { Panel } from "./view.js";
 
 const NAME = "flowcache_run";
 const MARGIN = 10; // that the classic renderer leaves around an element
 
 export const rootGraph = () => app.rootGraph ?? app.graph;
+
+// Whether the graph of this id is the one that is open; one without an id may be.
+export const openGraph = (id) => !id || !rootGraph()?.id || id === rootGraph().id;
 
 // The node of an execution id such as "12", or "40:12" for node 12 inside subgraph node 40.
 export function nodeOf(id) {
@@ -18,45 +21,48 @@ export function nodeOf(id) {
   return node;
 }
 
-// Show a run on a node; the panel is made when the first run comes.
-export function showOn(node, run) {
-  let widget = node.widgets?.find((candidate) => candidate.name === NAME);
-  if (!widget) {
-    const view = new RunView(() => fit(node));
-    const height = () => view.height + 2 * MARGIN;
-    widget = node.addDOMWidget(NAME, NAME, view.element, {
-      serialize: false, // in prompts
-      getMinHeight: height,
-      getMaxHeight: height,
-      getHeight: height,
-      hideOnZoom: false,
-    });
-    widget.serialize = false; // in saved workflows
-    widget.flowcache = view;
-    const removed = widget.onRemove;
-    widget.onRemove = function () {
-      view.close();
-      removed?.apply(this, arguments);
-    };
-    fit(node);
-  }
-  widget.flowcache.show(run);
+const widgetOf = (node) => node.widgets?.find((candidate) => candidate.name === NAME);
+
+// The panel of a node; made when there is something to show.
+export function panelOn(node) {
+  const found = widgetOf(node);
+  if (found) return found.flowcache;
+  const panel = new Panel(node.comfyClass ?? node.type, (before, now) => fit(node, before ? now - before : 0));
+  const height = () => panel.height + 2 * MARGIN;
+  const widget = node.addDOMWidget(NAME, NAME, panel.element, {
+    serialize: false, // in prompts
+    getMinHeight: height,
+    getMaxHeight: height,
+    getHeight: height,
+    hideOnZoom: false,
+  });
+  widget.serialize = false; // in saved workflows
+  widget.flowcache = panel;
+  const removed = widget.onRemove;
+  widget.onRemove = function () {
+    panel.close();
+    removed?.apply(this, arguments);
+  };
+  return panel;
 }
 
+// A run is forgotten; the panel goes where nothing else is left on it.
 export function clear(node) {
-  const widget = node.widgets?.find((candidate) => candidate.name === NAME);
+  const widget = widgetOf(node);
   if (!widget) return;
+  if (widget.flowcache.tell({ run: null })) return;
+  const height = widget.flowcache.height;
   if (node.removeWidget) node.removeWidget(widget);
   else {
     widget.onRemove();
     node.widgets.splice(node.widgets.indexOf(widget), 1);
   }
-  fit(node);
+  fit(node, -height);
 }
 
-// As high as its widgets need.
-function fit(node) {
+// A node grows and shrinks with its panel, and keeps what its user gave it beyond that.
+function fit(node, change) {
   const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1] + change, height)]);
   node.setDirtyCanvas?.(true, true);
 }

@@ -1,7 +1,8 @@
 // The runs that this browser was told of, and on which nodes they are shown. Kept while the page is: a workflow that is
 // opened again shows what its nodes last did; a page that is reloaded asks the host.
 import { api } from "../../../scripts/api.js";
-import { clear, nodeOf, rootGraph, showOn } from "./place.js";
+import { clear, nodeOf, openGraph, panelOn } from "./place.js";
+import { KINDS } from "./lines.js";
 
 const EVENT = "flowcache.run";
 const ENDED = ["execution_interrupted", "execution_error"];
@@ -10,24 +11,29 @@ const runs = new Map();
 
 const key = (run) => `${run.workflow ?? ""}/${run.node}`;
 
-// The node that a run belongs to, if its graph is the one that is open.
-function placeOf(run) {
-  if (run.workflow && rootGraph()?.id && run.workflow !== rootGraph().id) return null;
+// The nodes that a run is shown on, if its graph is the one that is open: the one that samples, and those behind it.
+function placesOf(run) {
+  if (!openGraph(run.workflow)) return [];
   const node = nodeOf(run.node);
-  return node && (run.kind === null || (node.comfyClass ?? node.type) === run.kind) ? node : null;
+  if (!node || (run.kind !== null && (node.comfyClass ?? node.type) !== run.kind)) return [];
+  const behind = (run.nodes ?? []).map(nodeOf).filter((one) => one && KINDS[one.comfyClass ?? one.type]);
+  return [node, ...behind];
 }
 
 function told(run) {
   if (run.gone) return forget(run);
   runs.set(key(run), run);
-  const node = placeOf(run);
-  if (node) showOn(node, run);
+  show(run);
+}
+
+function show(run) {
+  for (const node of placesOf(run)) panelOn(node).tell({ run });
 }
 
 function forget(run) {
+  const known = runs.get(key(run)) ?? run; // "gone" names the sampling node only
   runs.delete(key(run));
-  const node = placeOf(run);
-  if (node) clear(node);
+  for (const node of placesOf(known)) clear(node);
 }
 
 // A prompt broke off: whatever of it was still running is gone.
@@ -36,10 +42,7 @@ function broke({ detail }) {
 }
 
 export function showAll() {
-  for (const run of runs.values()) {
-    const node = placeOf(run);
-    if (node) showOn(node, run);
-  }
+  for (const run of runs.values()) show(run);
 }
 
 // What was told while this page was not there.

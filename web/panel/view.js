@@ -1,5 +1,5 @@
-// The panel of one run as an element: a headline, the map, K/V against its budget, and what the colours mean.
-import { details, headline, memory } from "./lines.js";
+// A panel as an element: a headline, lines, the map and the K/V of a run where it samples, and details that unfold.
+import { content, KINDS, marks, memory } from "./lines.js";
 import { draw, heightFor } from "./map.js";
 import { themeOf } from "./theme.js";
 import { words } from "./words.js";
@@ -13,10 +13,14 @@ function child(parent, tag, style = {}) {
   return element;
 }
 
-export class RunView {
-  // resized: called when the panel needs another height.
-  constructor(resized) {
-    this.run = null;
+export class Panel {
+  // kind: class of the node. resized(before, now): called when the panel needs another height.
+  constructor(kind, resized) {
+    this.kind = kind;
+    this.state = { run: null, estimates: null, ran: null, text: null };
+    this.frame = null;
+    this.needed = 0;
+    this.told = 0;
     this.element = document.createElement("div");
     this.element.className = "flowcache-panel";
     Object.assign(this.element.style, {
@@ -29,14 +33,15 @@ export class RunView {
       borderRadius: "4px",
       pointerEvents: "none", // the node below is dragged and scrolled as if it were not there
     });
-    this.content = child(this.element, "div", { padding: "6px 8px" });
+    this.content = child(this.element, "div", { padding: "6px 8px", overflowWrap: "anywhere" });
     this.headline = child(this.content, "div", { fontWeight: "600", fontSize: "12px" });
-    this.details = child(this.content, "div", { opacity: "0.8" });
+    this.lines = child(this.content, "div", { opacity: "0.85" });
     this.fault = child(this.content, "div", { color: "#e06c6c", fontWeight: "600" });
-    this.canvas = child(this.content, "canvas", { display: "block", width: "100%", margin: "4px 0" });
+    this.drawing = child(this.content, "div", { display: "none" });
+    this.canvas = child(this.drawing, "canvas", { display: "block", width: "100%", margin: "4px 0" });
     this.canvas.setAttribute("role", "img");
-    this.legend = child(this.content, "div", { display: "flex", flexWrap: "wrap", gap: "0 10px", opacity: "0.9" });
-    this.bar = child(this.content, "div", {
+    this.legend = child(this.drawing, "div", { display: "flex", flexWrap: "wrap", gap: "0 10px", opacity: "0.9" });
+    this.bar = child(this.drawing, "div", {
       position: "relative",
       height: "6px",
       margin: "5px 0 2px",
@@ -45,40 +50,89 @@ export class RunView {
     });
     this.held = child(this.bar, "div", { position: "absolute", inset: "0 auto 0 0" });
     this.budget = child(this.bar, "div", { position: "absolute", top: "0", bottom: "0", width: "2px" });
-    this.memory = child(this.content, "div", { opacity: "0.8" });
-    this.needed = 0;
+    this.memory = child(this.drawing, "div", { opacity: "0.85" });
+    this.folding = child(this.content, "details", { opacity: "0.85", display: "none" });
+    this.summary = child(this.folding, "summary", { cursor: "pointer", pointerEvents: "auto" });
+    this.details = child(this.folding, "pre", {
+      margin: "2px 0 0",
+      font: `11px/${LINE}px sans-serif`,
+      whiteSpace: "pre-wrap",
+      overflow: "auto",
+      maxHeight: "320px",
+      pointerEvents: "auto",
+      userSelect: "text",
+    });
     this.watch = new ResizeObserver(() => {
-      this.paint();
-      if (!this.content.offsetHeight || this.content.offsetHeight === this.needed) return;
-      this.needed = this.content.offsetHeight;
-      resized();
+      const height = this.content.offsetHeight;
+      if (!height) return; // not on the screen
+      this.paintSoon();
+      if (height === this.needed) return;
+      this.needed = height;
+      const before = this.told;
+      this.told = height;
+      resized(before, height);
     });
     this.watch.observe(this.content);
   }
 
-  // The newest message of the run.
-  show(run) {
-    this.run = run;
-    this.headline.textContent = headline(run);
-    this.details.textContent = details(run);
-    this.fault.textContent = run.fault ? words().fault(run.fault) : "";
-    this.memory.textContent = memory(run) ?? "";
-    this.canvas.setAttribute("aria-label", `${words().map}: ${headline(run)}`);
-    this.paint();
+  // News, whole or in part: {run} its newest message, {estimates} of what runs will cost, {text} of a report. False
+  // where nothing is left to show.
+  tell(news) {
+    const begins = news.run && news.run.prompt !== this.state.run?.prompt;
+    Object.assign(this.state, news);
+    if (begins) this.state.ran = this.state.estimates ? marks(this.state.estimates) : null;
+    else if (this.state.run && !this.state.ran && this.state.estimates) this.state.ran = marks(this.state.estimates);
+    this.said = content(this.kind, this.state);
+    this.paintSoon();
+    return this.said !== null;
+  }
+
+  get run() {
+    return this.state.run;
+  }
+
+  // At most once a frame, however many messages come.
+  paintSoon() {
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      if (this.said && this.element.isConnected) this.paint();
+    });
   }
 
   paint() {
-    if (!this.run || !this.element.isConnected) return;
-    const theme = themeOf(this.element);
-    draw(this.canvas, this.run, theme);
-    this.explain(theme);
-    this.fill(theme);
+    const { headline, lines, details } = this.said;
+    write(this.headline, headline);
+    write(this.lines, lines.join("\n"));
+    this.lines.style.whiteSpace = "pre-wrap";
+    const run = this.state.run;
+    write(this.fault, run?.fault ? words().fault(run.fault) : "");
+    const drawn = run && !KINDS[this.kind];
+    this.drawing.style.display = drawn ? "block" : "none";
+    if (drawn) this.map(run, headline);
+    this.folding.style.display = details.length ? "block" : "none";
+    write(this.summary, words().details);
+    write(this.details, details.join("\n"));
+    // The report's map of letters needs letters of one width.
+    this.details.style.fontFamily = this.state.text ? "monospace" : "sans-serif";
+    this.details.style.whiteSpace = this.state.text ? "pre" : "pre-wrap";
   }
 
-  explain(theme) {
+  map(run, headline) {
+    const theme = themeOf(this.element);
+    this.canvas.setAttribute("aria-label", `${words().map}: ${headline}`);
+    draw(this.canvas, run, theme);
+    this.explain(run, theme);
+    this.fill(run, theme);
+    write(this.memory, memory(run) ?? "");
+  }
+
+  explain(run, theme) {
     const names = words().legend;
-    const present = new Set(this.run.rows.join(""));
+    const present = new Set(run.rows.join(""));
     const letters = Object.keys(names).filter((letter) => present.has(letter));
+    const shown = JSON.stringify([letters, letters.map((letter) => [names[letter], theme[letter]])]);
+    if (shown === this.explained) return;
+    this.explained = shown;
     this.legend.replaceChildren();
     for (const letter of letters) {
       const entry = child(this.legend, "span", { display: "inline-flex", alignItems: "center", gap: "4px" });
@@ -87,8 +141,8 @@ export class RunView {
     }
   }
 
-  fill(theme) {
-    const kv = this.run.kv;
+  fill(run, theme) {
+    const kv = run.kv;
     this.bar.style.display = kv ? "block" : "none";
     if (!kv) return;
     this.bar.style.background = theme[" "];
@@ -104,11 +158,17 @@ export class RunView {
 
   // Height in CSS pixels that everything needs; a guess until it has been laid out.
   get height() {
-    if (!this.run) return 0;
-    return this.needed || LINE * 6 + heightFor(this.run.rows.length);
+    const rows = this.state.run && !KINDS[this.kind] ? heightFor(this.state.run.rows.length) + 4 * LINE : 0;
+    return this.needed || 3 * LINE + rows;
   }
 
   close() {
     this.watch.disconnect();
+    if (this.frame !== null) cancelAnimationFrame(this.frame);
   }
+}
+
+// Text that has not changed is left alone, so that nothing is laid out anew.
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
 }

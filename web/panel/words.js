@@ -1,71 +1,23 @@
-// What a panel says, in English and Chinese; numbers are put in by the functions.
+// What a panel says, in the frontend's language; numbers are put in by the functions of a language's table.
 import { app } from "../../../scripts/app.js";
+import { chinese, chineseReasons } from "./chinese.js";
+import { english } from "./english.js";
 
-const en = {
-  steps: (done, total) => `step ${done} of ${total}`,
-  share: (share) => `${share} % computed`,
-  finished: (done, all) => `${done} of ${all} chunks done`,
-  left: (time) => `${time} left`,
-  unknown: "time left not known yet",
-  kv: (all) => `K/V ${all} MB`,
-  kept: (kept, whole) => `K/V ${kept} of ${whole} MB`,
-  held: (held, room) => `K/V ${held} of ${room} MB`,
-  budget: (budget) => `budget ${budget} MB`,
-  whole: (whole) => `${whole} MB uncompressed`,
-  fault: (place) => `Values are not finite from ${place} on (NaN or infinite)`,
-  saved: (saved, whole, factor) => `about ${saved} of ${whole} saved (${factor} x)`,
-  took: (time) => `took ${time}`,
-  nothing: "nothing reused",
-  expected: (decibels) => `expected ${decibels} dB`,
-  preset: (name) => name,
-  legend: {
-    "=": "given",
-    w: "warm-up",
-    "#": "computed",
-    "!": "forced",
-    ".": "reused",
-    part: "in part",
-    x: "not finite",
-    now: "now",
-  },
-  map: "Map of chunks (rows) and steps (columns)",
-};
+export const LANGUAGES = { en: english, zh: chinese };
 
-const zh = {
-  steps: (done, total) => `第 ${done} 步，共 ${total} 步`,
-  share: (share) => `已计算 ${share} %`,
-  finished: (done, all) => `完成 ${done}/${all} 块`,
-  left: (time) => `剩余 ${time}`,
-  unknown: "剩余时间未知",
-  kv: (all) => `K/V ${all} MB`,
-  kept: (kept, whole) => `K/V ${kept} MB，不压缩需 ${whole} MB`,
-  held: (held, room) => `K/V ${held} / ${room} MB`,
-  budget: (budget) => `预算 ${budget} MB`,
-  whole: (whole) => `不压缩需 ${whole} MB`,
-  fault: (place) => `从 ${place} 起数值不是有限数（NaN 或无穷）`,
-  saved: (saved, whole, factor) => `约省 ${whole} 中的 ${saved}（${factor} 倍）`,
-  took: (time) => `用时 ${time}`,
-  nothing: "没有复用",
-  expected: (decibels) => `预计 ${decibels} dB`,
-  preset: (name) => name,
-  legend: {
-    "=": "给定",
-    w: "预热",
-    "#": "已计算",
-    "!": "强制计算",
-    ".": "复用",
-    part: "部分计算",
-    x: "非有限值",
-    now: "当前",
-  },
-  map: "块（行）与步（列）的图",
-};
+export function isChinese() {
+  return (app.extensionManager?.setting?.get?.("Comfy.Locale") ?? "en").startsWith("zh");
+}
 
-export const LANGUAGES = { en, zh };
+export const words = () => (isChinese() ? chinese : english);
 
-export function words() {
-  const locale = app.extensionManager?.setting?.get?.("Comfy.Locale") ?? "en";
-  return locale.startsWith("zh") ? zh : en;
+// A sentence of the host's side of the pack, which speaks English.
+export function reason(sentence) {
+  if (!isChinese()) return sentence;
+  for (const [pattern, said] of chineseReasons) {
+    if (pattern.test(sentence)) return sentence.replace(pattern, said);
+  }
+  return sentence;
 }
 
 // Such as "1:05", "2:01:40", or "4.2 s" for less than ten seconds.
@@ -77,8 +29,13 @@ export function time(seconds) {
   return parts[0] ? `${parts[0]}:${minutes}:${rest}` : `${parts[1]}:${rest}`;
 }
 
-// Megabytes with three digits or so.
+// Megabytes with three digits or so; the tables say the unit.
 export function megabytes(bytes) {
   const value = bytes / 1e6;
   return value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2);
+}
+
+export function flops(count) {
+  const [size, name] = count >= 1e15 ? [1e15, "PFLOPs"] : count >= 1e12 ? [1e12, "TFLOPs"] : [1e9, "GFLOPs"];
+  return `${(count / size).toPrecision(3)} ${name}`;
 }

@@ -1,4 +1,4 @@
-"""One sampling of a graph: which of our nodes it goes through, over what latents, in how many steps."""
+"""What one sampling of a graph will cost: over what latents, in how many steps, with which settings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,9 @@ from ..run.plan_choice import PlanChoice
 from ..run.settings import FlowCacheSettings, ReuseSettings
 from ..wan.sampling import kv_of
 from .graph import LONGEST, Graph, NotKnownError
-from .model_sizes import LOADERS, MINI, of_loader
+from .model_sizes import of_loader
+from .wiring import SAMPLINGS, Wired
 
-SAMPLINGS = ("SamplerCustomAdvanced", "SamplerCustom")
-REUSE, COMPRESSOR, SAMPLER, HOST_SAMPLER = (
-    "FlowCacheChunkwiseReuse", "FlowCacheKVCompressor", "FlowCacheARSampler", "SamplerARVideo",
-)  # fmt: skip
 PIXELS, TIME = 8, 4  # of Wan's autoencoder, a latent value
 VIDEO_LATENTS = ("EmptyARVideoLatent", "EmptyHunyuanLatentVideo")
 MAGI_LATENT, MAGI_CHUNK = "FlowCacheEmptyMagiLatent", 6
@@ -42,39 +39,6 @@ class Readers:
 
     reuse: Callable[[Graph, str], ReuseSettings]
     kv: Callable[[Graph, str], KVSettings]
-
-
-@dataclass(frozen=True)
-class Wired:
-    """Node ids of one sampling, None for what it has not got; chunk_frames of the plan."""
-
-    sampling: str
-    sampler: str
-    reuse: str | None
-    kv: str | None
-    loader: str | None
-    host: bool
-
-    @classmethod
-    def of(cls, graph: Graph, sampling: str) -> Wired | None:
-        """None for a sampling that no AR sampler does."""
-        sampler = graph.source(sampling, "sampler")
-        if sampler is None or graph.kind(sampler) not in (SAMPLER, HOST_SAMPLER):
-            return None
-        guider = graph.source(sampling, "guider") or sampling
-        chain = [*graph.upstream(guider, "model")]
-
-        def first(*kinds: str) -> str | None:
-            return next((node for node in chain if graph.kind(node) in kinds), None)
-
-        last = chain[-1] if chain else None
-        loader = first(*LOADERS, MINI) or last
-        return cls(sampling, sampler, first(REUSE), first(COMPRESSOR), loader, graph.kind(sampler) == HOST_SAMPLER)
-
-    @property
-    def nodes(self) -> list[str]:
-        """Those that the estimate is shown on."""
-        return [node for node in (self.sampler, self.reuse, self.kv) if node is not None]
 
 
 def foreseen(graph: Graph, wired: Wired, readers: Readers) -> tuple[Estimate, Model, int]:

@@ -6,14 +6,16 @@ only the next one, or the last one that it asks for.
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from ....flowcache_core.report.events import Event, NotFinite, RunFinished, RunStarted
 from ....flowcache_core.report.live import LiveRun
+from ..before.wiring import Wired
 from ..run.settings import FlowCacheSettings
-from .running_node import show_run
+from .running_node import RunningNode, listening, show_run
 
 PAUSE = 0.25  # seconds between two messages
 SHARE = 0.002  # of the run's time that messages may take: the dearer they are, the rarer
@@ -27,21 +29,23 @@ class LiveMap:
     settings: FlowCacheSettings
     started: RunStarted | None = field(default=None, init=False)
     next_message: float = field(default=0.0, init=False)
+    nodes: list[str] = field(default_factory=list, init=False)
 
     def __call__(self, event: Event) -> None:
         self.run(event)
         if isinstance(event, RunStarted):
-            self.started = event
+            self.started, self.nodes = event, self.nodes or nodes_behind()
         at_once = isinstance(event, RunStarted | NotFinite) or (isinstance(event, RunFinished) and self.run.complete)
-        begun = time.monotonic()
-        if at_once or begun >= self.next_message:
+        if at_once or time.monotonic() >= self.next_message:
+            # The processor's time of this thread: what else runs on a busy machine makes no message dearer.
+            begun = time.thread_time()
             show_run(self.message())
-            now = time.monotonic()
-            self.next_message = now + max(PAUSE, (now - begun) / SHARE)
+            self.next_message = time.monotonic() + max(PAUSE, (time.thread_time() - begun) / SHARE)
 
     def message(self) -> dict[str, Any]:
         reuse = self.settings.reuse
-        return {**self.run.snapshot(), "preset": reuse.preset if reuse else None, "expected": self.expected()}
+        told = {"preset": reuse.preset if reuse else None, "expected": self.expected(), "nodes": self.nodes}
+        return {**self.run.snapshot(), **told}
 
     def expected(self) -> float | None:
         """dB that the preset's calibration promises for a run that computed what this one did; when it is over."""
@@ -54,3 +58,14 @@ class LiveMap:
         """The run is over; of one that broke off nothing stays."""
         if not self.run.complete:
             show_run(None)
+
+
+def nodes_behind() -> list[str]:
+    """The pack's nodes that the sampling which runs now goes through, and the reports on it."""
+    here = RunningNode.now()
+    try:
+        wired = Wired.running(here.display) if here is not None and listening() else None
+    except Exception as error:  # what is shown ends no run
+        logging.debug("FlowCache: which nodes the run goes through is not known: %r", error)
+        return []
+    return [] if wired is None else wired.nodes

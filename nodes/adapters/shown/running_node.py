@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from comfy_execution.utils import get_executing_context
 
 from .recent_runs import RECENT
 
-RUN_EVENT = "flowcache.run"
+RUN_EVENT, ESTIMATE_EVENT = "flowcache.run", "flowcache.estimate"
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,14 @@ def show_text(text: str) -> None:
     _show(lambda server, here: server.send_progress_text(text, here.display, server.client_id))
 
 
-def show_text_on(node: str, text: str) -> None:
-    """Write ``text`` on another node of the prompt that runs now."""
-    _show(lambda server, here: server.send_progress_text(text, node, server.client_id))
+def show_estimates(nodes: Mapping[str, Any]) -> None:
+    """Tell the browser what nodes of the prompt that runs now will cost: node -> list of numbers."""
+
+    def send(server: Any, here: RunningNode) -> None:
+        message = {"workflow": workflow_of(server, here), "nodes": nodes}
+        server.send_sync(ESTIMATE_EVENT, message, server.client_id)
+
+    _show(send)
 
 
 def listening() -> bool:
