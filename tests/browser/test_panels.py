@@ -1,0 +1,117 @@
+"""The panels on the pack's nodes: before a run, after it, in both languages, at any width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from panels import OURS, RUNNING, idle, near, panel, panel_when, queue
+from test_errors import change, look
+from test_frontend import MINI, open_template, ours
+
+SHAPES = """async () => {
+    const {LANGUAGES} = await import('/extensions/flowcache/panel/words.js');
+    const shape = table => Object.entries(table).map(([key, value]) => typeof value === 'object'
+        ? {[key]: shape(value)} : [key, typeof value, typeof value === 'function' ? value.length : 0]);
+    return Object.values(LANGUAGES).map(table => JSON.stringify(shape(table)));
+}"""
+
+
+def locale(page: Any, name: str) -> None:
+    page.evaluate("name => app.extensionManager.setting.set('Comfy.Locale', name)", name)
+    page.wait_for_timeout(500)
+
+
+def test_no_key_is_missing_in_either_language(page: Any) -> None:
+    first, *others = page.evaluate(SHAPES)
+    assert "legend" in first
+    assert others and all(other == first for other in others)
+
+
+def test_what_a_run_will_cost_then_what_it_did(page: Any) -> None:
+    page.errors.clear()
+    open_template(page, MINI)
+    change(page, "EmptyARVideoLatent", "length", 45)
+    change(page, "RandomNoise", "noise_seed", 500 + len(page.renderer))
+    foretold = {}
+    for kind in OURS:
+        near(page, kind)
+        foretold[kind] = panel_when(page, "p.shown && !p.cut && p.headline", kind)["headline"]
+        look(page, f"panel-before-{kind}")
+    assert "of 200 steps" in foretold["FlowCacheChunkwiseReuse"]
+    assert foretold["FlowCacheKVCompressor"].startswith("K/V ") and foretold["FlowCacheKVCompressor"].endswith("MB")
+    assert "at the peak" in foretold["FlowCacheARSampler"]
+    queue(page)
+    idle(page)
+    page.wait_for_timeout(1000)
+    for kind in OURS:
+        near(page, kind)
+        found = panel_when(page, "p.run?.complete && p.shown && !p.cut", kind)
+        look(page, f"panel-after-{kind}")
+        if kind == "FlowCacheKVCompressor":
+            assert found["headline"] == foretold[kind]
+        else:
+            assert "saved about" in found["headline"], found
+    # Another node of the graph changes: the next run will differ, and that is said beside what the last one did.
+    change(page, "EmptyARVideoLatent", "length", 69)
+    page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState?.()")
+    page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState?.()")
+    found = panel_when(page, "p.text.includes('next run')", "FlowCacheChunkwiseReuse")
+    assert "of 300 steps" in found["text"] and "saved about" in found["headline"]
+    assert ours(page.errors) == []
+
+
+def test_nothing_of_it_is_queued_or_saved(page: Any) -> None:
+    """After the test above: panels are there."""
+    assert panel(page, "FlowCacheReport") is not None
+    queued = page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).output)")
+    saved = page.evaluate("() => JSON.stringify(app.rootGraph.serialize())")
+    assert "flowcache_run" not in queued + saved and "saved about" not in queued + saved
+
+
+def test_details_unfold_and_the_node_follows(page: Any) -> None:
+    kind = "FlowCacheARSampler"
+    size = "kind => app.graph.nodes.find(n => n.type === kind).size[1]"
+    fold = """([kind, open]) => app.graph.nodes.find(n => n.type === kind).widgets
+        .find(w => w.name === 'flowcache_run').flowcache.folding.open = open"""
+    near(page, kind)
+    page.locator(".flowcache-panel details:visible").first.wait_for()
+    before = page.evaluate(size, kind)
+    page.evaluate(fold, [kind, True])
+    opened = panel_when(page, "p.text.includes('activations') && !p.cut", kind)
+    page.wait_for_timeout(500)
+    look(page, "panel-unfolded")
+    assert "weights" in opened["text"] and page.evaluate(size, kind) > before + 30
+    page.evaluate(fold, [kind, False])
+    page.wait_for_timeout(700)
+    assert abs(page.evaluate(size, kind) - before) <= 2
+
+
+def test_no_text_is_cut_when_a_node_is_narrow(page: Any) -> None:
+    kind = "FlowCacheARSampler"
+    wide = page.evaluate("kind => [...app.graph.nodes.find(n => n.type === kind).size]", kind)
+    set_width = """([kind, width]) => {
+        const node = app.graph.nodes.find(n => n.type === kind);
+        node.setSize([width, node.size[1]]);
+        app.canvas.setDirty(true, true);
+    }"""
+    page.evaluate(set_width, [kind, 225])
+    page.wait_for_timeout(800)
+    near(page, kind)
+    panel_when(page, "p.shown && !p.cut", kind)
+    look(page, "panel-narrow")
+    page.evaluate(set_width, [kind, wide[0]])
+
+
+def test_chinese(page: Any) -> None:
+    locale(page, "zh")
+    try:
+        open_template(page, MINI)
+        near(page, RUNNING)
+        for kind in OURS:
+            text = panel_when(page, "/[\\u4e00-\\u9fff]/.test(p.headline + p.text)", kind)["text"]
+            assert "steps" not in text and "saved" not in text, text
+        look(page, "panel-chinese")
+        note = page.evaluate("() => app.graph.nodes.find(n => n.type === 'MarkdownNote').widgets[0].value")
+        assert any("\u4e00" <= sign <= "\u9fff" for sign in note)
+    finally:
+        locale(page, "en")
