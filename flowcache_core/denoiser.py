@@ -25,7 +25,8 @@ class ChunkInput:
     step and sigma are those behind the last one: of a "prefix" chunk that is given, of a finished one once more
     ("clean"), of history under a new prompt ("recache"). prompt_from: the chunk whose prompt holds, None for its own
     (only when history is computed again). sparse: what the forward's self-attention goes through, None where nothing is
-    left out of it.
+    left out of it. seen_frames: the newest latent frames that are seen, those of the forward included (in a joint one
+    the sink counts and stays); 0 for all that is kept.
     """
 
     chunk: Chunk
@@ -37,6 +38,7 @@ class ChunkInput:
     kind: Literal["step", "prefix", "clean", "recache"] = "step"
     before: Tensor | None = None
     sparse: SparseAttention | None = None
+    seen_frames: int = 0
 
     @property
     def prompt_chunk(self) -> int:
@@ -96,6 +98,12 @@ class Denoiser(ModelView, Protocol):
         says at which tokens it holds (:attr:`ChunkOutput.rows`); elsewhere it is whatever is finite. Asked for only
         where a policy takes part of a chunk (:attr:`..reuse.base.ReusePolicy.parts`), and never before the chunk has
         been computed whole.
+        """
+        ...
+
+    def joint(self, items: Sequence[ChunkInput], cache: KVCache) -> Sequence[ChunkOutput]:
+        """Neighbouring chunks in one forward, each at its own noise level: all see all of them and the K/V of finished
+        ones. Writes the K/V of each. ``items``: in ascending order, the newest active chunk last.
         """
         ...
 

@@ -1,7 +1,8 @@
 """Few-step autoregressive Wan models as their authors sample them: one row for each.
 
-All are Wan text-to-video blocks, denoised one chunk after the other, with a clean pass (Self Forcing, arXiv
-2506.08009). They differ in chunk, noise levels, solver, window and sink only.
+All are Wan text-to-video blocks with a clean pass over every finished chunk, denoised one chunk after the other (Self
+Forcing, arXiv 2506.08009) or several together, each one step behind the one before it (Rolling Forcing, arXiv
+2509.25161). They differ in chunk, noise levels, solver, window and sink only.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from .kv.recent import Recent
 from .kv.settings import KVSettings
 from .kv.shot_sink import ShotSink
 from .kv.sink_window import SinkWindow
+from .plan.blockwise import Blockwise
+from .plan.settings import PlanSettings
 from .plan.shots import Shots
-from .plan.staggered import VideoWindow
+from .plan.staggered import Staggered, VideoWindow
 from .schedule import Schedule, from_sigmas, shift_sigma
 
 SMALL, MIDDLE, LARGE = (1536, 30), (3072, 30), (5120, 40)
@@ -35,7 +38,9 @@ class Released:
     it has others. window_frames: latent frames whose K/V a chunk sees, itself and the sink included; 0 for all.
     sink_frames: of these, how many at the start of the video stay. recache: the kept history is computed again under a
     new prompt. solver: between steps. shot_offset: for models that know shots, latent frames between two of them; their
-    newest shot has a sink of its own, as large as the video's.
+    newest shot has a sink of its own, as large as the video's. joint: as many chunks as there are steps are denoised
+    together, one forward for all of them; then the window counts them all, and the sink stands right before what else
+    is seen. What a clean pass sees are the window's newest frames, without a sink.
     """
 
     title: str
@@ -50,14 +55,36 @@ class Released:
     recache: bool = False
     solver: str = "renoise"
     shot_offset: int = 0
+    joint: bool = False
 
     def __post_init__(self) -> None:
         require_types(self)
-        room = f"0, or whole chunks: the sink's {self.sink_frames} frames, one chunk of history and the chunk itself"
+        at_work = "the chunk itself" if self.active == 1 else f"the {self.active} chunks in work"
+        room = f"0, or whole chunks: the sink's {self.sink_frames} frames, one chunk of history and {at_work}"
         whole = self.window_frames % self.chunk_frames == self.sink_frames % self.chunk_frames == 0
-        fits = self.window_frames >= self.sink_frames + 2 * self.chunk_frames
+        fits = self.window_frames >= self.sink_frames + (1 + self.active) * self.chunk_frames
         require(not self.window_frames or (whole and fits), "window_frames", self.window_frames, room)
         require(self.window_frames > 0 or self.sink_frames == 0, "sink_frames", self.sink_frames, "0 without a window")
+
+    @property
+    def active(self) -> int:
+        """Chunks that are in work at once."""
+        return len(self.timesteps) if self.joint else 1
+
+    @property
+    def plan(self) -> PlanSettings:
+        """The order of its chunks."""
+        return Staggered(self.chunk_frames, ar_step=1) if self.joint else Blockwise(self.chunk_frames)
+
+    @property
+    def attention(self) -> str:
+        """The engine's, of :data:`.engine.settings.ATTENTION`."""
+        return "joint" if self.joint else "block-causal"
+
+    @property
+    def joint_frames(self) -> int:
+        """Latent frames that a forward over several chunks sees; the engine's setting."""
+        return self.window_frames if self.joint else 0
 
     @cached_property
     def schedule(self) -> Schedule:
@@ -82,6 +109,8 @@ class Released:
             return KVSettings()
         budget = self.window_frames / self.chunk_frames - 1  # the active chunk is kept beside it
         sink = self.sink_frames / self.chunk_frames
+        if self.joint:  # a clean pass sees one chunk alone, so as much of the newest history, and no sink
+            return KVSettings(budget + sink, SinkWindow(sink=sink, reposition=True))
         if self.shot_offset and cuts:
             return KVSettings(budget, ShotSink(sink=sink, shots=cuts))
         return KVSettings(budget, SinkWindow(sink=sink) if sink else Recent())
@@ -134,6 +163,21 @@ ROWS = (
         chunk_frames=1,
         timesteps=(1000,),
         first_timesteps=FOUR_STEPS,
+    ),
+    Released(
+        "Causal-Forcing 1.3B, long video",
+        "zhuhz22/Causal-Forcing: chunkwise/longvideo.pt",
+        window_frames=21,
+        sink_frames=3,
+        joint=True,
+    ),
+    Released(
+        "Rolling Forcing 1.3B",
+        "TencentARC/RollingForcing: checkpoints/rolling_forcing_dmd.pt",
+        timesteps=(1000, 800, 600, 400, 200),
+        window_frames=21,
+        sink_frames=3,
+        joint=True,
     ),
     Released(
         "Self Gradient Forcing 1.3B, chunks of 3",

@@ -7,6 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..flowcache_core.engine.settings import ATTENTION
 from ..flowcache_core.plan import PLANS, PlanSettings
 from ..flowcache_core.released import RELEASED
 from ..flowcache_core.solvers import SOLVERS
@@ -60,10 +61,11 @@ def whole_window() -> list[io.Input]:
     return [
         io.Combo.Input(
             "attention",
-            options=["block-causal", "bidirectional"],
+            options=list(ATTENTION),
             tooltip=(
                 "block-causal: chunk by chunk with a K/V cache, what FlowCache speeds up. bidirectional: the whole "
-                "window at every tick, as SkyReels-V2 was released."
+                "window at every tick, as SkyReels-V2 was released. joint: the chunks in work in one forward, beside "
+                "the K/V of finished ones (Rolling Forcing)."
             ),
         ),
         io.Int.Input(

@@ -114,6 +114,9 @@ class Measuring:
                 self.inner.compute(item, cache)
         return output
 
+    def joint(self, items: Sequence[ChunkInput], cache: KVCache) -> Sequence[ChunkOutput]:
+        return self.inner.joint(items, cache)
+
     def encode(self, item: ChunkInput, cache: KVCache) -> None:
         self.inner.encode(item, cache)
 

@@ -73,6 +73,9 @@ class CountingDenoiser:
             item.sparse.count(cache.context_tokens(item.chunk))
         return ChunkOutput(torch.zeros_like(item.latents).unsqueeze(0), rows=rows)
 
+    def joint(self, items: Sequence[ChunkInput], cache: object) -> Sequence[ChunkOutput]:
+        return [ChunkOutput(torch.zeros_like(item.latents).unsqueeze(0)) for item in items]
+
     def encode(self, item: ChunkInput, cache: object) -> None:
         """Nothing is written."""
 
@@ -134,7 +137,7 @@ def counted_events(
     kv_tokens = 0
     for settings in windows:
         cache = None
-        if settings.attention == "block-causal":
+        if settings.attention != "bidirectional":
             cache = CountedCache(settings, tokens_per_frame, branches * shape.kv_bytes_per_token)
             kv_tokens = max(kv_tokens, cache.capacity_tokens)
         plan = settings.plan

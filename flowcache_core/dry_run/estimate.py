@@ -103,7 +103,7 @@ def estimate(
     plain = [replace(one, policy=Never(), kv=KVSettings()) for one in counted]
     shape, spec = model.shape(windows[0].plan.steps), model.spec(latents)
     cost, whole = (count(shape, runs, spec.tokens_per_frame, model.branches) for runs in (counted, plain))
-    by_chunk = windows[0].attention == "block-causal"
+    by_chunk = windows[0].attention != "bidirectional"
     kept, most = (
         max(peak_bytes(spec, one.kv, one.plan) for one in runs) if by_chunk else 0 for runs in (windows, plain)
     )

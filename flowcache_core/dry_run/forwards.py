@@ -71,6 +71,16 @@ class Forwards:
             residual = torch.empty(shape, dtype=cache.spec.dtype, device=item.latents.device)
         return ChunkOutput(self.velocities(item.latents), residual, rows)
 
+    def joint(self, items: Sequence[ChunkInput], cache: KVCache) -> Sequence[ChunkOutput]:
+        kinds = tuple((item.chunk.frames, *variety(self.inner, item, cache)) for item in items)
+        with self.like(("joint", *kinds)) as again:
+            if not again:
+                return self.inner.joint(items, cache)
+        with self.traffic.unheard():
+            for item in items:
+                write_all(cache, item, item.chunk.frames * cache.spec.tokens_per_frame)
+        return [ChunkOutput(self.velocities(item.latents)) for item in items]
+
     def encode(self, item: ChunkInput, cache: KVCache) -> None:
         with self.like(("encode", *variety(self.inner, item, cache))) as again:
             if not again:

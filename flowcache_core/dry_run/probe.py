@@ -32,30 +32,41 @@ def largest_forward(build: Build, settings: EngineSettings, shape: tuple[int, in
         _, denoiser = build(DEVICE)
         if settings.attention == "bidirectional":
             return _window(denoiser, settings, shape, ledger)
-        return _chunk(denoiser, settings, shape, ledger)
+        return _chunks(denoiser, settings, shape, ledger)
 
 
-def _chunk(denoiser: Denoiser, settings: EngineSettings, shape: tuple[int, int, int, int], ledger: Ledger) -> int:
-    """The chunk with the most frames behind as much history as the cache ever holds."""
+def _chunks(denoiser: Denoiser, settings: EngineSettings, shape: tuple[int, int, int, int], ledger: Ledger) -> int:
+    """The chunk with the most frames behind as much history as the cache ever holds; with joint attention as many of
+    them as are ever active.
+    """
+    joint = settings.attention == "joint"
     frames = max(chunk.frames for chunk in settings.plan.chunks)
     latents = torch.empty(*shape[:2], frames, *shape[2:], device=DEVICE)
     tokens = denoiser.kv_spec(latents).tokens_per_frame
     budget = max(settings.kv.budgets, default=None)
     held = -(-capacity_tokens(settings.plan, tokens, budget) // tokens)
-    history = max(0, held - frames)
-    chunks = (Chunk(0, 0, history), Chunk(1, history, frames)) if history else (Chunk(0, 0, frames),)
-    plan = Plan("probe", chunks, 1, offset_ticks(chunks, len(chunks) - 1, 1, 1), len(chunks) - 1)
+    at_work = settings.plan.max_active if joint else 1
+    history = max(0, held - at_work * frames)
+    lengths = ([history] if history else []) + [frames] * at_work
+    chunks = tuple(Chunk(i, sum(lengths[:i]), length) for i, length in enumerate(lengths))
+    given = len(chunks) - at_work
+    plan = Plan("probe", chunks, 1, offset_ticks(chunks, given, 1, 0), given)
     cache = KVCache(denoiser.kv_spec(latents), replace(settings.kv, budget=None, compressor=None), plan)
-    for chunk in chunks[:-1]:
+    for chunk in chunks[:given]:
         cache.begin(chunk)
         write_all(cache, _item(chunk, settings, latents), chunk.frames * tokens)
         cache.commit(chunk)
-    cache.begin(chunks[-1])
-    item = _item(chunks[-1], settings, latents)
+    items = [_item(chunk, settings, latents) for chunk in chunks[given:]]
+    for item in items:
+        cache.begin(item.chunk)
     keep = settings.quantity.needs_residual
-    denoiser.compute(item, cache, keep_residual=keep)  # texts and rotations are made
+
+    def forward() -> object:
+        return denoiser.joint(items, cache) if joint else denoiser.compute(items[0], cache, keep_residual=keep)
+
+    forward()  # texts and rotations are made
     with ledger.measured() as rise:
-        denoiser.compute(item, cache, keep_residual=keep)
+        forward()
     return rise[DEVICE]
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from ..denoiser import ChunkInput, Denoiser
+from ..denoiser import ChunkInput, ChunkOutput, Denoiser
 from ..kv.cache import KVCache
 from ..noise import NoiseSource
 from ..plan.base import Chunk, Tick
@@ -87,12 +87,13 @@ class Passes:
         begun = time.perf_counter()
         steps = self.settings.plan.steps
         sparse = None if self.sparse is None else self.sparse.forward(chunk, steps, lasting=True)
-        item = ChunkInput(chunk, steps, 0.0, timestep, latents, prompt_from, kind, sparse=sparse)
+        frames = self.settings.joint_frames
+        item = ChunkInput(chunk, steps, 0.0, timestep, latents, prompt_from, kind, sparse=sparse, seen_frames=frames)
         self.denoiser.encode(item, self.cache)
         seconds = time.perf_counter() - begun
         self.seconds += seconds
         tokens = chunk.frames * self.tokens_per_frame
-        context = self.cache.context_tokens(chunk)
+        context = self.seen_tokens(chunk)
         self.observe(CachePass(kind, chunk.index, self.denoiser.branches, tokens, context, seconds))
         if self.sparse is not None and sparse is not None:
             self.sparse.leave(sparse, tick, context)
@@ -120,6 +121,21 @@ class Passes:
         if self.settings.clean_pass and chunk.index != self.settings.plan.chunks[-1].index:
             self.encode("clean", chunk, latents, self.settings.clean_timestep, tick=tick)
         self.cache.commit(chunk)
+
+    def seen_tokens(self, chunk: Chunk) -> int:
+        """K/V tokens that a forward attends to whose newest chunk is this one."""
+        assert self.cache is not None
+        kept, frames = self.cache.context_tokens(chunk), self.settings.joint_frames
+        return min(kept, frames * self.tokens_per_frame) if frames else kept
+
+    def joint(self, items: Sequence[ChunkInput]) -> dict[int, ChunkOutput]:
+        """One forward over the chunks of a tick, by chunk."""
+        assert self.cache is not None
+        begun = time.perf_counter()
+        frames = self.settings.joint_frames
+        outputs = self.denoiser.joint([replace(item, seen_frames=frames) for item in items], self.cache)
+        self.seconds += time.perf_counter() - begun
+        return {item.chunk.index: output for item, output in zip(items, outputs, strict=True)}
 
     def window(self, tick: Tick, items: Sequence[ChunkInput]) -> Tensor:
         """One bidirectional forward; idle chunks stand where :func:`timestep_rows` puts them."""

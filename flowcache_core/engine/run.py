@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -99,13 +99,17 @@ class Run:
         decisions = self.policy.decide(items)
         if self.settings.computes_all(tick.index):
             decisions = self.override(items, decisions, "last step")
-        window = None
-        if self.passes.cache is None and not all(decision.reuses for decision in decisions):
-            window = self.passes.window(tick, items)
-            decisions = self.override(items, decisions, "window pass")  # computed along with the whole window
+        window: Tensor | None = None
+        joint: dict[int, ChunkOutput] = {}
+        if self.settings.attention != "block-causal" and not all(decision.reuses for decision in decisions):
+            decisions = self.override(items, decisions, "window pass")  # computed along with the others
+            if self.passes.cache is None:
+                window = self.passes.window(tick, items)
+            else:
+                joint = self.passes.joint(items)
         self.decide_masks(items, decisions)
         for item, decision in zip(items, decisions, strict=True):
-            self.step(item, decision, tick, window)
+            self.step(item, decision, tick, window, joint)
         self.finite.send()
         for event in self.finite.arrived():
             self.observe(event)
@@ -157,7 +161,14 @@ class Run:
         before = self.passes.frames(self.settings.plan.chunks[chunk - 1]) if at_work is None else at_work.latents
         return before[:, :, -1]
 
-    def step(self, item: ChunkInput, decision: Decision, tick: Tick, window: Tensor | None) -> None:
+    def step(
+        self,
+        item: ChunkInput,
+        decision: Decision,
+        tick: Tick,
+        window: Tensor | None,
+        joint: Mapping[int, ChunkOutput],
+    ) -> None:
         begun = time.perf_counter()
         active, passes = self.active[item.chunk.index], self.passes
         tokens, branches = item.chunk.frames * passes.tokens_per_frame, self.denoiser.branches
@@ -168,7 +179,7 @@ class Run:
             velocity = window[:, :, :, item.chunk.first_frame : item.chunk.end_frame]
             taken, count = active.take(item, velocity, computed=True), tokens
         else:
-            output = self.compute(item, decision.rows, tick)
+            output = joint.get(item.chunk.index) or self.compute(item, decision.rows, tick)
             velocity, taken, count = output.velocity, item, tokens
             branches = branches if output.branches is None else output.branches
             if output.rows is not None:
@@ -182,6 +193,7 @@ class Run:
             passes.frames(item.chunk).copy_(active.latents)
         self.finite.note((tick.index, item.chunk.index, item.step), velocity, active.latents)
         alone = passes.cache is not None and not decision.reuses
+        sees = self.settings.plan.chunks[max(joint, default=item.chunk.index)]
         self.observe(
             StepTaken.of(
                 taken,
@@ -190,7 +202,7 @@ class Run:
                 branches=branches,
                 tokens=tokens,
                 computed_tokens=count,
-                context_tokens=passes.cache.context_tokens(item.chunk) if passes.cache and alone else 0,
+                context_tokens=passes.seen_tokens(sees) if alone else 0,
                 kv_tokens=0 if passes.cache is None else passes.cache.tokens,
                 seconds=time.perf_counter() - begun,
             )

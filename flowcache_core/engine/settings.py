@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import require, require_finite
+from ..errors import require, require_count, require_finite
 from ..fields import require_types
-from ..kv.layout import capacity_tokens, largest_chunk_frames
+from ..kv.layout import capacity_tokens, largest_chunk_frames, max_active_frames
 from ..kv.settings import KVSettings
 from ..plan.base import Plan
 from ..reuse.base import ReusePolicy
@@ -18,7 +18,7 @@ from ..solvers.euler import Euler
 from ..sparse.settings import SparseSettings
 from .anchor import LowFrequencies
 
-ATTENTION = ("block-causal", "bidirectional")
+ATTENTION = ("block-causal", "bidirectional", "joint")
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,10 @@ class EngineSettings:
     clean_pass: re-encode a finished chunk at timestep ``clean_timestep`` so that its K/V holds no leftover noise
     (what Self-Forcing and MAGI-1 do); False leaves the K/V of its last computed step (what FlowCache does).
     attention: "block-causal" runs chunk by chunk against the K/V cache; "bidirectional" runs the whole window in one
-    forward per tick, without K/V (SkyReels-V2's released model).
+    forward per tick, without K/V (SkyReels-V2's released model); "joint" runs the chunks of a tick in one forward, in
+    which they see each other in both directions and the K/V of finished ones (Rolling Forcing, arXiv 2509.25161).
+    joint_frames: latent frames that a forward sees at most with joint attention: the sink, the newest history and its
+    own, where a clean pass sees the newest alone; 0 for all that is kept.
     prefix_noise: noise level at which the model sees prefix chunks, and is told so; the latents themselves stay clean.
     Redrawn at every window pass; with K/V it is drawn once, when the prefix is written.
     recache: chunks, each alone when it begins, before which the kept history is computed again under their prompt.
@@ -46,6 +49,7 @@ class EngineSettings:
     clean_pass: bool = False
     clean_timestep: float = 0.0
     attention: str = "block-causal"
+    joint_frames: int = 0
     prefix_noise: float = 0.0
     recache: frozenset[int] = frozenset()
     anchor: LowFrequencies | None = None
@@ -57,6 +61,7 @@ class EngineSettings:
         steps = self.plan.steps
         require(self.schedule.steps == steps, "steps", self.schedule.steps, f"the plan's {steps} steps")
         require(self.attention in ATTENTION, "attention", self.attention, " or ".join(ATTENTION))
+        require_count("joint_frames", self.joint_frames, minimum=0)
         self.policy.check(steps)
         require_finite("prefix_noise", self.prefix_noise, minimum=0.0, maximum=1.0)
         if self.policy.parts != "never":
@@ -69,12 +74,38 @@ class EngineSettings:
             accepted = "none with bidirectional attention: masks are per chunk and its K/V"
             require(self.sparse is None, "sparse", self.sparse and self.sparse.method.name, accepted)
             require(not self.recache, "recache", sorted(self.recache), "none: bidirectional attention keeps no K/V")
+        if self.attention != "joint":
+            require(self.joint_frames == 0, "joint_frames", self.joint_frames, f"0 with {self.attention} attention")
+        if self.attention == "joint":
+            self.check_joint()
+            accepted = "velocity, increment or a forecast: a joint forward hands out no residual per chunk"
+            require(not self.quantity.needs_residual, "reused quantity", self.quantity.name, accepted)
+            accepted = "none with joint attention: masks are of one chunk"
+            require(self.sparse is None, "sparse", self.sparse and self.sparse.method.name, accepted)
         if self.sparse is not None:
             self.sparse.settled(self.plan, 1, self.longest_context)
         first, last = self.plan.first_tick, self.plan.last_tick
         for chunk in self.recache:
             alone = chunk in first and last.get(chunk - 1, -1) < first[chunk]
             require(alone, "recache", chunk, "a chunk that begins after the one before is done (plan blockwise)")
+
+    def check_joint(self) -> None:
+        """SettingError unless every tick has a step of all chunks that are active, and they fit what is seen."""
+        most = max_active_frames(self.plan) + largest_chunk_frames(self.plan)
+        fits = self.joint_frames == 0 or self.joint_frames >= most
+        require(fits, "joint_frames", self.joint_frames, f"0, or at least {most}: all chunks in work and one more")
+        active: list[int] = []
+        for tick in self.plan.ticks:
+            chunks = [item.chunk for item in tick.steps]
+            active += (item.chunk for item in tick.steps if item.step == 0)
+            accepted = "with joint attention a step of every active chunk, neighbours all of them"
+            require(
+                chunks == active == list(range(chunks[0], chunks[0] + len(chunks))),
+                f"plan.ticks[{tick.index}]",
+                chunks,
+                accepted,
+            )
+            active = [item.chunk for item in tick.steps if item.step < self.plan.steps - 1]
 
     @property
     def longest_context(self) -> int:

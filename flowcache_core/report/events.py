@@ -18,7 +18,8 @@ class RunStarted:
     """The run is valid and its memory is allocated: ``kv_bytes`` for ``kv_tokens`` tokens per layer, with the positions
     and the sampled queries that compression needs.
 
-    attention: "block-causal" (chunk by chunk on K/V) or "bidirectional" (whole window, no K/V).
+    attention: "block-causal" (chunk by chunk on K/V), "bidirectional" (whole window, no K/V) or "joint" (the active
+    chunks together, on K/V).
     """
 
     plan: str

@@ -194,8 +194,8 @@ class RunRecord:
         if not undone or self.seconds is None or self.reused_steps:
             return None
         return (
-            f"bidirectional attention computes all chunks of a tick together: none of the {undone} steps within the "
-            "threshold was reused"
+            f"{self.started.attention} attention computes all chunks of a tick together: none of the {undone} steps "
+            "within the threshold was reused"
         )
 
 

@@ -37,7 +37,7 @@ def _decided(settings: EngineSettings) -> Iterator[bool]:
             for s in tick.steps
         ]
         computed = [not decision.reuses for decision in state.decide(items)]
-        window = settings.attention == "bidirectional" and any(computed)
+        window = settings.attention != "block-causal" and any(computed)
         for item, computes in zip(items, computed, strict=True):
             if not computes and (window or settings.computes_all(tick.index)):
                 state.overridden(item.chunk.index)

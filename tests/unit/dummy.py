@@ -44,6 +44,9 @@ class DummyDenoiser:
         velocity = self.rule(item).expand(len(branches), *item.latents.shape).clone()
         return ChunkOutput(velocity, velocity * 2 if keep_residual else None)
 
+    def joint(self, items: Sequence[ChunkInput], cache: KVCache) -> Sequence[ChunkOutput]:
+        return [self.compute(item, cache) for item in items]
+
     def encode(self, item: ChunkInput, cache: KVCache) -> None:
         self.compute(item, cache)
 

@@ -28,12 +28,13 @@ def test_every_row_plans_a_video(row: Released) -> None:
     windows = row.windows(72, 0)
     assert windows[-1].end_frame == 72 and windows[0].prefix_frames == 0
     for part in windows:
-        plan = blockwise(part.frames, row.chunk_frames, row.schedule_of(part).steps, part.prefix_frames)
-        settings = EngineSettings(plan, row.schedule_of(part), ReNoise(), kv=row.kv(), clean_pass=True)
+        schedule = row.schedule_of(part)
+        plan = row.plan.plan(part.frames, schedule.steps, part.prefix_frames)
+        settings = EngineSettings(plan, schedule, ReNoise(), kv=row.kv(), clean_pass=True, attention=row.attention)
         assert settings.notes() == () or not row.window_frames or len(plan.chunks) == 1
     if row.window_frames:
         kept = round(row.kv().budget * row.chunk_frames) + row.chunk_frames
-        assert kept == row.window_frames
+        assert kept == row.window_frames + (row.sink_frames if row.joint else 0)
     assert row.schedule.sigmas[-1] == 0
 
 

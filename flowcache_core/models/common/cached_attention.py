@@ -6,12 +6,16 @@ behind it (where K/V is kept, which of it is read and how, on which rank) the tr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ...kv.cache import KVCache
+from ...kv.layout import largest_chunk_frames
+from ...kv.reposition import reposition_of
+from ...kv.sink_window import SinkWindow
 from ...plan.base import Chunk
 from ...rows import Rows
 from ...sparse.forward import SparseAttention
@@ -77,3 +81,52 @@ class CachedAttention:
             self.cache.write(layer, branches, self.chunk, k, v, self.rows)
             if self.observe and self.rows is None:
                 self.cache.observe(layer, branches, self.chunk, q)
+
+
+@dataclass(frozen=True)
+class JointAttention:
+    """Chunks side by side in one forward: writes the K/V of each, and all attend to all of them and to what is kept.
+
+    chunks: neighbours, the newest active one last. branches: as in :class:`CachedAttention`. frames: latent frames that
+    are seen in all: the sink, these chunks, and between them the newest that are kept; 0 for all that is kept.
+    """
+
+    cache: KVCache
+    chunks: Sequence[Chunk]
+    branches: range
+    attend: Attend
+    frames: int = 0
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        lengths = [chunk.frames * self.cache.spec.tokens_per_frame for chunk in self.chunks]
+        for chunk, *own in zip(self.chunks, *(one.split(lengths, 2) for one in (q, k, v)), strict=True):
+            self.cache.write(layer, self.branches, chunk, own[1], own[2])
+            self.cache.observe(layer, self.branches, chunk, own[0])
+        return joint_attend(self.cache, layer, self.branches, self.chunks[-1], q, self.attend, self.frames)
+
+
+def joint_attend(
+    cache: KVCache, layer: int, branches: range, newest: Chunk, q: Tensor, attend: Attend, frames: int
+) -> Tensor:
+    """``attend`` to the K/V that chunks up to ``newest`` see together; ``frames`` as in :class:`JointAttention`."""
+    if not frames or cache.layouts[layer].context_end(newest.index) <= frames * cache.spec.tokens_per_frame:
+        return cache.attend(layer, branches, newest, q, attend)
+    return attend(q, *joint_context(cache, layer, branches, newest, frames))
+
+
+def joint_context(cache: KVCache, layer: int, branches: range, newest: Chunk, frames: int) -> tuple[Tensor, Tensor]:
+    """Keys and values of the sink and the newest others, ``frames`` latent frames in all. A sink that stands next to
+    what is kept moves on, next to what is seen.
+    """
+    keys, values = cache.context(layer, branches, newest)
+    spec, compressor = cache.spec, cache.settings.compressor
+    passed = keys.shape[-2] - frames * spec.tokens_per_frame
+    if not frames or passed <= 0:
+        return keys, values
+    unit = largest_chunk_frames(cache.plan) * spec.tokens_per_frame
+    sink = compressor.sink_tokens(unit) if isinstance(compressor, SinkWindow) else 0
+    start = keys[..., :sink, :]
+    if reposition_of(cache.settings, spec) is not None and spec.move is not None:
+        start = spec.move(start, passed // spec.tokens_per_frame)
+    rest = slice(sink + passed, None)
+    return torch.cat((start, keys[..., rest, :]), -2), torch.cat((values[..., :sink, :], values[..., rest, :]), -2)

@@ -147,6 +147,9 @@ class MagiDenoiser:
         x = item.latents.repeat(len(self.here), 1, 1, 1, 1)
         return self.joined(-self.transformer.from_residual(x, residual).unflatten(0, (len(self.here), -1)))
 
+    def joint(self, items: Sequence[ChunkInput], cache: KVCache) -> Sequence[ChunkOutput]:
+        raise SettingError("attention", "joint", "block-causal: MAGI-1 knows no other")
+
     def window(self, latents: Tensor, timesteps: Sequence[float], items: Sequence[ChunkInput]) -> Tensor:
         raise SettingError("attention", "bidirectional", "block-causal: MAGI-1 knows no other")
 

@@ -15,7 +15,7 @@ from ...kv.cache import KVCache
 from ...plan.shots import Shots
 from ...rows import Rows
 from ..common.attention import attend_heads
-from ..common.cached_attention import CachedAttention
+from ..common.cached_attention import CachedAttention, JointAttention
 from ..common.rope import RopeAxes, moved
 from ..common.token_share import TokenShare
 from .transformer import PreparedText, WanTransformer
@@ -76,6 +76,28 @@ class WanDenoiser:
         velocity, residual = result if isinstance(result, tuple) else (result, None)
         return ChunkOutput(self.split(velocity), residual, rows)
 
+    def joint(self, items: Sequence[ChunkInput], cache: KVCache) -> Sequence[ChunkOutput]:
+        require(
+            not self.shots.added, "shots", self.shots.starts, "none with joint attention: its chunks are neighbours"
+        )
+        latents = torch.cat([item.latents for item in items], 2)
+        lengths = [item.chunk.frames for item in items]
+        times = torch.cat([self.times(item).unsqueeze(1).expand(-1, item.chunk.frames) for item in items], 1)
+        velocity = self.transformer.forward_joint(
+            self.batched(latents),
+            times,
+            [self.text(item.prompt_chunk, item.latents.shape[0]) for item in items],
+            lengths,
+            first_frame=items[0].chunk.first_frame,
+            attention=JointAttention(
+                cache, [item.chunk for item in items], range(len(self.here)), attend_heads, items[0].seen_frames
+            ),
+            fps=self.fps,
+            rope=self.rope(latents, cache.plan.frames),
+            share=self.share,
+        )
+        return [ChunkOutput(self.split(part)) for part in velocity.split(lengths, 2)]
+
     def encode(self, item: ChunkInput, cache: KVCache) -> None:
         self.forward(item, cache, False)
 
@@ -89,7 +111,13 @@ class WanDenoiser:
             self.text(item.prompt_chunk, item.latents.shape[0]),
             first_frame=self.shots.first_frame(item.chunk),
             attention=CachedAttention(
-                cache, item.chunk, range(len(self.here)), attend_heads, rows=rows, sparse=item.sparse
+                cache,
+                item.chunk,
+                range(len(self.here)),
+                attend_heads,
+                newest=item.seen_frames * cache.spec.tokens_per_frame,
+                rows=rows,
+                sparse=item.sparse,
             ),
             fps=self.fps,
             return_residual=keep_residual,

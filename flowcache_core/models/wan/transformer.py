@@ -172,6 +172,33 @@ class WanTransformer(nn.Module):
         velocity = self._head(stream, e, x)
         return (velocity, (stream - tokens).flatten(1, 2)) if return_residual else velocity
 
+    def forward_joint(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Sequence[Text],
+        chunk_frames: Sequence[int],
+        *,
+        first_frame: int,
+        attention: LayerAttention,
+        fps: int | None = None,
+        rope: RopeAxes | None = None,
+        share: TokenShare | None = None,
+    ) -> Tensor:
+        """Velocity of neighbouring chunks ``x [B, C, F, H, W]``, ``chunk_frames`` long, each at its own noise level and
+        under its own prompt. ``timesteps [B, F]``; the rest as in :meth:`forward_chunk`.
+        """
+
+        def self_attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return attention(layer, q, k, v).transpose(1, 2).flatten(2)
+
+        e, e0 = self._time(timesteps, fps, x.shape[2], x.shape[0])
+        tokens = self.tokens_per_frame(x)
+        same = all(text is context[0] for text in context)
+        texts, lengths = (context[:1], [x.shape[2] * tokens]) if same else (context, [n * tokens for n in chunk_frames])
+        table = self._table(x, first_frame, rope)
+        return self._head(self._stack(self._embed(x), e0, texts, lengths, table, self_attention, share), e, x)
+
     def from_residual(self, x: Tensor, timesteps: Tensor, residual: Tensor, fps: int | None = None) -> Tensor:
         """Velocity as if the block stack had added ``residual [B, tokens, dim]`` again: embedding and head only."""
         tokens = self._embed(x)

@@ -9,7 +9,6 @@ from typing import Any
 from ....flowcache_core.errors import require
 from ....flowcache_core.plan import PLANS, PlanSettings
 from ....flowcache_core.plan.base import Plan
-from ....flowcache_core.plan.blockwise import Blockwise
 from ....flowcache_core.plan.staggered import VideoWindow, overlap_windows
 from ....flowcache_core.released import RELEASED, Released
 from ....flowcache_core.schedule import Schedule
@@ -57,8 +56,8 @@ class PlanChoice:
 
     @classmethod
     def as_released(cls, released: Released) -> PlanChoice:
-        kind = Blockwise(released.chunk_frames)
-        return cls(kind, SOLVERS[released.solver](), kind.clean_pass, released=released)
+        solver = SOLVERS[released.solver]()
+        return cls(released.plan, solver, clean_pass=True, attention=released.attention, released=released)
 
     @property
     def chunk_frames(self) -> int:

@@ -58,11 +58,11 @@ class ChunkAttention:
     """What :func:`attend` does while one chunk is computed.
 
     forwards: each layer's own self-attention. table: cond uuid -> branch. tokens: in the call, the chunk's or those of
-    ``rows``, where only these are computed. asked: what the guider
-    wants. written: (layer, branch) whose K/V this call has stored; evaluated: in which of the guider's requests each
-    was run last. An attention override of another node gets our K/V, and no calls that leave out blocks. sparse: what
-    the attention goes through, None where nothing is left out of it. elsewhere: as forwards, of the host's clones by
-    device.
+    ``rows``, where only these are computed. newest: how many of the newest tokens are seen, these included; 0 for all.
+    asked: what the guider wants. written: (layer, branch) whose K/V this call has stored; evaluated: in which of the
+    guider's requests each was run last. An attention override of another node gets our K/V, and no calls that leave out
+    blocks. sparse: what the attention goes through, None where nothing is left out of it. elsewhere: as forwards, of
+    the host's clones by device.
     """
 
     cache: KVCache
@@ -74,6 +74,7 @@ class ChunkAttention:
     sparse: SparseAttention | None = None
     elsewhere: Mapping[Any, Sequence[Forward]] = field(default_factory=dict)
     rows: Rows | None = None
+    newest: int = 0
     evaluated: dict[tuple[int, int], int] = field(default_factory=dict)
     written: set[tuple[int, int]] = field(default_factory=set)
 
@@ -121,7 +122,8 @@ class ChunkAttention:
             rows = slice(items.start * batch, items.stop * batch)
             again = not self.written.isdisjoint((layer, branch) for branch in branches)
             keys, values = self.context(layer, branches, q[rows], k[rows], v[rows])
-            own = {**options, **{name: options[name][items.start : items.stop] for name in ("uuids", "cond_or_uncond")}}
+            own = options.copy()  # by no key: who reads one may be watched
+            own.update({name: options[name][items.start : items.stop] for name in ("uuids", "cond_or_uncond")})
             part = {**kwargs, "transformer_options": own, "skip_reshape": True}
             if self.sparse is None:
                 outputs.append(run(func, q[rows], keys, values, heads, **part))
@@ -133,6 +135,13 @@ class ChunkAttention:
             out = self.sparse.attend(layer, branches, q[rows], keys, values, dense, sage=sage(), again=again)
             outputs.append(out.transpose(1, 2).flatten(2))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def refuse_second(self, mine: set[tuple[int, int]]) -> None:
+        """SettingError where one request of the guider's has the model run twice; ``mine``: (layer, branch)."""
+        if any(self.evaluated.get(place) == self.asked.calls for place in mine):
+            found = f"the model ran twice in one evaluation of chunk {self.chunk.index}"
+            raise repeated(found, self.asked.model_options)
+        self.evaluated |= dict.fromkeys(mine, self.asked.calls)
 
     def slices(self, uuids: list[Any]) -> Iterator[tuple[range, range]]:
         """Items of the host's batch, and their branches, in runs of consecutive branches."""
@@ -150,18 +159,15 @@ class ChunkAttention:
         another pack evaluates again, perturbed, must not become history.
         """
         mine = {(layer, branch) for branch in branches}
-        if any(self.evaluated.get(place) == self.asked.calls for place in mine):
-            found = f"the model ran twice in one evaluation of chunk {self.chunk.index}"
-            raise repeated(found, self.asked.model_options)
-        self.evaluated |= dict.fromkeys(mine, self.asked.calls)
+        self.refuse_second(mine)
         if self.written.isdisjoint(mine):
             self.cache.write(layer, branches, self.chunk, k, v, self.rows)
             if self.rows is None:
                 self.cache.observe(layer, branches, self.chunk, q)
             self.written |= mine
-            keys, values = self.cache.context(layer, branches, self.chunk)
+            keys, values = self.cache.context(layer, branches, self.chunk, self.newest)
             return keys.to(q.device), values.to(q.device)
-        keys, values = (part.to(q.device) for part in self.cache.context(layer, branches, self.chunk))
+        keys, values = (part.to(q.device) for part in self.cache.context(layer, branches, self.chunk, self.newest))
         if self.rows is not None:
             places = keys.shape[-2] - self.rows.tokens + self.rows.on(keys.device)
             return keys.index_copy(-2, places, k), values.index_copy(-2, places, v)

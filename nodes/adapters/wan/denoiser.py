@@ -23,6 +23,7 @@ from .attention import KEY, ChunkAttention, Forward
 from .branches import Branches
 from .embeddings import patch_embedding, time_modulation
 from .guided import Asked, Guided
+from .joint import run_joint
 from .parts import Part, parts_of
 from .residual import capturing, replacing
 from .rope import chunk_positions
@@ -103,13 +104,17 @@ class HostDenoiser:
             asked=asked,
             sparse=item.sparse,
             rows=rows,
+            newest=item.seen_frames * cache.spec.tokens_per_frame,
         )
         extra: dict[str, Any] = {KEY: attention}
         if rows is not None:
             extra["patches_replace"] = RowsOnly(rows, len(self.transformer.blocks)).replacements()
         clean = self.predict(x, sigma, item.chunk, conds, extra, asked)
-        self.complete(item, attention, asked, cache, final)
+        self.complete(item, attention, cache, final)
         return clean
+
+    def joint(self, items: Sequence[ChunkInput], cache: KVCache) -> Sequence[ChunkOutput]:
+        return run_joint(self, items, cache)
 
     def from_residual(self, item: ChunkInput, residual: Tensor) -> Tensor:
         with replacing(self.transformer, residual):
@@ -174,12 +179,12 @@ class HostDenoiser:
         frames = slice(chunk.first_frame, chunk.end_frame)
         return self.guided.predict(x, sigma, frames, conds, options, part=chunk.first_frame, asked=asked)
 
-    def complete(self, item: ChunkInput, attention: ChunkAttention, asked: Asked, cache: KVCache, final: bool) -> None:
+    def complete(self, item: ChunkInput, attention: ChunkAttention, cache: KVCache, final: bool) -> None:
         """Give branches without K/V of this chunk that of one that has: a later chunk may need it. In a chunk's final
         pass also those that were not evaluated now, whose K/V is of an earlier, noisier step. SettingError where the
         guider did ask for a branch and something other than the model answered.
         """
-        chunk, at = attention.chunk, f"chunk {attention.chunk.index} at sigma {item.sigma:.3g}"
+        chunk, asked, at = item.chunk, attention.asked, f"chunk {item.chunk.index} at sigma {item.sigma:.3g}"
         wanted = {attention.table[uuid]: blocks for uuid, blocks in asked.entries.items() if uuid in attention.table}
         if not attention.written and (wanted or not asked.calls):
             raise skipped(f"the model was not run for {at}", asked.model_options)
@@ -198,7 +203,8 @@ class HostDenoiser:
             have = now if final else {branch for at, branch in known if at == layer}
             for branch in set(range(self.branches)) - have if now else ():
                 source = self.all_branches.nearest(branch, now)
-                stored = cache.context(layer, range(source, source + 1), chunk, newest=attention.tokens)
+                own = chunk.frames * cache.spec.tokens_per_frame
+                stored = cache.context(layer, range(source, source + 1), chunk, newest=own)
                 keys, values = (tensor.clone() for tensor in stored)
                 cache.write(layer, range(branch, branch + 1), chunk, keys, values)
                 known.add((layer, branch))

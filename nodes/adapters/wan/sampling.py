@@ -15,6 +15,7 @@ from torch import Tensor
 from ....flowcache_core.engine import EngineSettings, generate
 from ....flowcache_core.errors import Found, require
 from ....flowcache_core.kv.branched import BranchedCache
+from ....flowcache_core.kv.layout import max_active_frames
 from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.kv.size import run_bytes
 from ....flowcache_core.noise import host_noise
@@ -105,7 +106,7 @@ class WanSampling(Sampling):
         try:
             with ExitStack() as stack:
                 stack.enter_context(exact_positions(self.model.diffusion_model))
-                if self.choice.attention == "block-causal":
+                if self.choice.attention != "bidirectional":
                     self.forwards = stack.enter_context(attached(self.model.diffusion_model))
                     self.elsewhere = stack.enter_context(all_attached(self.clones))
                 for number, part in enumerate(self.windows):
@@ -152,7 +153,7 @@ class WanSampling(Sampling):
             self.settings.slot.keep(self.recorder, self.recording)
 
     def make_room(self) -> None:
-        if self.choice.attention == "block-causal" and self.engines[0].kv.device != "cpu":
+        if self.choice.attention != "bidirectional" and self.engines[0].kv.device != "cpu":
             spec = kv_spec(self.model, self.x.shape, self.branches.count, self.x.device)
             needed = max(
                 run_bytes(spec, one.kv, one.plan) + mask_memory(one.sparse, spec, one.plan, one.kv)
@@ -174,8 +175,9 @@ def engine_settings(
         with naming("KV Cache Compressor"):
             accepted = "no KV Cache Compressor with attention bidirectional, which keeps no K/V"
             require(settings.kv is None, "budget", settings.kv and settings.kv.budget, accepted)
+    if choice.attention != "block-causal":
         with naming("AR Prompt Schedule"):
-            accepted = "no AR Prompt Schedule with attention bidirectional, where one prompt holds for the whole window"
+            accepted = f"no AR Prompt Schedule with attention {choice.attention}, where one prompt holds for all chunks"
             later = starts(conds)[1:]
             require(not later, "start_2", later[:1], accepted)
     plan, recache = choice.plan(part, schedule.steps), frozenset[int]()
@@ -192,6 +194,7 @@ def engine_settings(
         kv=kv_of(choice, settings, cuts(conds)),
         clean_pass=choice.clean_pass,
         attention=choice.attention,
+        joint_frames=choice.released.joint_frames if choice.released else 0,
         prefix_noise=choice.prefix_noise,
         recache=recache,
         **reuse,
@@ -212,7 +215,8 @@ def kv_of(choice: PlanChoice, settings: FlowCacheSettings, shots: tuple[int, ...
         found = f"{settings.kv.budget} with {settings.kv.compressor and settings.kv.compressor.name}"
         sink = getattr(own.compressor, "sink", None)
         method = own.compressor.name + (f", sink {sink:g}" if sink else "")
-        accepted = f"{own.budget:g} with {method}, as {choice.released.title} was released; or plan blockwise"
+        method += ", reposition on" if getattr(own.compressor, "reposition", False) else ""
+        accepted = f"{own.budget:g} with {method}, as {choice.released.title} was released; or another plan"
         require(same, "budget", Found(found), accepted)
     return settings.kv
 
@@ -240,12 +244,13 @@ def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tenso
     check(model, latent_image, guider.model_options, choice.released)
     steps, frames, kv = max(1, len(sigmas) - 1), latent_image.shape[2], kv_of(choice, settings, cuts(guider.conds))
     plans = [choice.plan(part, steps) for part in choice.windows(frames, 0)]
-    needed, by_chunk = 0, choice.attention == "block-causal"
-    if by_chunk and kv.device != "cpu":
+    needed, stored = 0, choice.attention != "bidirectional"
+    if stored and kv.device != "cpu":
         spec = kv_spec(model, latent_image.shape, branch_bound(guider), latent_image.device)
         sparse = settings.sparse
         needed = max(run_bytes(spec, kv, plan) + mask_memory(sparse, spec, plan, kv) for plan in plans)
-    announce(guider, choice.chunk_frames if by_chunk else max(plan.frames for plan in plans), needed)
+    together = {"block-causal": choice.chunk_frames, "joint": max(max_active_frames(plan) for plan in plans)}
+    announce(guider, together.get(choice.attention, max(plan.frames for plan in plans)), needed)
 
 
 def branch_bound(guider: Any) -> int:

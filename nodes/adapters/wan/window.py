@@ -37,18 +37,26 @@ class Pass:
 
 @dataclass
 class WindowModel:
-    """One tick. latents: as the model sees them ``[B, C, F, H, W]``; timesteps: one per frame. answered: for which part
-    and conditioning entry the model has been asked.
+    """One tick. latents: as the model sees them ``[B, C, F, H, W]``, frame ``first_frame`` of the window first;
+    timesteps: one per frame. answered: for which part and conditioning entry the model has been asked.
     """
 
     latents: Tensor
     timesteps: Sequence[float]
+    first_frame: int = 0
     passes: list[Pass] = field(default_factory=list)
     answered: set[tuple[Part, Any]] = field(default_factory=set)
+
+    def asked(self, part: Part, entries: set[Any]) -> None:
+        """The model is about to answer for a part; ``entries``: conditioning it has not yet been asked for there."""
 
     def at(self, part: Part) -> Callable[..., Tensor]:
         """The APPLY_MODEL wrapper that answers for this part."""
         return partial(self.answer, part)
+
+    def frames(self, part: Part) -> slice:
+        """Where a part lies in ``latents``."""
+        return slice(part.first_frame - self.first_frame, part.end_frame - self.first_frame)
 
     def answer(
         self,
@@ -63,15 +71,17 @@ class WindowModel:
         **kwargs: Any,
     ) -> Tensor:
         uuids = transformer_options["uuids"]
+        self.asked(part, {uuid for uuid in uuids if (part, uuid) not in self.answered})
         self.answered |= {(part, uuid) for uuid in uuids}
-        own = self.latents[:, :, part.frames]
+        frames = self.frames(part)
+        own = self.latents[:, :, frames]
         shared = torch.equal(x, own.repeat(len(uuids), 1, 1, 1, 1))  # not what a guidance node has changed
         comparable = without_calls(transformer_options)
         flows = [self.found(uuid, comparable, part.sigma) if shared else None for uuid in uuids]
         known = [flow for flow in flows if flow is not None]
         if len(known) < len(uuids):
             window = self.latents.repeat(len(uuids), 1, 1, 1, 1)
-            window[:, :, part.frames] = x
+            window[:, :, frames] = x
             asked = LevelAsked()
             wrappers = {kind: dict(by_key) for kind, by_key in transformer_options["wrappers"].items()}
             outermost = {OURS: [partial(self.per_frame, asked)]}
@@ -83,7 +93,7 @@ class WindowModel:
             if shared:
                 level = part.sigma if asked.once else None
                 self.passes += (Pass(uuid, comparable, level, flow) for uuid, flow in zip(uuids, known, strict=True))
-        flow = torch.cat([flow[:, :, part.frames] for flow in known])
+        flow = torch.cat([flow[:, :, frames] for flow in known])
         return x - t.view(-1, 1, 1, 1, 1) * flow
 
     def per_frame(
