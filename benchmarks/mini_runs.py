@@ -124,7 +124,8 @@ def run(
 class Row:
     """One configuration's figures over all pairs: medians, and the 10th percentile of PSNR.
 
-    right: share of right answers to whether the videos do what their prompts say; rates: by question (meaning.py).
+    computed: steps computed, over those of the run it is held against, which may have more. right: share of right
+    answers to whether the videos do what their prompts say; rates: by question (meaning.py).
     """
 
     name: str
@@ -149,7 +150,7 @@ class Row:
         psnr = Spread.of(quality.psnr for quality in qualities)
         return cls(
             name=name,
-            computed=Spread.of(record.computed_share for record in records).mean,
+            computed=Spread.of(r.computed_share * r.total_steps for r in records).mean / full.total_steps,
             flops=Spread.of(record.flops or 0.0 for record in records).mean / (full.flops or 1.0),
             psnr=psnr.median,
             psnr_p10=psnr.p10,

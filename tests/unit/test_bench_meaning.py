@@ -148,6 +148,7 @@ def test_the_curve_asks_for_recall(small: Any, short_recall: None, monkeypatch: 
     assert curve.main([*only, "--recall"]) == 0
     found = json.loads((small / "curve-scenes-blockwise.json").read_text())["figures"]
     assert len(found["rows"]) == 6 and all("back" in row["recall"] for row in found["rows"])
+    assert [row["computed"] for row in found["rows"]] == [0.2, 0.2, 0.3, 0.3, 0.5, 0.5]  # of the uncached run's steps
     assert "back" in found["uncached_recall"]
     with pytest.raises(SettingError, match="for --recall"):
         curve.main(["--recall"])
