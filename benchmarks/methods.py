@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from flowcache_core.calibrate.runs import Pair, Setup
-from flowcache_core.calibrate.tables import FORECAST
+from flowcache_core.calibrate.tables import FORECAST, Proposal
 from flowcache_core.commands.calibrate import shipped_name
 from flowcache_core.denoiser import ChunkInput, ChunkOutput
 from flowcache_core.engine import generate
@@ -25,7 +25,7 @@ from flowcache_core.reuse.chebyshev import Chebyshev
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.distance import LatentDistance, PatchDistance, TimeDistance
 from flowcache_core.reuse.easycache import EasyCache
-from flowcache_core.reuse.forecast import Offset, Taylor
+from flowcache_core.reuse.forecast import Forecast, Offset, Taylor
 from flowcache_core.reuse.front_loaded import FrontLoaded
 from flowcache_core.reuse.interval import Interval
 from flowcache_core.reuse.magcache import MagCache
@@ -82,18 +82,21 @@ def ours(subject: Subject) -> Iterator[Method]:
     for name in SHIPPED:
         preset, _ = load_preset(subject.model, shipped_name(name, steps)).fit(steps, shift)
         yield Method("ours (shipped)", name, {"policy": preset.policy, "quantity": preset.quantity})
-    for share, tables in () if subject.few else calibrated_tables(subject.model, steps):
-        yield Method("ours (calibrated)", f"{share:.0%}", {"policy": tables, "quantity": FORECAST})
+    for share, found in () if subject.few else calibrated(subject.model, steps):
+        yield Method("ours (calibrated)", f"{share:.0%}", {"policy": found.policy, "quantity": found.forecast})
 
 
-def calibrated_tables(model: str, steps: int) -> list[tuple[float, StaticSchedule]]:
-    """Share and tables of every point on the shipped presets' calibration curve."""
+def calibrated(model: str, steps: int) -> list[tuple[float, Proposal]]:
+    """Share, lists and forecast of every point on the shipped presets' calibration curve."""
     row = model_file(model)["presets"][shipped_name(SHIPPED[0], steps)]
     curve = row["evidence"]["curve"]
-    return [
-        (p["share"], StaticSchedule(computed=tuple(p["computed"]), first=tuple(p["first"]), together=True))
-        for p in curve
-    ]
+    found = []
+    for point in curve:
+        lists = StaticSchedule(computed=tuple(point["computed"]), first=tuple(point["first"]), together=True)
+        told = point.get("quantity", {})  # of curves measured before forecasts were decided between: the usual one
+        forecast = Forecast(told["order"], correction=told["correction"]) if told else FORECAST
+        found.append((point["share"], Proposal(lists, forecast)))
+    return found
 
 
 def by_rule(subject: Subject) -> Iterator[Method]:

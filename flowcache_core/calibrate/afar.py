@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..report.quality import compare
 from ..reuse.build import build_policy
+from ..reuse.forecast import Forecast
 from ..reuse.never import Never
-from ..reuse.schedule import StaticSchedule
 from ..solvers import SOLVERS
 from ..sweep.kept import Kept
 from ..sweep.task import Task
 from ..sweep.workers import Workers, swept
 from .runs import Pair, Setup, Specimen, generated, videos
-from .tables import FORECAST
+from .tables import Proposal
 
 Measurement = tuple[list[float], float]
 """PSNR of every pair, and seconds of a chunk."""
@@ -36,21 +36,22 @@ class Afar:
     files: Mapping[str, Any]
 
     def measure(
-        self, policies: Mapping[str, StaticSchedule], setup: Setup, batch: Sequence[Pair], kept: Kept
+        self, proposals: Mapping[str, Proposal], setup: Setup, batch: Sequence[Pair], kept: Kept
     ) -> Iterator[tuple[str, Measurement]]:
-        """Every policy under its name, as soon as all of its videos have been measured."""
+        """Every proposal under its name, as soon as all of its videos have been measured."""
         run = {**asdict(setup), "solver": setup.solver.name}
         common = {"model": self.model, "files": dict(self.files), "setup": run}
         owners, tasks = {}, []
-        for name, policy in policies.items():
+        for name, proposal in proposals.items():
+            policy, forecast = proposal.policy, asdict(proposal.forecast)
             fields = {"name": policy.name, **{key: listed(value) for key, value in asdict(policy).items()}}
             for pair in batch:
                 task = Task(f"{name} seed {pair[1]}", f"{__name__}:measured", {
-                    **common, "policy": fields, "pair": list(pair)
+                    **common, "policy": fields, "forecast": forecast, "pair": list(pair)
                 })  # fmt: skip
                 tasks.append(task)
                 owners[task.name] = name
-        found: dict[str, dict[str, Any]] = {name: {} for name in policies}
+        found: dict[str, dict[str, Any]] = {name: {} for name in proposals}
         for task, value in swept(tasks, self.workers, kept):
             own = found[owners[task.name]]
             own[task.name] = value
@@ -65,14 +66,19 @@ def listed(value: Any) -> Any:
 
 
 def measured(
-    model: str, files: dict[str, Any], setup: dict[str, Any], policy: dict[str, Any], pair: list[Any]
+    model: str,
+    files: dict[str, Any],
+    setup: dict[str, Any],
+    policy: dict[str, Any],
+    forecast: dict[str, Any],
+    pair: list[Any],
 ) -> tuple[float, float]:
-    """A task: PSNR of one video under ``policy`` against the uncached one, and seconds of one of its chunks."""
+    """A task: PSNR of one video under a proposal against the uncached one, and seconds of one of its chunks."""
     of = specimen(model, tuple(sorted(files.items())))
     run = Setup(**{**setup, "solver": SOLVERS[setup["solver"]]()})
     one: Pair = (pair[0], pair[1])
     begun = time.perf_counter()
-    latents = generated(of, run, [one], policy=build_policy(policy), quantity=FORECAST)
+    latents = generated(of, run, [one], policy=build_policy(policy), quantity=Forecast(**forecast))
     seconds = (time.perf_counter() - begun) / run.chunks
     (video,) = videos(of, latents)
     return compare(video, uncached(of, run, one)).psnr, seconds

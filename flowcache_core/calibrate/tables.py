@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -15,7 +16,9 @@ from .record import Record
 from .search import Floats, Found, best_schedules
 from .sensitivity import reach
 
-FORECAST = Forecast(1, correction=2)  # what every calibrated preset reuses
+FORECAST = Forecast(1, correction=2)  # what lists that follow from a recording alone are for
+FORECASTS = (FORECAST, Forecast(2, correction=3))
+"""Those a full calibration decides between. The second bends with the velocities, and overshoots on some models."""
 Video = Callable[[ReusePolicy], Tensor]
 """The decoded videos of a run with this policy and repeated velocities, ``[B, ...]``."""
 RATIOS = (1.0, 2.0, 3.0, 4.0)
@@ -33,11 +36,29 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Proposal:
+    """Which steps are computed, and how the others follow from them."""
+
+    policy: StaticSchedule
+    forecast: Forecast = FORECAST
+
+    @property
+    def quantity(self) -> dict[str, Any]:
+        """The forecast as presets hold it."""
+        return {"name": self.forecast.name, "order": self.forecast.order, "correction": self.forecast.correction}
+
+
+@dataclass(frozen=True)
 class Tables:
-    """Count -> the schedule with the least forecast error."""
+    """Count -> the schedule with the least error of ``forecast``."""
 
     first: dict[int, Found]
     later: dict[int, Found]
+
+    forecast: Forecast = FORECAST
+
+    def proposal(self, split: Split) -> Proposal:
+        return Proposal(self.policy(split), self.forecast)
 
     def policy(self, split: Split) -> StaticSchedule:
         first, later = self.first[split.first].computed, self.later[split.later].computed
@@ -62,7 +83,7 @@ def searched(
         )
         for table, weights in zip(grams.tables(), reaches, strict=True)
     )
-    return Tables(first, later)
+    return Tables(first, later, forecast)
 
 
 def measured_reach(video: Video, grams: Grams, base: Tensor, probes: int = 8) -> list[Floats]:

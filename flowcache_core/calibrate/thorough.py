@@ -26,7 +26,7 @@ from .recording import Recording
 from .runs import Pair, Setup, Specimen, Spread, generated, videos
 from .search import Floats
 from .sensitivity import probe_steps
-from .tables import FORECAST, Split, Tables, even, measured_reach, searched, splits
+from .tables import FORECAST, FORECASTS, Proposal, Split, Tables, even, measured_reach, searched, splits
 
 PROBES, FINALISTS = 8, 3
 SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
@@ -34,14 +34,18 @@ SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 
 @dataclass(frozen=True)
 class Point:
-    """One schedule on the quality curve. psnr: median over the deciding pairs; psnr_mean decides between proposals."""
+    """One proposal on the quality curve. psnr: median over the deciding pairs; psnr_mean decides between proposals."""
 
-    policy: StaticSchedule
+    proposal: Proposal
     chunks: int
     psnr: float
     psnr_mean: float
     psnr_p10: float
     seconds_per_chunk: float
+
+    @property
+    def policy(self) -> StaticSchedule:
+        return self.proposal.policy
 
     @property
     def split(self) -> Split:
@@ -59,6 +63,7 @@ class Point:
             "later_share": len(self.policy.computed) / steps,
             "computed": list(self.policy.computed),
             "first": list(self.policy.first),
+            "quantity": self.proposal.quantity,
             "psnr": round(self.psnr, 2),
             "psnr_p10": round(self.psnr_p10, 2),
         }
@@ -85,26 +90,29 @@ class Bench:
         latents = generated(self.specimen, self.setup, self.batch, policy=policy)
         return torch.cat([self.specimen.decode(part) for part in latents.split(4)])
 
-    def name(self, policy: StaticSchedule) -> str:
-        return f"psnr {self.batch[0][1]} {list(policy.first)} {list(policy.computed)}"
+    def name(self, proposal: Proposal) -> str:
+        policy, forecast = proposal.policy, proposal.forecast
+        other = "" if forecast == FORECAST else f" order {forecast.order} correction {forecast.correction}"
+        return f"psnr {self.batch[0][1]} {list(policy.first)} {list(policy.computed)}{other}"
 
-    def measure_all(self, policies: Iterable[StaticSchedule]) -> list[Point]:
-        wanted = list(policies)
+    def measure_all(self, proposals: Iterable[Proposal]) -> list[Point]:
+        wanted = list(proposals)
         if self.afar is not None:
-            unknown = {self.name(policy): policy for policy in wanted if self.name(policy) not in self.kept.values}
+            unknown = {self.name(one): one for one in wanted if self.name(one) not in self.kept.values}
             for name, value in self.afar.measure(unknown, self.setup, self.batch, self.kept):
                 self.kept.put(name, value)
-        return [self.measure(policy) for policy in wanted]
+        return [self.measure(proposal) for proposal in wanted]
 
-    def measure(self, policy: StaticSchedule) -> Point:
-        psnr, seconds = self.kept.get(self.name(policy), lambda: self.quality(policy))
+    def measure(self, proposal: Proposal) -> Point:
+        psnr, seconds = self.kept.get(self.name(proposal), lambda: self.quality(proposal))
         spread = Spread.of(psnr)
-        return Point(policy, self.setup.chunks, spread.median, spread.mean, spread.p10, seconds)
+        return Point(proposal, self.setup.chunks, spread.median, spread.mean, spread.p10, seconds)
 
-    def quality(self, policy: StaticSchedule) -> tuple[list[float], float]:
+    def quality(self, proposal: Proposal) -> tuple[list[float], float]:
         """PSNR of every pair, and seconds of a chunk."""
         begun = time.perf_counter()
-        latents = generated(self.specimen, self.setup, self.batch, policy=policy, quantity=FORECAST)
+        policy, forecast = proposal.policy, proposal.forecast
+        latents = generated(self.specimen, self.setup, self.batch, policy=policy, quantity=forecast)
         seconds = (time.perf_counter() - begun) / (self.setup.chunks * len(self.batch))
         made = zip(videos(self.specimen, latents), self.reference, strict=True)
         return [compare(video, reference).psnr for video, reference in made], seconds
@@ -119,9 +127,10 @@ class Thorough:
     deciding: Bench
 
     @cached_property
-    def tables(self) -> Tables:
-        """Searched with the reach that probe runs measure."""
-        return searched(self.recording.grams, self.reaches)
+    def tables(self) -> list[Tables]:
+        """Searched with the reach that probe runs measure, one for each forecast."""
+        reaches = self.reaches  # first: it fills the recording
+        return [searched(self.recording.grams, reaches, forecast) for forecast in FORECASTS]
 
     @cached_property
     def reaches(self) -> list[Floats]:
@@ -144,9 +153,11 @@ class Thorough:
         """Of all ways to compute ``total`` steps, the one whose videos are nearest to the uncached ones."""
         setup = self.sorting.setup
         ways = splits(total, setup.chunks, setup.steps)
-        proposed = dict.fromkeys([*map(self.tables.policy, ways), *(even(way, setup.steps) for way in ways)])
+        found = [tables.proposal(way) for tables in self.tables for way in ways]
+        spread = [Proposal(even(way, setup.steps), forecast) for forecast in FORECASTS for way in ways]
+        proposed = dict.fromkeys([*found, *spread])
         sorted_out = sorted(self.sorting.measure_all(proposed), key=lambda point: -point.psnr_mean)
-        finals = self.deciding.measure_all(point.policy for point in sorted_out[:FINALISTS])
+        finals = self.deciding.measure_all(point.proposal for point in sorted_out[:FINALISTS])
         return max(finals, key=lambda point: point.psnr_mean)
 
     def forwards(self, totals: Sequence[int], per_step: int) -> int:
@@ -156,7 +167,7 @@ class Thorough:
         probes = len(probe_steps(setup.steps, PROBES))
         steps = videos * full * (2 + 2 * probes) + len(self.deciding.batch) * full
         for total in totals:
-            proposals = 2 * len(splits(total, setup.chunks, setup.steps))
+            proposals = 2 * len(FORECASTS) * len(splits(total, setup.chunks, setup.steps))
             steps += total * (proposals * videos + min(FINALISTS, proposals) * len(self.deciding.batch))
         return steps * per_step
 

@@ -24,7 +24,6 @@ from ..calibrate.choose import Chooser, Target, policy_row, preset_row, required
 from ..calibrate.record import Record
 from ..calibrate.recording import Facts, Recording
 from ..calibrate.runs import Pair, Setup, Specimen, generated, paired
-from ..calibrate.tables import FORECAST
 from ..calibrate.thorough import SHARES, Bench, Kept, Point, Thorough, totals
 from ..calibrate.told import outcome, preset_text, steps_of
 from ..calibrate.weights import RELEASED, Files
@@ -408,7 +407,7 @@ def entry(call: Calibration, point: Point, curve: Sequence[Point], text: str) ->
     return {
         "text": text,
         "policy": policy_row(point.policy),
-        "quantity": {"name": FORECAST.name, "order": FORECAST.order, "correction": FORECAST.correction},
+        "quantity": point.proposal.quantity,
         "computed_steps": len(point.policy.computed),
         **required(facts, call.setup.steps),
         "evidence": {

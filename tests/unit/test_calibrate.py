@@ -45,7 +45,7 @@ def total_error(gram, computed, order, correction=0) -> float:
     return total
 
 
-@pytest.mark.parametrize(("order", "correction"), [(0, 0), (1, 0), (2, 0), (1, 1), (1, 2), (1, 3)])
+@pytest.mark.parametrize(("order", "correction"), [(0, 0), (1, 0), (2, 0), (1, 1), (1, 2), (1, 3), (2, 3)])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_search_finds_what_brute_force_finds(order, correction, seed):
     gram = random_gram(seed)

@@ -14,7 +14,7 @@ from flowcache_core.calibrate import weights as released
 from flowcache_core.calibrate.bundled import PROMPTS, Mini
 from flowcache_core.calibrate.recording import Recording
 from flowcache_core.calibrate.runs import generated, paired
-from flowcache_core.calibrate.thorough import Kept
+from flowcache_core.calibrate.thorough import Bench, Kept
 from flowcache_core.commands import calibrate as command
 from flowcache_core.engine import generate
 from flowcache_core.errors import SettingError
@@ -23,6 +23,7 @@ from flowcache_core.models.magi.transformer import MagiTransformer
 from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.presets import load_preset
+from flowcache_core.reuse.forecast import Forecast
 
 STEPS, CHUNKS = 6, 2
 SHORT = ["--model", "mini", "--steps", str(STEPS), "--chunks", str(CHUNKS)]
@@ -195,6 +196,28 @@ def test_the_full_calibration_goes_on_where_it_was(tmp_path, monkeypatch, capsys
     assert row.curve and evidence["calibration_seeds"] == [5000, 5001] and evidence["deciding_seeds"] == [7000, 7003]
     assert all(point["psnr"] > 10 for point in evidence["curve"])
     assert "dB" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("better", [1, 2])
+def test_videos_decide_between_forecasts_too(tmp_path, monkeypatch, better):
+    """The preset, its curve and what a second call finds hold the forecast that won, with the lists made for it."""
+    quality = Bench.quality
+
+    def measured(self, proposal):
+        psnr, seconds = quality(self, proposal)
+        return [value + 40 * (proposal.forecast.order == better) for value in psnr], seconds
+
+    monkeypatch.setattr(Bench, "quality", measured)
+    short = ["--model", "mini", "--steps", "8", "--chunks", "1", "--pairs", "2", "--shares", "0.6", "--target", "0.6"]
+    for _ in range(2):
+        assert call(tmp_path, base=short) == 0
+        row = json.loads((tmp_path / "mine.json").read_text())["presets"]["calibrated"]
+        told = {"name": "forecast", "order": better, "correction": better + 1}
+        assert row["quantity"] == told and [point["quantity"] for point in row["evidence"]["curve"]] == [told]
+        assert load_preset("mini", str(tmp_path / "mine.json")).quantity == Forecast(better, correction=better + 1)
+    kept = json.loads((tmp_path / "mine.measured.json").read_text())
+    names = [name for name in json.dumps(kept).split('"') if name.startswith("psnr")]
+    assert len(names) == len(set(names)) and any(name.endswith("order 2 correction 3") for name in names)
 
 
 # -- released weights, tiny --------------------------------------------------------------------------------------------
