@@ -31,7 +31,7 @@ from safetensors.torch import save_file
 engine = module("flowcache_core.engine")
 released, settings = module("flowcache_core.released"), module("nodes.adapters.run.settings")
 WanDenoiser = module("flowcache_core.models.wan.denoiser").WanDenoiser
-load_wan = module("flowcache_core.models.wan.transformer").load_wan
+load_wan = module("flowcache_core.models.wan.load").load_wan
 host_noise = module("flowcache_core.noise").host_noise
 solvers = module("flowcache_core.solvers").SOLVERS
 ROWS = dict(released.RELEASED)

@@ -59,7 +59,31 @@ def vace():
             "vace_patch_embedding.weight": torch.zeros(24, 96, 1, 2, 2)}  # fmt: skip
 
 
+def beside(*names):
+    """A Wan model with modules of another project in a block, or beside the blocks."""
+    return lambda: {**state_dict(), **{name: torch.zeros(24) for name in names}}
+
+
+LINGBOT = (
+    *(f"{name}.weight" for name in ("patch_embedding_wancamctrl", "c2ws_hidden_states_layer1")),
+    *(f"blocks.1.cam_{name}.bias" for name in ("injector_layer1", "injector_layer2", "scale_layer", "shift_layer")),
+)
+FOUR_OVER_SIX = [f"blocks.0.ffn.0.quantized_weight_{name}" for name in ("values", "scale_factors", "amax", "metadata")]
+
+
+def trained(make):
+    """As a trainer with FSDP saves it."""
+    return lambda: {f"model._fsdp_wrapped_module.{key}": value for key, value in make().items()}
+
+
 KINDS = {
+    "LingBot-World": (beside(*LINGBOT), "LingBot-World.*its own project"),
+    "LingBot-World of a trainer": (trained(beside(*LINGBOT)), "LingBot-World"),
+    "Matrix-Game 2": (beside("blocks.0.action_model.mouse_mlp.0.weight"), "Matrix-Game.*LightX2V"),
+    "Matrix-Game 3": (beside(*LINGBOT, "blocks.0.action_model.proj_mouse.weight"), "Matrix-Game.*LightX2V"),
+    "DreamX-World": (beside("blocks.0.cam_self_attn.q_proj.weight"), "DreamX-World.*FastVideo"),
+    "LongLive's NVFP4": (beside(*FOUR_OVER_SIX), "FourOverSix.*model_bf16.pt"),
+    "LongLive's other NVFP4": (trained(beside("blocks.0.ffn.0._extra_state")), "Transformer Engine.*model_bf16.pt"),
     "a LoRA": (lora, "a LoRA"),
     "a LoRA of LongLive": (lambda: {f"base_model.model.{key}": value for key, value in lora().items()}, "a LoRA"),
     "an old LoRA": (lambda: {"lora_unet_blocks_0_self_attn_q.lora_down.weight": torch.zeros(4, 24)}, "a LoRA"),

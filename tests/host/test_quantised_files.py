@@ -6,15 +6,17 @@ import json
 
 import pytest
 import torch
+from comfy.quant_ops import QuantizedTensor
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
-from hostkit import metadata, module, state_dict
+from hostkit import metadata, module, sample, state_dict
 from safetensors.torch import save_file
 from test_host_core_agreement import CAUSAL, MANY_STEP, SHIFT, Both, Case, agree
+from tiny_files import wan_weights
 from torch import Tensor
 
 SettingError = module("flowcache_core.errors").SettingError
 load_ar_model = module("nodes.adapters.files.checkpoints").load_ar_model
-load_wan = module("flowcache_core.models.wan.transformer").load_wan
+load_wan = module("flowcache_core.models.wan.load").load_wan
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 SCALE = 2.0**-6  # a power of two: what is multiplied out has no more bits than it had
 LINEAR = ("blocks.0.ffn.0", "blocks.0.self_attn.q", "blocks.1.cross_attn.v", "time_projection.1", "head.head")
@@ -137,4 +139,66 @@ def test_the_hosts_int8_layers_are_read_by_the_host(tmp_path):
         held = host.model.diffusion_model.blocks[0].ffn[0].weight.dequantize()
     torch.testing.assert_close(held.float(), whole * scale, rtol=1e-6, atol=0)  # its products round the input too
     with pytest.raises(SettingError, match="blocks.0.ffn.0.*int8_tensorwise"):
+        load_wan(tmp_path / "m.safetensors")
+
+
+WIDE = ("blocks.0.self_attn.q", "blocks.0.ffn.0", "blocks.1.ffn.2", "text_embedding.0", "time_embedding.0")
+
+
+def nvfp4(weights: dict[str, Tensor], layers: tuple[str, ...] = WIDE) -> dict[str, Tensor]:
+    """These layers in the host's NVFP4: two values in a byte, a scale for 16 of them, and one for all."""
+    packed = dict(weights)
+    for layer in layers:
+        stored = QuantizedTensor.from_float(weights[f"{layer}.weight"].bfloat16(), "TensorCoreNVFP4Layout")
+        packed[f"{layer}.weight"] = stored._qdata.contiguous()
+        packed[f"{layer}.weight_scale"] = stored._params.block_scale.contiguous()
+        packed[f"{layer}.weight_scale_2"] = stored._params.scale.reshape(())
+        packed[f"{layer}.comfy_quant"] = as_bytes({"format": "nvfp4"})
+    return packed
+
+
+def unpacked(host: object, weights: dict[str, Tensor], layers: tuple[str, ...] = WIDE) -> dict[str, Tensor]:
+    """The file's weights with those layers as the host has read them."""
+    inner = host.model.diffusion_model  # type: ignore[attr-defined]
+    read = {f"{layer}.weight": inner.get_submodule(layer).weight.dequantize().float() for layer in layers}
+    return {**weights, **read}
+
+
+def test_the_hosts_nvfp4_files_are_read_by_the_host(tmp_path, monkeypatch):
+    """Sizes are those of the unpacked weights, and the video is that of the same values in 32 bits."""
+    weights = wan_weights()
+    save_file(nvfp4(weights), tmp_path / "packed.safetensors")
+    text = [[torch.randn(1, 3, 4096, generator=torch.Generator().manual_seed(2)), {}]]
+    with torch.inference_mode():
+        host = load_ar_model(str(tmp_path / "packed.safetensors"), "default", "causal wan", 24)
+        plain = unpacked(host, weights)
+        error = (plain["blocks.0.ffn.0.weight"] - weights["blocks.0.ffn.0.weight"]).abs().mean()
+        assert 0 < error < 0.15 * weights["blocks.0.ffn.0.weight"].abs().mean()
+        save_file(plain, tmp_path / "plain.safetensors")
+        same = load_ar_model(str(tmp_path / "plain.safetensors"), "default", "causal wan", 24)
+        one, other = (sample(ModelSamplingSD3().patch(m, 5.0)[0], positive=text)[0] for m in (host, same))
+    assert one.std() > 0.1 and (one - other).abs().max() < 0.05 * other.std()
+
+
+@pytest.mark.parametrize("missing", ["weight_scale", "weight_scale_2"])
+def test_an_nvfp4_layer_without_its_scales_is_named(tmp_path, missing):
+    weights = {key: value for key, value in nvfp4(wan_weights()).items() if key != f"blocks.0.ffn.0.{missing}"}
+    save_file(weights, tmp_path / "m.safetensors")
+    with torch.inference_mode(), pytest.raises(SettingError, match=r"model_name.*(blocks\.0\.ffn\.0|NVFP4)"):
+        load_ar_model(str(tmp_path / "m.safetensors"), "default", "causal wan", 24)
+
+
+def test_nvfp4_scales_without_a_mark_are_named(tmp_path):
+    """As other projects write them: packed bytes and scales, and nothing that says how they are packed."""
+    packed = {key: value for key, value in nvfp4(wan_weights()).items() if not key.endswith("comfy_quant")}
+    save_file(packed, tmp_path / "m.safetensors")
+    for load in (lambda: load_wan(tmp_path / "m.safetensors"),
+                 lambda: load_ar_model(str(tmp_path / "m.safetensors"), "default", "causal wan", 24)):  # fmt: skip
+        with pytest.raises(SettingError, match=r"weight_scale|uint8"):
+            load()
+
+
+def test_the_core_says_that_it_reads_no_nvfp4(tmp_path):
+    save_file(nvfp4(wan_weights()), tmp_path / "m.safetensors")
+    with pytest.raises(SettingError, match="format nvfp4.*float8_e4m3fn"):
         load_wan(tmp_path / "m.safetensors")

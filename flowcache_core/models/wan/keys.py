@@ -1,6 +1,7 @@
 """Which tensors of a file are a Wan text-to-video transformer; what a file is that holds none.
 
-Sources of the names: Wan 2.1's official files; diffusers' Wan transformer; the LoRA formats that ComfyUI reads.
+Sources of the names: Wan 2.1's official files; diffusers' Wan transformer; the LoRA formats that ComfyUI reads; the
+model classes of LingBot-World, Matrix-Game 2 and 3, DreamX-World and LongLive 2.0.
 """
 
 from __future__ import annotations
@@ -28,6 +29,31 @@ KINDS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
             r"(^|[._])lora([._]|$)|\.(diff|diff_b|hada_w1_a|lokr_w1|oft_blocks)$",
             "a LoRA, which changes a model and is none",
             "the model that it was made for; the LoRA comes after it (Load LoRA)",
+        ),
+        (
+            r"\.quantized_weight_(values|scale_factors|amax|metadata)$",
+            "packed by FourOverSix, as LongLive 2.0's NVFP4 files are",
+            "the same project's model_bf16.pt, or its weights in ComfyUI's own nvfp4 format",
+        ),
+        (
+            r"(^|\.)_extra_state$",
+            "saved by Transformer Engine, as LongLive 2.0's NVFP4 files are",
+            "the same project's model_bf16.pt, or its weights in ComfyUI's own nvfp4 format",
+        ),
+        (
+            r"\.action_model\.",
+            "Matrix-Game, whose blocks take keys and mouse",
+            f"{ACCEPTED}; its own project runs it, and LightX2V",
+        ),
+        (
+            r"(^|\.)(patch_embedding_wancamctrl|c2ws_hidden_states_layer[12])\.|\.cam_(injector_layer[12]|scale_layer)\.",
+            "LingBot-World, whose blocks take a camera's path",
+            f"{ACCEPTED}; its own project runs it, and LightX2V or FastVideo",
+        ),
+        (
+            r"\.cam_self_attn\.",
+            "DreamX-World, whose blocks attend by camera",
+            f"{ACCEPTED}; its own project runs it, and FastVideo",
         ),
         (
             r"(^|\.)vace_(blocks|patch_embedding)\.",

@@ -93,7 +93,7 @@ def check(weights: Mapping[str, Tensor], metadata: Mapping[str, str], name: str)
     require(channels in (16, 48), FIELD, Found(f"{name}: {channels} input channels"), ARCHITECTURE)
     packed = packed_layers(weights)
     plain = {key: tensor for key, tensor in weights.items() if not is_beside(key) and layer_of(key) not in packed}
-    linear = {f"{layer}.weight": torch.empty(weights[f"{layer}.weight"].shape, device="meta") for layer in packed}
+    linear = {f"{layer}.weight": torch.empty(shape, device="meta") for layer, shape in packed.items()}
     config = WanConfig.from_state_dict({**plain, **linear}, metadata)
     wanted = {key: tensor for key, tensor in on_meta(config).state_dict().items() if layer_of(key) not in packed}
     for problem, keys in misfits(wanted, plain, (*WEIGHT_FORMATS, *FP8)).items():

@@ -1,4 +1,4 @@
-"""fp8 files in the form in which this host's layers read them: nothing of a file may be lost on the way.
+"""Quantised files in the form in which this host's layers read them: nothing of a file may be lost on the way.
 
 The host takes a scale only where a marker or its own list says so, and drops the others with a line in the log; e5m2
 weights of older files it takes for e4m3.
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from comfy.quant_ops import QUANT_ALGOS, get_layout_class
 from torch import Tensor
 
 from ....flowcache_core.models.common.scaled_fp8 import (
@@ -59,10 +60,22 @@ def host_form(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tup
     return result, {key: text for key, text in metadata.items() if key != LISTED_FORMATS}
 
 
-def packed_layers(weights: Mapping[str, Tensor]) -> set[str]:
-    """Layers that are in one of the host's formats other than fp8 with one scale."""
-    formats = layer_formats(weights, {})
-    return {layer for layer, how in formats.items() if how.get("format") not in FP8.values()}
+def packed_layers(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Layers that are in one of the host's formats other than fp8 with one scale: the shape of the weight that each
+    stands for. Several values may lie in one byte (NVFP4: two).
+    """
+    formats = {layer: how.get("format") for layer, how in layer_formats(weights, {}).items()}
+    packed = {layer: form for layer, form in formats.items() if form not in FP8.values()}
+    return {layer: whole_shape(weights[f"{layer}.weight"], form) for layer, form in packed.items()}
+
+
+def whole_shape(stored: Tensor, form: object) -> tuple[int, ...]:
+    """Of the weight that the host unpacks from ``stored``; the stored shape in formats that it says nothing of."""
+    known = QUANT_ALGOS.get(form) if isinstance(form, str) else None
+    layout = None if known is None else get_layout_class(known["comfy_tensor_layout"])
+    shape = tuple(stored.shape)
+    unpacked = getattr(layout, "get_logical_shape_from_storage", None)
+    return tuple(unpacked(shape)) if unpacked is not None and len(shape) == 2 else shape
 
 
 def layer_of(key: str) -> str:
