@@ -83,12 +83,10 @@ def shape_of(model: str, preset: str, steps: int) -> ModelShape:
     return FAMILIES[fields.pop("kind")].shape(fields, steps, passes(model, preset)["nearly_clean"])
 
 
-def assumed_total(arguments: argparse.Namespace, preset: Preset) -> float | None:
-    """B_total as given; where no budget is, what a published row is taken to have run with, if anything."""
-    if arguments.budget_total is not None or arguments.kv_budget is not None:
-        return arguments.budget_total
-    assumed = model_file(arguments.model)["presets"].get(preset.name, {}).get("assumes", {})
-    return assumed.get("budget_total")
+def kept(preset: Preset, budget: float | None) -> KVSettings:
+    """K/V settings of a run of ``preset``: its own where it has some, with the budget that is given."""
+    own = preset.kv or KVSettings()
+    return own if budget is None else replace(own, budget=budget)
 
 
 def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -119,12 +117,13 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     steps, warning = run["steps"], None
     if arguments.computed is None:
         preset, warning = preset.fit(steps, run.get("shift"), rescale=arguments.rescale)
-    budget = arguments.kv_budget
-    total = assumed_total(arguments, preset)
+    total = arguments.budget_total
+    kv = kept(preset, arguments.kv_budget) if total is None else KVSettings()
     if total is not None:
         require_finite("budget_total", total, minimum=0.0)
         budget = total - max(plan.max_active for plan in plans)
         require(budget >= 1, "budget_total", total, f">= {total - budget + 1:g}")
+        kv = kept(preset, budget)
     schedule = Schedule(tuple(1 - i / steps for i in range(steps + 1)), tuple(float(steps - i) for i in range(steps)))
     accepted = f"nothing with preset {preset.name}, whose attention is bidirectional: sparse attention works on K/V"
     require(arguments.density is None or preset.attention == "block-causal", "density", arguments.density, accepted)
@@ -134,7 +133,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
             plan=plan,
             schedule=schedule,
             policy=counted_policy(preset, steps, arguments.computed),
-            kv=KVSettings(budget=budget),
+            kv=kv,
             attention=preset.attention,
             sparse=sparse,
         )
@@ -145,7 +144,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         assert isinstance(shape, MagiShape)
         shape = MagiShape.of(MAGI_24B, shape.nearly_clean_from, shape.text_tokens)
     result = count(shape, settings, run["tokens_per_frame"], run["branches"])
-    output = as_json(arguments.model, preset, run, budget, result)
+    output = as_json(arguments.model, preset, run, max(kv.budgets, default=None), result)
     output["notes"] += [] if warning is None else [f"warning: {warning}"]
     output["notes"] += sorted({note for window in settings if (note := window.kv.note(window.plan))})
     if preset.attention == "bidirectional":

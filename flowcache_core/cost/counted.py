@@ -11,8 +11,7 @@ from torch import Tensor
 from ..denoiser import ChunkInput, ChunkOutput
 from ..engine import EngineSettings, generate
 from ..errors import require
-from ..kv.cache import CompressionResult
-from ..kv.layout import KVLayout, capacity_tokens
+from ..kv.layout import CompressionResult, KVLayout, budget_tokens, capacity_tokens
 from ..kv.spec import KVSpec
 from ..plan.base import Chunk
 from ..report.events import CacheCompressed, Event, StepTaken
@@ -27,6 +26,9 @@ class CountedCache:
     def __init__(self, settings: EngineSettings, tokens_per_frame: int, bytes_per_token: int) -> None:
         self.capacity_tokens = capacity_tokens(settings.plan, tokens_per_frame, settings.kv.layer_budgets(1)[0])
         self.layout = KVLayout(self.capacity_tokens)
+        budget, self.last = settings.kv.layer_budgets(1)[0], settings.plan.chunks[-1].index
+        trims = settings.kv.at_finish and budget is not None
+        self.kept = budget_tokens(settings.plan, tokens_per_frame, budget or 0) if trims else None
         self.tokens_per_frame = tokens_per_frame
         self.peak_bytes = self.capacity_tokens * bytes_per_token
 
@@ -42,8 +44,10 @@ class CountedCache:
         need = self.layout.begin(chunk.index, chunk.frames * self.tokens_per_frame)
         return None if need is None else CompressionResult(chunk.index, (need,))
 
-    def commit(self, chunk: Chunk) -> None:
+    def commit(self, chunk: Chunk) -> CompressionResult | None:
         self.layout.commit(chunk.index)
+        need = None if self.kept is None or chunk.index == self.last else self.layout.trim(self.kept)
+        return None if need is None else CompressionResult(chunk.index, (need,))
 
     def context_tokens(self, chunk: Chunk) -> int:
         return self.layout.context_end(chunk.index)

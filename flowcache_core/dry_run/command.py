@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,7 +32,10 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     for field in NOT_HERE:
         given = getattr(arguments, field)
         require(given is None or given is False, field, given, f"nothing beside --dry-run, which takes {TAKEN}")
-    kv = KVSettings(budget=arguments.kv_budget, dtype=KEPT_AS.get(arguments.kv_dtype), device=arguments.kv_device)
+    own = None if name == SELF_FORCING else load_preset(published(name), arguments.preset).kv
+    kv = replace(own or KVSettings(), dtype=KEPT_AS.get(arguments.kv_dtype), device=arguments.kv_device)
+    if arguments.kv_budget is not None:
+        kv = replace(kv, budget=arguments.kv_budget)
     changes: dict[str, Any] = {}
     if arguments.steps is not None:
         changes["steps"] = arguments.steps

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..denoiser import ChunkInput, ChunkOutput, Denoiser
 from ..kv.cache import KVCache
+from ..kv.layout import CompressionResult
 from ..noise import NoiseSource
 from ..plan.base import Chunk, Tick
 from ..plan.staggered import timestep_rows
@@ -53,11 +54,15 @@ class Passes:
             return
         if chunk.index in self.settings.recache:
             self.recache(chunk, tick)
+        self.told(self.cache.begin, chunk, tick)
+
+    def told(self, act: Callable[[Chunk], CompressionResult | None], chunk: Chunk, tick: int) -> None:
+        """Begin or commit a chunk and say so where that compressed the history."""
         begun = time.perf_counter()
-        need = self.cache.begin(chunk)
-        if need is not None:
+        done = act(chunk)
+        if done is not None:
             seconds = time.perf_counter() - begun
-            self.observe(CacheCompressed(tick, chunk.index, need.tokens_before, need.tokens_after, seconds))
+            self.observe(CacheCompressed(tick, chunk.index, done.tokens_before, done.tokens_after, seconds))
 
     def recache(self, chunk: Chunk, tick: int) -> None:
         """Compute what fits of the history again, under the prompt of ``chunk``: sink and newest chunks (LongLive)."""
@@ -70,7 +75,7 @@ class Passes:
             self.cache.begin(kept)
             latents, time = self.frames(kept), self.settings.clean_timestep
             self.encode("recache", kept, latents, time, prompt_from=chunk.index, tick=tick)
-            self.cache.commit(kept)
+            self.told(self.cache.commit, kept, tick)
 
     def encode(
         self,
@@ -107,7 +112,7 @@ class Passes:
             self.begin_chunk(chunk, 0)
             timestep = self.settings.schedule.time(level) if level else self.settings.clean_timestep
             self.encode("prefix", chunk, self.noisy_prefix(chunk, 0), timestep)
-            self.cache.commit(chunk)
+            self.told(self.cache.commit, chunk, 0)
 
     def noisy_prefix(self, chunk: Chunk, tick: int) -> Tensor:
         """A prefix chunk as the model sees it."""
@@ -120,7 +125,7 @@ class Passes:
             return
         if self.settings.clean_pass and chunk.index != self.settings.plan.chunks[-1].index:
             self.encode("clean", chunk, latents, self.settings.clean_timestep, tick=tick)
-        self.cache.commit(chunk)
+        self.told(self.cache.commit, chunk, tick)
 
     def seen_tokens(self, chunk: Chunk) -> int:
         """K/V tokens that a forward attends to whose newest chunk is this one."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..plan.base import Chunk, Plan
 from ..rows import Rows
-from .cache import CompressionResult, KVCache
-from .layout import KVLayout
+from .cache import KVCache
+from .layout import CompressionResult, KVLayout
 from .settings import KVSettings
 from .spec import KVSpec
 
@@ -84,9 +84,8 @@ class BranchedCache(KVCache):
     def device_of(self, branch: int) -> torch.device:
         return torch.device(self.parts[branch].spec.device)
 
-    def commit(self, chunk: Chunk) -> None:
-        for part in self.parts:
-            part.commit(chunk)
+    def commit(self, chunk: Chunk) -> CompressionResult | None:
+        return [part.commit(chunk) for part in self.parts][0]
 
     def require_finite(self) -> None:
         for part in self.parts:

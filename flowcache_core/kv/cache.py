@@ -8,46 +8,33 @@ length.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..plan.base import Chunk, Plan
 from ..rows import Rows
+from .figures import CacheFigures
 from .layer import Ground, LayerBuffer
-from .layout import CompressionNeed, KVLayout, capacity_tokens, largest_chunk_frames
+from .layout import (
+    CompressionNeed,
+    CompressionResult,
+    KVLayout,
+    budget_tokens,
+    capacity_tokens,
+    drops,
+    largest_chunk_frames,
+)
 from .prefetch import AtHand, Prefetch, Wanted, Written
 from .reposition import SinkPlace
 from .settings import KVSettings
-from .size import heads_at_once, made, peak_bytes, place_of, read_bytes
+from .size import heads_at_once, made, place_of
 from .spec import KVSpec
 from .storage.finite import PackedFinite
 from .storage.tokens import Scratch
 
 
-@dataclass(frozen=True)
-class CompressionResult:
-    """What made room for a chunk: per layer the tokens of the clean region before and after, None where it fitted."""
-
-    chunk: int
-    layers: tuple[CompressionNeed | None, ...]
-
-    @property
-    def largest(self) -> CompressionNeed:
-        """The layer that held the most tokens."""
-        return max((need for need in self.layers if need is not None), key=lambda need: need.before)
-
-    @property
-    def tokens_before(self) -> int:
-        return self.largest.before
-
-    @property
-    def tokens_after(self) -> int:
-        return self.largest.after
-
-
-class KVCache:
+class KVCache(CacheFigures):
     """K/V of one run over ``plan``: begin a chunk, write and read it any number of times, commit it, release all.
 
     Chunks begin and finish in ascending order. ``branches`` is a contiguous range of the spec's branches; tensors are
@@ -75,7 +62,7 @@ class KVCache:
         spec = self.spec
         capacity = capacity_tokens(self.plan, spec.tokens_per_frame, budget)
         shape = (spec.branches, spec.batch, spec.kv_heads, capacity)
-        compresses = capacity < self.plan.frames * spec.tokens_per_frame
+        compresses = drops(self.plan, spec.tokens_per_frame, budget, self.settings.at_finish)
         positions = torch.empty(shape, dtype=torch.int32, device=self._place.device) if compresses else None
         tokens = made(spec, self.settings, self.plan, budget, self._scratch)
         ground = Ground(spec, self._place, self._chunk_tokens, self._chunk_starts, index)
@@ -92,10 +79,7 @@ class KVCache:
         for index, layout in enumerate(self.layouts):
             active = layout.active_tokens
             need = layout.begin(chunk.index, tokens)
-            if need is not None:
-                assert self.settings.compressor is not None
-                self._reading.settle()
-                self._layers[index].compress(self.settings.compressor, need, active)
+            self._compress(index, need, active)
             needs.append(need)
         self._unwritten[chunk.index] = {
             (layer, branch) for layer in range(self.spec.layers) for branch in range(self.spec.branches)
@@ -191,8 +175,9 @@ class KVCache:
         for branch, queries in zip(branches, sampled, strict=True):
             buffer.queries[branch] = queries.clone()
 
-    def commit(self, chunk: Chunk) -> None:
-        """``chunk`` is finished: what it wrote last joins the clean region, packed where the storage packs.
+    def commit(self, chunk: Chunk) -> CompressionResult | None:
+        """``chunk`` is finished: what it wrote last joins the clean region, packed where the storage packs. With
+        ``at_finish`` the clean region is compressed where it exceeds the budget now and somebody will read it.
 
         NotFiniteError when what is packed holds NaN or infinite values: at once on the CPU, elsewhere as soon as
         it is known without making anybody wait for the device.
@@ -206,6 +191,24 @@ class KVCache:
             packed.append(buffer.commit(start, end, active, first))
         self._sink.committed(chunk.index)
         self._finite.note(chunk.index, packed)
+        return self._trim(chunk) if self.settings.at_finish else None
+
+    def _trim(self, chunk: Chunk) -> CompressionResult | None:
+        needs: list[CompressionNeed | None] = []
+        budgets = self.settings.layer_budgets(self.spec.layers)
+        for index, (layout, budget) in enumerate(zip(self.layouts, budgets, strict=True)):
+            active, need = layout.active_tokens, None
+            if budget is not None and chunk.index != self.plan.chunks[-1].index:
+                need = layout.trim(budget_tokens(self.plan, self.spec.tokens_per_frame, budget))
+            self._compress(index, need, active)
+            needs.append(need)
+        return CompressionResult(chunk.index, tuple(needs)) if any(needs) else None
+
+    def _compress(self, layer: int, need: CompressionNeed | None, active: int) -> None:
+        if need is not None:
+            assert self.settings.compressor is not None
+            self._reading.settle()
+            self._layers[layer].compress(self.settings.compressor, need, active)
 
     def require_finite(self) -> None:
         """The run is over: NotFiniteError where what was packed was not finite and nobody has said so yet."""
@@ -257,58 +260,6 @@ class KVCache:
         self._finite.forget()
         self._scratch.release()
         self._reading.release()
-
-    # -- figures -----------------------------------------------------------------------------------------------------
-
-    @property
-    def keeps_alike(self) -> bool:
-        """Whether all branches and heads hold the same tokens: nothing is dropped, or by place alone."""
-        compressor = self.settings.compressor
-        return compressor is None or compressor.by_place or all(layer.positions is None for layer in self._layers)
-
-    @property
-    def bytes(self) -> int:
-        """Bytes held now: stored K/V, token positions and sampled queries."""
-        return sum(layer.bytes for layer in self._layers)
-
-    @property
-    def peak_bytes(self) -> int:
-        """Bytes held once every layer has seen the queries it samples; more is never held."""
-        return peak_bytes(self.spec, self.settings, self.plan)
-
-    @property
-    def read_bytes(self) -> int:
-        """Bytes of the buffers that packed tokens have been unpacked into so far, once for all layers."""
-        return self._scratch.bytes
-
-    @property
-    def most_read_bytes(self) -> int:
-        """The most that :attr:`read_bytes` becomes when all branches are read at once."""
-        return read_bytes(self.spec, self.settings, self.plan)
-
-    @property
-    def tokens(self) -> int:
-        """Tokens stored now, per branch and head, in the fullest layer."""
-        return max(layout.used_tokens for layout in self.layouts)
-
-    @property
-    def clean_tokens(self) -> int:
-        """Tokens of finished chunks stored now, per branch and head, in the fullest layer."""
-        return max(layout.clean_tokens for layout in self.layouts)
-
-    @property
-    def capacity_tokens(self) -> int:
-        """Tokens the largest layer's buffer holds, per branch and head."""
-        return max(layout.capacity for layout in self.layouts)
-
-    @property
-    def budget_tokens(self) -> int | None:
-        """Tokens of finished history that the largest budget keeps; None without a budget."""
-        return round(max(self.settings.budgets) * self._chunk_tokens) if self.settings.budgets else None
-
-    def context_tokens(self, chunk: Chunk) -> int:
-        """Tokens that an active chunk attends to, itself included, in the layer with the most."""
-        return max(layout.context_end(chunk.index) for layout in self.layouts)
 
     # -- inside ------------------------------------------------------------------------------------------------------
 

@@ -77,6 +77,11 @@ class Compressor(ABC):
         require(self.key_granularity in accepted, "key_granularity", self.key_granularity, " or ".join(accepted))
 
     @property
+    def reorders(self) -> bool:
+        """Whether kept tokens are stored in another order than that of their places in the video."""
+        return False
+
+    @property
     def min_budget(self) -> float:
         """The smallest budget, in chunks, with which the method still is itself."""
         return 1.0
@@ -95,7 +100,7 @@ class Compressor(ABC):
         """fp32 ``[N, kv_heads, L]``: the higher, the sooner a token is kept."""
 
     def keep(self, region: Region, count: int) -> Tensor:
-        """int64 ``[N, kv_heads, count]``: the kept tokens of every head, ascending."""
+        """int64 ``[N, kv_heads, count]``: the kept tokens of every head, ascending unless the method says so."""
         # A host may run the model under autocast; scores in bf16 would leave some 20 distinct values per head.
         device = region.positions.device.type
         # Asked only where it is on: a backend without autocast of its own refuses to switch it off.
@@ -113,7 +118,11 @@ class Compressor(ABC):
         if self.key_granularity != "token":
             rank = self._group_rank(scores, region)
             order = order.gather(-1, rank.gather(-1, order).sort(dim=-1, stable=True).indices)
-        return order[..., :count].sort(dim=-1).values
+        return self.in_order(order[..., :count])
+
+    def in_order(self, best: Tensor) -> Tensor:
+        """The kept tokens ``[N, kv_heads, count]``, given from the best down, as they shall be stored."""
+        return best.sort(dim=-1).values
 
     def _group_rank(self, scores: Tensor, region: Region) -> Tensor:
         """Rank of every token's frame or chunk by mean score ``[N, kv_heads, L]``; 0 is the best group."""

@@ -27,6 +27,7 @@ class ImportanceRedundancy(Compressor):
     ``pool_kernel``: tokens of the max-pool that lets neighbours of an important token share its importance (Eq. 10).
     ``query_granularity``: which queries of the chunk computed last ask for importance: its last 50 tokens, its last
     frame, or all of it. Without queries, importance is the same for every token and redundancy decides.
+    ``reference_order``: kept tokens stand in the order of their scores, the best first.
     """
 
     name: ClassVar[str] = "importance-redundancy"
@@ -56,6 +57,15 @@ class ImportanceRedundancy(Compressor):
         advanced=True,
     )
 
+    reference_order: bool = option(
+        False,
+        "Store what is kept from the best token down, as the published code does, and not in the video's order. It "
+        "changes which tokens are neighbours at the next compression. To repeat the paper.",
+        optional=True,
+        place=3,
+        advanced=True,
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         require_finite("mix_lambda", self.mix_lambda, minimum=0.0, maximum=1.0)
@@ -63,6 +73,15 @@ class ImportanceRedundancy(Compressor):
         require(self.pool_kernel % 2 == 1, "pool_kernel", self.pool_kernel, "an odd whole number")
         accepted = get_args(Granularity)
         require(self.query_granularity in accepted, "query_granularity", self.query_granularity, " or ".join(accepted))
+        single = not self.reference_order or self.key_granularity == "token"
+        require(single, "reference_order", True, f"off with key_granularity {self.key_granularity}: tokens have ranks")
+
+    @property
+    def reorders(self) -> bool:
+        return self.reference_order
+
+    def in_order(self, best: Tensor) -> Tensor:
+        return best if self.reference_order else super().in_order(best)
 
     def query_rows(self, chunk_tokens: int, tokens_per_frame: int) -> int:
         rows = {"token": QUERY_TOKENS, "frame": tokens_per_frame, "chunk": chunk_tokens}[self.query_granularity]

@@ -15,6 +15,28 @@ class CompressionNeed:
     after: int
 
 
+@dataclass(frozen=True)
+class CompressionResult:
+    """What made room for or behind a chunk: per layer the tokens of the clean region before and after, None where all
+    stayed."""
+
+    chunk: int
+    layers: tuple[CompressionNeed | None, ...]
+
+    @property
+    def largest(self) -> CompressionNeed:
+        """The layer that held the most tokens."""
+        return max((need for need in self.layers if need is not None), key=lambda need: need.before)
+
+    @property
+    def tokens_before(self) -> int:
+        return self.largest.before
+
+    @property
+    def tokens_after(self) -> int:
+        return self.largest.after
+
+
 class KVLayout:
     """Bookkeeping of one layer. Chunks begin and finish in ascending order, so the oldest active chunk always
     lies next to the clean region and finishing it moves nothing.
@@ -31,6 +53,11 @@ class KVLayout:
     def active(self) -> tuple[int, ...]:
         """Chunks that have begun and not finished, oldest first."""
         return tuple(self._active)
+
+    @property
+    def newest(self) -> int:
+        """The chunk that began last, -1 before any."""
+        return self._newest
 
     @property
     def active_tokens(self) -> int:
@@ -62,6 +89,12 @@ class KVLayout:
         if not self._active or next(iter(self._active)) != chunk:
             raise RuntimeError(f"chunk {chunk} cannot finish while the active chunks are {self.active}: oldest first")
         self.clean_tokens += self._active.pop(chunk)
+
+    def trim(self, kept: int) -> CompressionNeed | None:
+        """Leave at most ``kept`` tokens of the clean region (already booked); None when there are no more."""
+        need = CompressionNeed(self.clean_tokens, kept) if self.clean_tokens > kept else None
+        self.clean_tokens = min(self.clean_tokens, kept)
+        return need
 
     def forget(self) -> None:
         """Drop the clean region; chunks may begin again, from any on. Only while none is active."""
@@ -112,5 +145,20 @@ def capacity_tokens(plan: Plan, tokens_per_frame: int, budget: float | None) -> 
     total = sum(chunk.frames for chunk in plan.chunks) * tokens_per_frame
     if budget is None:
         return total
-    kept = round(budget * largest_chunk_frames(plan) * tokens_per_frame)
-    return min(total, kept + max_active_frames(plan) * tokens_per_frame)
+    return min(total, budget_tokens(plan, tokens_per_frame, budget) + max_active_frames(plan) * tokens_per_frame)
+
+
+def budget_tokens(plan: Plan, tokens_per_frame: int, budget: float) -> int:
+    """Tokens of finished history that a budget keeps, in one layer."""
+    return round(budget * largest_chunk_frames(plan) * tokens_per_frame)
+
+
+def drops(plan: Plan, tokens_per_frame: int, budget: float | None, at_finish: bool) -> bool:
+    """Whether tokens are ever dropped from a layer with this budget.
+
+    at_finish: as soon as a finished chunk exceeds the budget, and not when the next one has no room.
+    """
+    if budget is None or not at_finish:
+        return capacity_tokens(plan, tokens_per_frame, budget) < plan.frames * tokens_per_frame
+    before_the_last = sum(chunk.frames for chunk in plan.chunks[:-1]) * tokens_per_frame
+    return budget_tokens(plan, tokens_per_frame, budget) < before_the_last

@@ -34,7 +34,9 @@ class KVSettings:
     ``budget``: chunks of finished history that are kept, fractions allowed, one number or one per layer; None keeps
     everything. ``compressor`` decides what is kept; :func:`default_compressor` when only a budget is given.
     ``storage``: how finished chunks are kept. ``dtype`` of what is stored as computed (all of it in plain storage, the
-    active chunks in others) and ``device`` of everything; None for the model's own.
+    active chunks in others) and ``device`` of everything; None for the model's own. ``at_finish``: what exceeds the
+    budget is dropped as soon as a chunk has finished, as FlowCache's code for SkyReels-V2 does, and not when the next
+    one needs the room.
     """
 
     budget: float | Sequence[float] | None = None
@@ -42,6 +44,7 @@ class KVSettings:
     dtype: torch.dtype | None = None
     device: str | None = None
     storage: Storage = Plain()
+    at_finish: bool = False
 
     def __post_init__(self) -> None:
         require_types(self)
@@ -60,6 +63,10 @@ class KVSettings:
         require(self.dtype is None or self.dtype in STORAGE_DTYPES, "dtype", self.dtype, accepted)
         narrow = self.storage.packs and self.dtype is not None and self.dtype.itemsize < 2
         require(not narrow, "dtype", self.dtype, f"None or 16 and 32 bits: storage {self.storage.name} packs by itself")
+        ends = getattr(self.storage, "exact_sink", 0) or getattr(self.storage, "exact_recent", 0)
+        accepted = "off with exact_sink or exact_recent: ends need the video's order"
+        mixed = self.compressor is not None and self.compressor.reorders and ends
+        require(not mixed, "reference_order", True, accepted)
         try:
             torch.device(self.device or "cpu")
         except RuntimeError as error:
@@ -93,6 +100,8 @@ class KVSettings:
                 return None
             return f"compressor {self.compressor.name} without a budget: the whole history is kept, nothing to compress"
         history = history_frames(plan) / largest_chunk_frames(plan)
+        if self.at_finish:
+            history = sum(chunk.frames for chunk in plan.chunks[:-1]) / largest_chunk_frames(plan)
         if history == 0:
             return f"budget {self.budget}: no chunk begins after another has finished, nothing to compress"
         idle = sum(budget >= history for budget in self.budgets)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from ..plan.base import Plan
-from .layout import capacity_tokens, largest_chunk_frames, max_active_frames
+from .layout import capacity_tokens, drops, largest_chunk_frames, max_active_frames
 from .settings import KVSettings
 from .spec import KVSpec
 from .storage.tokens import LayerTokens, Place, Room, Scratch
@@ -24,7 +24,7 @@ def room_of(spec: KVSpec, settings: KVSettings, plan: Plan, budget: float | None
         capacity=capacity,
         active=max_active_frames(plan) * tokens,
         chunks=tuple(chunk.frames * tokens for chunk in plan.chunks),
-        shrinks=capacity < plan.frames * tokens,
+        shrinks=drops(plan, tokens, budget, settings.at_finish),
         alike=compressor is None or compressor.by_place,
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import SettingError, is_finite, listed, require, require_count, require_finite
 from ..families import FAMILIES
+from ..kv.settings import KVSettings
 from ..reading.json_text import read_object
 from ..report.events import RunStarted
 from ..reuse.base import ReusePolicy
@@ -19,6 +20,7 @@ from ..reuse.build import build_policy, build_quantity
 from ..reuse.quantity import Quantity
 from ..reuse.schedule import StaticSchedule, stretch
 from ..schedule import MOST_STEPS, require_shift
+from .kv import kv_of
 
 FOLDER = Path(__file__).parent
 SCHEMA = 1
@@ -53,7 +55,8 @@ class Preset:
     published or calibrated (the cost model counts with it), None where it depends on the video. requires: what the runs
     are like that it is for: ``steps``, the ``shift`` of a model that has one, ``guidance`` where it counts. curve: what
     the calibration measured, at ``guidance``. architecture: of the transformer it was recorded on, "" where that is not
-    noted. sigmas: noise levels of the runs it is for, where no shift describes them.
+    noted. sigmas: noise levels of the runs it is for, where no shift describes them. kv: what a published run kept of
+    its finished chunks, None where it kept all or the row says nothing.
     """
 
     model: str
@@ -68,6 +71,7 @@ class Preset:
     guidance: float | None = None
     architecture: str = ""
     sigmas: tuple[float, ...] = ()
+    kv: KVSettings | None = None
 
     def with_policy(self, policy: ReusePolicy) -> Preset:
         """The same run under another policy; nothing that was measured of this one holds for it."""
@@ -233,6 +237,7 @@ def preset_of(model: str, name: str, row: object, wanted: frozenset[str], known:
         guidance=guidance,
         architecture=_text(f"{where}.evidence.architecture", evidence.get("architecture", "")),
         sigmas=_levels(f"{where}.evidence.sigmas", evidence.get("sigmas", ())),
+        kv=kv_of(f"{where}.kv", row.get("kv")),
     )
 
 

@@ -96,7 +96,7 @@ class MagiSettings:
 
     @classmethod
     def of_preset(cls, model: str, preset: str, **changes: Any) -> MagiSettings:
-        """A model's published run with the policy, quantity and passes of one of its presets.
+        """A model's published run with the policy, quantity, K/V settings and passes of one of its presets.
 
         SettingError when the preset is not for the ``steps`` in ``changes``.
         """
@@ -107,6 +107,8 @@ class MagiSettings:
         values |= {"frames": TIME_STRIDE * run["frames"], **changes}
         row = fitted(model, preset, changes, [values["steps"]])
         chosen: dict[str, Any] = {"policy": row.policy, "quantity": row.quantity, **passes(model, preset)}
+        if row.kv is not None:
+            chosen["kv"] = row.kv
         return cls(**(chosen | values))
 
     def plan(self, prefix_frames: int = 0) -> Plan:

@@ -108,7 +108,7 @@ class SkyReelsSettings:
 
     @classmethod
     def of_preset(cls, model: str, preset: str, **changes: Any) -> SkyReelsSettings:
-        """A model's published run with the policy, quantity and attention of one of its presets.
+        """A model's published run with the policy, quantity, K/V settings and attention of one of its presets.
 
         SettingError when the preset is not for the ``steps``, ``shift`` and ``guidance`` in ``changes``.
         """
@@ -120,6 +120,8 @@ class SkyReelsSettings:
         values = {"guidance": cls.guidance} | values | changes
         row = fitted(model, preset, changes, [values[name] for name in ("steps", "shift", "guidance")])
         chosen: dict[str, Any] = {"policy": row.policy, "quantity": row.quantity, "attention": row.attention}
+        if row.kv is not None:
+            chosen["kv"] = row.kv
         return cls(**(chosen | values))
 
     @cached_property

@@ -420,7 +420,7 @@ def test_positions_follow_their_tokens_through_every_compression():
         for layer, cache in zip(host.layers, caches, strict=True):
             first, end = layer.layout.span(chunk.index)
             cache["k"][:, first:end] = torch.arange(9.0).view(9, 1, 1) + 9 * chunk.index
-        host.commit(chunk)
+        host.commit(chunk, caches)
         for layer, cache in zip(host.layers, caches, strict=True):
             clean = layer.layout.clean_tokens
             assert torch.equal(layer.positions[..., :clean], cache["k"][:, :clean, :, 0].transpose(1, 2).int())

@@ -14,11 +14,15 @@ from flowcache_core.commands.cost import main
 from flowcache_core.cost import MagiShape, WanShape
 from flowcache_core.cost.assumed import counted_policy
 from flowcache_core.errors import SettingError
+from flowcache_core.kv import ImportanceRedundancy
+from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.common.attention import attend_heads
 from flowcache_core.models.common.cached_attention import attending
 from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.transformer import WanTransformer
-from flowcache_core.presets import load_preset
+from flowcache_core.presets import load_preset, parse_row
+from flowcache_core.video.magi import MagiSettings
+from flowcache_core.video.skyreels import SkyReelsSettings
 
 SKYREELS = ["--model", "skyreels-v2-1.3b-540p"]
 MAGI = ["--model", "magi-1-4.5b"]
@@ -160,3 +164,39 @@ def test_a_stretched_table_is_said_to_be_one(capsys):
     assert result["total_steps"] == 9 * 25 and result["computed_steps"] < 18 * 9
     asked = cost(capsys, *SKYREELS, "--preset", "fast", "--steps", "25", "--computed", "9")
     assert asked["computed_steps"] == 9 * 9 and not any("warning" in note for note in asked["notes"])
+
+
+def test_the_kvcompress_row_drops_when_a_chunk_finishes(capsys):
+    """Five chunks side by side fit without a compression; the published script drops all the same, which shortens what
+    later chunks attend to and saves no memory."""
+    row, slow = (cost(capsys, *SKYREELS, "--preset", f"reference-{name}") for name in ("kvcompress", "slow"))
+    assert (row["kv_budget"], row["computed_steps"]) == (1, slow["computed_steps"])
+    # Two windows: 3 drops in the first (behind chunks 1 to 3), 3 in the second, whose first chunk is given.
+    assert row["compressions"] == 6 and row["pflops"] < slow["pflops"] and row["kv_bytes"] == slow["kv_bytes"]
+
+
+def test_published_rows_bring_their_score_and_order():
+    magi = MagiSettings.of_preset("magi-1-4.5b", "reference-fast").kv
+    assert magi == KVSettings(1, ImportanceRedundancy(reference_order=True))
+    sky = SkyReelsSettings.of_preset("skyreels-v2-1.3b-540p", "reference-kvcompress").kv
+    assert sky == KVSettings(1, ImportanceRedundancy(query_granularity="chunk", reference_order=True), at_finish=True)
+    own = KVSettings(3.0)
+    assert MagiSettings.of_preset("magi-1-4.5b", "reference-fast", kv=own).kv == own
+    assert MagiSettings.of_preset("magi-1-4.5b", "vanilla").kv == KVSettings()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("all", "presets.x.kv"),
+        ({"budget": 2}, "presets.x.kv"),
+        ({"budget": "2", "compressor": "recent"}, "presets.x.kv.budget"),
+        ({"budget": 2, "compressor": "best"}, "presets.x.kv.compressor"),
+        ({"budget": 0.5, "compressor": "recent"}, "presets.x.kv.budget"),
+        ({"budget": 2, "compressor": "recent", "at_finish": 1}, "presets.x.kv.at_finish"),
+        ({"budget": 2, "compressor": "recent", "storage": "int3"}, "presets.x.kv.storage"),
+    ],
+)
+def test_a_row_with_other_kv_is_refused(row, message):
+    with pytest.raises(SettingError, match=message):
+        parse_row("mini", "x", {"text": "", "policy": {"name": "never"}, "kv": row})

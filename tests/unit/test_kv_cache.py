@@ -23,6 +23,7 @@ from flowcache_core.kv.cache import KVCache
 from flowcache_core.kv.compressor import Compressor, Granularity, Region
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.kv.spec import KVSpec
+from flowcache_core.kv.storage import Int8, Plain, Storage
 from flowcache_core.kv.storage.tokens import move_left
 from flowcache_core.plan.base import Chunk, ChunkStep, Plan, Tick
 from flowcache_core.plan.blockwise import blockwise
@@ -560,3 +561,37 @@ def test_move_left_over_itself(shift: int, block: int) -> None:
     expected[:, 12 - shift : 19 - shift] = tokens[:, 12:19]
     move_left(tokens, 12, 7, shift, block)
     assert torch.equal(tokens[:, : 19 - shift], expected[:, : 19 - shift])
+
+
+@pytest.mark.parametrize("storage", [Plain(), Int8()])
+def test_at_finish_no_more_than_the_budget_is_ever_clean(storage: Storage) -> None:
+    """Three chunks side by side, budget 1: what is active stays as written, and the tokens kept are whole ones."""
+    plan = staggered_by([0, 1, 2, 3, 5], [2] * 5, 0, 4)
+    spec = KVSpec(layers=2, kv_heads=2, head_dim=8, tokens_per_frame=3, branches=2, batch=1)
+    settings = KVSettings(1.0, ImportanceRedundancy(reference_order=True), storage=storage, at_finish=True)
+    cache, told = KVCache(spec, settings, plan), []
+    branches, g = range(2), torch.Generator().manual_seed(3)
+    for tick in plan.ticks:
+        written = {}
+        for item in tick.steps:
+            chunk = plan.chunks[item.chunk]
+            if item.step == 0:
+                assert cache.begin(chunk) is None  # there is room: it was made when the chunk before finished
+            k, v, q = blocks(spec, chunk, g)
+            for layer in range(2):
+                cache.write(layer, branches, chunk, k, v)
+                cache.observe(layer, branches, chunk, q)
+            written[item.chunk] = k
+        for item in tick.steps:
+            if item.step == plan.steps - 1:
+                result = cache.commit(plan.chunks[item.chunk])
+                told.append(None if result is None else (result.tokens_before, result.tokens_after))
+                last = item.chunk == plan.chunks[-1].index
+                assert last or all(layout.clean_tokens <= 6 for layout in cache.layouts)
+                for other in cache.layouts[0].active:
+                    start, end = cache.layouts[0].span(other)
+                    keys, _ = cache.context(0, branches, plan.chunks[other])
+                    assert torch.equal(keys[:, :, start:end], written[other])
+    assert told == [None, (12, 6), (12, 6), (12, 6), None]
+    positions = cache._layers[1].positions
+    assert positions is not None and bool((positions[..., :6].sort(-1).values.diff(dim=-1) > 0).all())

@@ -30,6 +30,7 @@ from flowcache_core.kv.ends import BetweenEnds
 from flowcache_core.kv.importance_redundancy import importance, redundancy
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.kv.shot_sink import ShotSink
+from flowcache_core.kv.storage import Int4
 
 FRAME = 7
 """Tokens per frame; a chunk has 3 frames."""
@@ -377,3 +378,25 @@ def test_heads_that_look_nearby_keep_a_window_and_others_what_they_look_at() -> 
     kept = HeadWise(sink=0.0, recent=0.0).keep(scattered(keys, queries), 7)
     assert kept[0, 0].tolist() == [13, 14, 15, 16, 17, 18, 19]
     assert {5, 6, 9} <= set(kept[0, 1].tolist())
+
+
+def test_in_reference_order_the_best_token_stands_first() -> None:
+    seen = region(2 * 3 * FRAME + 5, n=2, heads=3)
+    usual, ranked = ImportanceRedundancy(mix_lambda=0.5), ImportanceRedundancy(mix_lambda=0.5, reference_order=True)
+    kept, best = usual.keep(seen, 12), ranked.keep(seen, 12)
+    assert torch.equal(best.sort(-1).values, kept) and not torch.equal(best, kept)
+    scores = ranked.score(seen).gather(-1, best)
+    assert bool((scores[..., 1:] <= scores[..., :-1]).all())
+
+
+@pytest.mark.parametrize("granularity", ["frame", "chunk"])
+def test_reference_order_is_of_single_tokens(granularity: Any) -> None:
+    with pytest.raises(SettingError, match="reference_order"):
+        ImportanceRedundancy(reference_order=True, key_granularity=granularity)
+
+
+def test_reference_order_goes_with_no_exact_ends() -> None:
+    compressor = ImportanceRedundancy(reference_order=True)
+    KVSettings(2.0, compressor, storage=Int4())
+    with pytest.raises(SettingError, match="reference_order"):
+        KVSettings(2.0, compressor, storage=Int4(exact_recent=1.0))

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from flowcache_core.kv.layout import CompressionNeed, KVLayout, capacity_tokens, history_frames, max_active_frames
+from flowcache_core.kv.layout import (
+    CompressionNeed,
+    KVLayout,
+    capacity_tokens,
+    drops,
+    history_frames,
+    max_active_frames,
+)
 from flowcache_core.plan.base import Plan
 from flowcache_core.plan.blockwise import blockwise
 from flowcache_core.plan.staggered import staggered
@@ -130,3 +137,18 @@ def test_out_of_order_calls_are_refused_and_change_nothing() -> None:
     with pytest.raises(RuntimeError, match="no room"):
         layout.begin(2, 40)  # history would have to vanish altogether
     assert layout.clean_tokens == 20
+
+
+def test_at_finish_a_video_that_fits_drops_too() -> None:
+    """All chunks of a short staggered run are active together, so that nothing ever lacks room."""
+    plan = staggered(25, 5, 50, 5)
+    assert not drops(plan, TOKENS, 1.0, False) and drops(plan, TOKENS, 1.0, True)
+    assert not drops(plan, TOKENS, 4.0, True) and not drops(plan, TOKENS, None, True)
+    layout = KVLayout(capacity_tokens(plan, TOKENS, 1.0))
+    for chunk in plan.chunks:
+        layout.begin(chunk.index, 5 * TOKENS)
+    layout.commit(0)
+    assert layout.trim(5 * TOKENS) is None
+    layout.commit(1)
+    assert layout.trim(5 * TOKENS) == CompressionNeed(10 * TOKENS, 5 * TOKENS)
+    assert layout.span(2) == (5 * TOKENS, 10 * TOKENS)

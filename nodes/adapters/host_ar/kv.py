@@ -15,9 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....flowcache_core.kv.cache import CompressionResult
 from ....flowcache_core.kv.compressor import Region
-from ....flowcache_core.kv.layout import CompressionNeed, KVLayout, capacity_tokens, largest_chunk_frames
+from ....flowcache_core.kv.layout import (
+    CompressionNeed,
+    CompressionResult,
+    KVLayout,
+    budget_tokens,
+    capacity_tokens,
+    drops,
+    largest_chunk_frames,
+)
 from ....flowcache_core.kv.reposition import reposition_of
 from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.kv.sink_window import SinkWindow
@@ -53,12 +60,11 @@ class HostKV:
         self.chunk_tokens = largest_chunk_frames(plan) * tokens
         self.move = reposition_of(settings, spec)
         self.chunk_starts = tuple(chunk.first_frame * tokens for chunk in plan.chunks)
-        self.layers = [
-            self._layer(capacity_tokens(plan, tokens, budget)) for budget in settings.layer_budgets(spec.layers)
-        ]
+        self.layers = [self._layer(budget) for budget in settings.layer_budgets(spec.layers)]
 
-    def _layer(self, capacity: int) -> Layer:
-        if capacity == self.plan.frames * self.spec.tokens_per_frame:
+    def _layer(self, budget: float | None) -> Layer:
+        capacity = capacity_tokens(self.plan, self.spec.tokens_per_frame, budget)
+        if not drops(self.plan, self.spec.tokens_per_frame, budget, self.settings.at_finish):
             return Layer(KVLayout(capacity), None)
         shape = (self.spec.batch, self.spec.kv_heads, capacity)
         return Layer(KVLayout(capacity), torch.empty(shape, dtype=torch.int32, device=self.spec.device))
@@ -67,7 +73,7 @@ class HostKV:
 
     @property
     def compresses(self) -> bool:
-        """Whether the video is longer than some layer's buffer."""
+        """Whether some layer drops tokens."""
         return any(layer.positions is not None for layer in self.layers)
 
     @property
@@ -105,8 +111,8 @@ class HostKV:
         for cache in caches:
             cache["end"] += self._tokens(chunk)
 
-    def commit(self, chunk: Chunk) -> None:
-        """After the pass that leaves the chunk's final K/V."""
+    def commit(self, chunk: Chunk, caches: Sequence[LayerCache]) -> CompressionResult | None:
+        """After the pass that leaves the chunk's final K/V; with ``at_finish`` what exceeds the budget goes now."""
         first = self.chunk_starts[chunk.index]
         for layer in self.layers:
             start, end = layer.layout.span(chunk.index)
@@ -114,6 +120,18 @@ class HostKV:
             if layer.positions is not None:
                 own = torch.arange(first, first + end - start, dtype=torch.int32, device=layer.positions.device)
                 layer.positions[..., start:end] = own
+        if not self.settings.at_finish or chunk.index == self.plan.chunks[-1].index:
+            return None
+        needs: list[CompressionNeed | None] = []
+        budgets = self.settings.layer_budgets(self.spec.layers)
+        for index, (layer, budget, cache) in enumerate(zip(self.layers, budgets, caches, strict=True)):
+            kept = None if budget is None else budget_tokens(self.plan, self.spec.tokens_per_frame, budget)
+            need = None if kept is None else layer.layout.trim(kept)
+            if need is not None:
+                self._compress(index, need, cache)
+                cache["end"] = need.after
+            needs.append(need)
+        return CompressionResult(chunk.index, tuple(needs)) if any(needs) else None
 
     def release(self) -> None:
         """Drop every tensor."""
@@ -149,12 +167,16 @@ class HostKV:
 
     def _move_sink(self, layer: Layer, cache: LayerCache, after: int) -> None:
         """Store the sink's keys next to the window's, for every call to come."""
-        compressor, oldest = self.settings.compressor, self.chunk_starts[layer.layout.active[0]]
+        compressor, oldest = self.settings.compressor, self._next_start(layer.layout)
         assert isinstance(compressor, SinkWindow) and self.move is not None
         keys = cache["k"][:, : min(compressor.sink_tokens(self.chunk_tokens), after)].transpose(1, 2)
         if layer.sink is None:
             layer.sink = keys.clone()
         keys.copy_(self.move(layer.sink, (oldest - after) // self.spec.tokens_per_frame))
+
+    def _next_start(self, layout: KVLayout) -> int:
+        """First token in the video of the chunk that reads next: the oldest active one, or the first not begun."""
+        return self.chunk_starts[layout.active[0] if layout.active else layout.newest + 1]
 
     # -- on the host's model -------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from ....flowcache_core.denoiser import ChunkInput
 from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.engine.finite import FiniteWatch, Place
 from ....flowcache_core.errors import require
+from ....flowcache_core.kv.layout import CompressionResult
 from ....flowcache_core.kv.size import peak_bytes
 from ....flowcache_core.plan.base import Chunk, Plan
 from ....flowcache_core.report.events import (
@@ -199,9 +200,16 @@ class HostRun:
             raise repeated(f"the model ran twice for chunk {chunk.index}", self.order.model_options, f"; or {INSTEAD}")
         return output
 
-    def begin_chunk(self, chunk: Chunk, caches: Sequence[LayerCache], tick: int) -> None:
+    def told(
+        self,
+        act: Callable[[Chunk, Sequence[LayerCache]], CompressionResult | None],
+        chunk: Chunk,
+        caches: Sequence[LayerCache],
+        tick: int,
+    ) -> None:
+        """Begin or commit a chunk and say so where that compressed the history."""
         begun = time.perf_counter()
-        result = self.kv.begin(chunk, caches)
+        result = act(chunk, caches)
         if result is not None:
             seconds = time.perf_counter() - begun
             self.observe(CacheCompressed(tick, chunk.index, result.tokens_before, result.tokens_after, seconds))
@@ -211,7 +219,7 @@ class HostRun:
     ) -> Tensor:
         tick = self.plan.first_tick[chunk.index] + step
         if step == 0:
-            self.begin_chunk(chunk, caches, tick)
+            self.told(self.kv.begin, chunk, caches, tick)
         begun = time.perf_counter()
         schedule = self.settings.schedule
         item = ChunkInput(chunk, step, schedule.sigmas[step], schedule.timesteps[step], x)
@@ -258,14 +266,14 @@ class HostRun:
         self.look(x)
         given = chunk.index < self.plan.prefix_chunks
         if given:
-            self.begin_chunk(chunk, caches, 0)
+            self.told(self.kv.begin, chunk, caches, 0)
         begun = time.perf_counter()
         with self.kv.listening(self.model.diffusion_model, chunk):
             output = self.timed(compute)
         tokens, context = chunk.frames * self.kv.spec.tokens_per_frame, self.kv.context_tokens(chunk)
         kind: CacheKind = "prefix" if given else "clean"
         self.observe(CachePass(kind, chunk.index, 1, tokens, context, time.perf_counter() - begun))
-        self.kv.commit(chunk)
+        self.told(self.kv.commit, chunk, caches, self.plan.last_tick.get(chunk.index, 0))
         if not given:
             self.reuse.finish(chunk)
             self.observe(ChunkFinished(self.plan.last_tick[chunk.index], chunk.index, chunk.first_frame, x))
