@@ -68,7 +68,7 @@ class Passes:
         """Compute what fits of the history again, under the prompt of ``chunk``: sink and newest chunks (LongLive)."""
         assert self.cache is not None
         room = min(layout.capacity for layout in self.cache.layouts) // self.tokens_per_frame - chunk.frames
-        earlier, sink = self.settings.plan.chunks[: chunk.index], self.settings.kv.sink_frames(self.settings.plan)
+        earlier, sink = self.settings.plan.chunks[: chunk.index], self.cache.settings.sink_frames(self.settings.plan)
         room -= sink if chunk.first_frame > room else 0
         self.cache.forget()
         for kept in (one for one in earlier if one.end_frame <= sink or chunk.first_frame - one.first_frame <= room):

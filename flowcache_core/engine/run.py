@@ -27,7 +27,7 @@ from .settings import EngineSettings
 
 @dataclass
 class Run:
-    """All state of one run; made when sampling starts, released in ``finally``."""
+    """All state of one run; made when sampling starts, released in ``finally``. kv_choice: what megabytes became."""
 
     denoiser: Denoiser
     settings: EngineSettings
@@ -39,6 +39,7 @@ class Run:
     finite: FiniteWatch = field(default_factory=FiniteWatch)
     reader: OneRead = field(default_factory=OneRead)
     first_low: Tensor | None = None
+    kv_choice: str = ""
 
     def __post_init__(self) -> None:
         self.policy.read_with(self.reader)
@@ -64,13 +65,17 @@ class Run:
         if settings.sparse is not None and cache is not None:
             sparse = SparseRun.begin(settings.sparse, spec, settings.plan, cache.capacity_tokens)
         passes = Passes(denoiser, settings, latents, noise, observe, cache, spec.tokens_per_frame, sparse)
-        return cls(denoiser, settings, passes, policy, observe)
+        choice = "" if cache is None else settings.kv.choice(spec, settings.plan)
+        return cls(denoiser, settings, passes, policy, observe, kv_choice=choice)
 
     def execute(self) -> Tensor:
         cache = self.passes.cache
-        bounded = cache is not None and self.settings.kv.budget is not None
+        bounded = cache is not None and self.settings.kv.bounded
         sizes = (0, 0) if cache is None else (cache.peak_bytes, cache.capacity_tokens)
-        self.observe(RunStarted.of(self.settings, *sizes, cache.budget_tokens if cache and bounded else None))
+        started = RunStarted.of(self.settings, *sizes, cache.budget_tokens if cache and bounded else None)
+        if self.kv_choice:
+            started = replace(started, notes=(*started.notes, self.kv_choice))
+        self.observe(started)
         self.passes.prefix()
         for tick in self.settings.plan.ticks:
             self.tick(tick)

@@ -20,6 +20,7 @@ class BranchedCache(KVCache):
     """A :class:`KVCache` in parts, one for each branch. A part lies where its branch's K/V is first written from."""
 
     def __init__(self, spec: KVSpec, settings: KVSettings, plan: Plan) -> None:
+        settings = settings.settled(spec, plan)
         self.spec, self.settings, self.plan = spec, settings, plan
         self.parts = [KVCache(self.one(spec.device), settings, plan) for _ in range(spec.branches)]
         self.begun: list[Chunk] = []

@@ -43,6 +43,7 @@ class KVCache(CacheFigures):
 
     def __init__(self, spec: KVSpec, settings: KVSettings, plan: Plan) -> None:
         """Allocate every buffer. SettingError when per-layer budgets do not fit the model."""
+        settings = settings.settled(spec, plan)
         self.spec, self.settings, self.plan = spec, settings, plan
         budgets = settings.layer_budgets(spec.layers)
         capacities = {budget: capacity_tokens(plan, spec.tokens_per_frame, budget) for budget in set(budgets)}

@@ -14,6 +14,7 @@ from .compressor import Compressor
 from .layout import history_frames, largest_chunk_frames
 from .recent import Recent
 from .sink_window import SinkWindow
+from .spec import KVSpec
 from .storage import Plain, Storage
 
 STORAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
@@ -78,6 +79,19 @@ class KVSettings:
         if self.budget is None:
             return ()
         return tuple(self.budget) if isinstance(self.budget, Sequence) else (self.budget,)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether a run keeps less than everything, as far as its settings say."""
+        return self.budget is not None
+
+    def settled(self, spec: KVSpec, plan: Plan) -> KVSettings:
+        """These settings for a run of this model over ``plan``."""
+        return self
+
+    def choice(self, spec: KVSpec, plan: Plan) -> str:
+        """What :meth:`settled` chose, in one line; empty where there was nothing to choose."""
+        return ""
 
     def layer_budgets(self, layers: int) -> tuple[float | None, ...]:
         """One budget for each of the model's ``layers``; SettingError when another number of them was given."""

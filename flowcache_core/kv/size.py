@@ -48,21 +48,23 @@ def peak_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
     Positions and queries exist only in layers whose buffer is shorter than the video. SettingError when per-layer
     budgets or the storage do not fit the model. What a packed layer is read into comes on top: :func:`read_bytes`.
     """
-    streams, compressor = spec.branches * spec.batch, settings.compressor
-    rows = 0
+    settings = settings.settled(spec, plan)
+    budgets = settings.layer_budgets(spec.layers)
+    known = {budget: layer_bytes(spec, settings, plan, budget) for budget in set(budgets)}
+    return sum(known[budget] for budget in budgets)
+
+
+def layer_bytes(spec: KVSpec, settings: KVSettings, plan: Plan, budget: float | None) -> int:
+    """As :func:`peak_bytes`, of one layer with this budget."""
+    streams, compressor, rows = spec.branches * spec.batch, settings.compressor, 0
     if compressor is not None:
         rows = compressor.query_rows(largest_chunk_frames(plan) * spec.tokens_per_frame, spec.tokens_per_frame)
     queries = rows * spec.heads * spec.head_dim * spec.dtype.itemsize
     position = spec.kv_heads * torch.int32.itemsize
-    nowhere, anywhere, total = replace(spec, device="meta"), replace(settings, device=None), 0
-    known: dict[float | None, int] = {}
-    for budget in settings.layer_budgets(spec.layers):
-        if budget not in known:
-            room = room_of(spec, settings, plan, budget)
-            known[budget] = made(nowhere, anywhere, plan, budget, Scratch()).bytes
-            known[budget] += streams * (room.capacity * position + queries) if room.shrinks else 0
-        total += known[budget]
-    return total
+    nowhere, anywhere = replace(spec, device="meta"), replace(settings, device=None)
+    room = room_of(spec, settings, plan, budget)
+    beside = streams * (room.capacity * position + queries) if room.shrinks else 0
+    return made(nowhere, anywhere, plan, budget, Scratch()).bytes + beside
 
 
 def heads_at_once(spec: KVSpec, streams: int, tokens: int) -> int:
@@ -73,6 +75,7 @@ def heads_at_once(spec: KVSpec, streams: int, tokens: int) -> int:
 
 def read_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
     """The most bytes that packed tokens are unpacked into, all branches at once; 0 for plain storage."""
+    settings = settings.settled(spec, plan)
     if not settings.storage.packs:
         return 0
     tokens = max(capacity_tokens(plan, spec.tokens_per_frame, one) for one in settings.layer_budgets(spec.layers))
@@ -83,6 +86,7 @@ def read_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
 def ahead_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
     """The most bytes on the model's device that K/V stored elsewhere is copied into, a layer ahead of its use: two
     layers of all branches; 0 where it is stored beside the model, or packed."""
+    settings = settings.settled(spec, plan)
     place = place_of(spec, settings)
     if not place.apart or settings.storage.packs:
         return 0

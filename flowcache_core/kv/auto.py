@@ -1,0 +1,49 @@
+"""K/V settings that are megabytes: the rest follows from the model and the plan, once these are known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from ..errors import require, require_finite
+from ..plan.base import Plan
+from .allocate import Allocation, allocate
+from .profile import profile_for
+from .settings import KVSettings
+from .spec import KVSpec
+
+
+@dataclass(frozen=True)
+class AutoKV(KVSettings):
+    """``megabytes``: 10^6 bytes that a run's K/V may take, of all branches and layers, what packed layers are read into
+    included. Budget, compressor and storage are chosen (:mod:`.allocate`); those of this object say nothing.
+    """
+
+    megabytes: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_finite("megabytes", self.megabytes, minimum=0.0)
+        require(self.megabytes > 0, "megabytes", self.megabytes, "a number above 0")
+
+    @property
+    def bounded(self) -> bool:
+        return True
+
+    def settled(self, spec: KVSpec, plan: Plan) -> KVSettings:
+        return _allocated(self, replace(spec, device="meta", move=None), plan).settings
+
+    def choice(self, spec: KVSpec, plan: Plan) -> str:
+        profile, own = profile_for(spec)
+        found = _allocated(self, replace(spec, device="meta", move=None), plan)
+        return found.text(self.megabytes, profile, own)
+
+    def note(self, plan: Plan) -> None:
+        """What is chosen is said when it is known."""
+
+
+@lru_cache(maxsize=64)
+def _allocated(auto: AutoKV, spec: KVSpec, plan: Plan) -> Allocation:
+    profile, own = profile_for(spec)
+    base = KVSettings(dtype=auto.dtype, device=auto.device)
+    return allocate(spec, plan, auto.megabytes, profile, own, base)

@@ -1,0 +1,116 @@
+"""What keeping less of the history does to a model's attention: errors measured in one recorded run, as a file.
+
+A table of relative squared errors of the self-attention's output, by compressor, storage, budget and layer
+(:mod:`.recorded_errors` makes it). Budgets are shares of the history, so that a table serves videos of other lengths.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import SettingError, is_finite
+from ..reading.json_text import read_object
+from .spec import KVSpec
+
+FOLDER = Path(__file__).parent / "profiles"
+SCHEMA = 1
+ACCEPTED = f'JSON with "schema": {SCHEMA}, as measure-kv writes it'
+Errors = Mapping[str, Mapping[str, tuple[tuple[float, ...], ...]]]
+"""compressor -> storage -> one row a budget, one number a layer."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the model that was measured: another of the same sizes is taken to be it."""
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    tokens_per_frame: int
+
+    @classmethod
+    def of(cls, spec: KVSpec) -> Sizes:
+        return cls(spec.layers, spec.all_kv_heads or spec.kv_heads, spec.head_dim, spec.tokens_per_frame)
+
+
+@dataclass(frozen=True)
+class ErrorProfile:
+    """model: its name. shares: of the history, rising, the last one 1. errors: see :data:`Errors`."""
+
+    model: str
+    sizes: Sizes
+    shares: tuple[float, ...]
+    errors: Errors
+
+    def error(self, compressor: str, storage: str, share: float, layer: int | None) -> float:
+        """Of one layer, or the mean over all, where so much of the history is kept; linear between what was measured,
+        and towards 1, nothing kept, below it."""
+        rows = self.errors[compressor][storage]
+        values = [sum(row) / len(row) if layer is None else row[layer] for row in rows]
+        at = min(bisect_left(self.shares, share), len(values) - 1)
+        low, below = (0.0, 1.0) if at == 0 else (self.shares[at - 1], values[at - 1])
+        high, above = self.shares[at], values[at]
+        part = min(max((share - low) / (high - low), 0.0), 1.0)
+        return below + (above - below) * part
+
+    def as_json(self) -> str:
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, separators=(",", ":")) + "\n"
+
+
+def read_profile(path: Path) -> ErrorProfile:
+    """SettingError for a file that is none."""
+    found = read_object(path, "K/V profile", ACCEPTED)
+    try:
+        if found["schema"] != SCHEMA:
+            raise ValueError
+        sizes = Sizes(**{name: _whole(value) for name, value in found["sizes"].items()})
+        shares = tuple(_number(value) for value in found["shares"])
+        errors = {
+            compressor: {
+                storage: tuple(tuple(_number(value) for value in row) for row in rows)
+                for storage, rows in by_storage.items()
+            }
+            for compressor, by_storage in found["errors"].items()
+        }
+        profile = ErrorProfile(str(found["model"]), sizes, shares, errors)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SettingError("K/V profile", path.name, ACCEPTED) from error
+    tables = [rows for by_storage in errors.values() for rows in by_storage.values()]
+    whole = all(len(rows) == len(shares) and all(len(row) == sizes.layers for row in rows) for rows in tables)
+    rising = bool(shares) and shares[-1] == 1 and all(a < b for a, b in zip((0.0, *shares), shares))
+    if not tables or not whole or not rising:
+        raise SettingError("K/V profile", path.name, ACCEPTED)
+    return profile
+
+
+def _number(value: Any) -> float:
+    if not is_finite(value) or value < 0:
+        raise ValueError
+    return float(value)
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError
+    return value
+
+
+@cache
+def shipped() -> tuple[ErrorProfile, ...]:
+    """Those of the bundled models."""
+    return tuple(read_profile(path) for path in sorted(FOLDER.glob("*.json")))
+
+
+def profile_for(spec: KVSpec) -> tuple[ErrorProfile, bool]:
+    """The profile of a model of these sizes, or of the bundled model with the most tokens; whether it is its own."""
+    sizes = Sizes.of(spec)
+    own = next((one for one in shipped() if one.sizes == sizes), None)
+    if own is not None:
+        return own, True
+    return max(shipped(), key=lambda one: one.sizes.tokens_per_frame), False
