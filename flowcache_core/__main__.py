@@ -16,6 +16,7 @@ COMMANDS = {
     "cost": ".commands.cost",
     "calibrate": ".commands.calibrate",
     "calibrate-heads": ".commands.calibrate_heads",
+    "measure-kv": ".commands.measure_kv",
     "schedule": ".commands.schedule",
     "train-mini": ".commands.train_mini",
     "train-mini-magi": ".mini_magi.train",

@@ -33,7 +33,8 @@ def read_kv(graph: Graph, node: str) -> KVSettings:
     method = graph.fields(node, "method")
     stored = graph.fields(node, "storage") if graph.value(node, "storage") is not None else None
     dtype, device = graph.value(node, "dtype"), graph.value(node, "device")
-    return kv.settings(graph.value(node, "budget"), method, dtype, device, stored)
+    preset = graph.fields(node, "preset") if graph.value(node, "preset") is not None else None
+    return kv.settings(graph.value(node, "budget"), method, dtype, device, stored, preset)
 
 
 READERS = Readers(read_reuse, read_kv)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from comfy_api.latest import io
 
 from ..flowcache_core.errors import require
 from ..flowcache_core.kv import COMPRESSORS
+from ..flowcache_core.kv.auto import AutoKV
 from ..flowcache_core.kv.settings import KVSettings
 from ..flowcache_core.kv.storage import STORAGES, Plain
+from ..flowcache_core.presets import load_preset, model_file, models
 from .adapters.declared import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_kv
@@ -28,6 +31,23 @@ DTYPES = {
     "fp8_e4m3fn": torch.float8_e4m3fn,
 }
 DEVICES = {SAME: None, "cpu": "cpu"}
+CUSTOM, AUTO = "custom", "auto (MB)"
+REFERENCES = {
+    f"{model} {name}": (model, name)
+    for model in models()
+    for name, row in model_file(model)["presets"].items()
+    if row.get("kv")
+}
+
+MEGABYTES = io.Float.Input(
+    "megabytes",
+    default=4000.0,
+    min=0.01,
+    max=10_000_000.0,
+    step=1.0,
+    round=0.01,
+    tooltip="Millions of bytes that the K/V of a run may take, active chunks included. Too few is said before it runs.",
+)
 
 
 class KVCompressor(Node):
@@ -87,15 +107,29 @@ class KVCompressor(Node):
                         "computed."
                     ),
                 ),
+                io.DynamicCombo.Input(
+                    "preset",
+                    options=[
+                        io.DynamicCombo.Option(CUSTOM, []),
+                        io.DynamicCombo.Option(AUTO, [MEGABYTES]),
+                        *(io.DynamicCombo.Option(name, []) for name in REFERENCES),
+                    ],
+                    optional=True,
+                    tooltip=(
+                        "custom: the fields above. auto (MB): say how much memory K/V may take; method, budget of "
+                        "every layer and storage are chosen by measured error, and the node says which. The others: "
+                        "what a published run kept, and how it chose."
+                    ),
+                ),
             ],
             outputs=[io.Model.Output(tooltip="The same model with these settings; sampled by an AR video sampler.")],
             accept_all_inputs=True,  # see choices.py
         )
 
     @classmethod
-    def validate_inputs(cls, method: Any = MISSING, storage: Any = MISSING) -> bool | str:
-        chosen = {"method": method} if storage is MISSING else {"method": method, "storage": storage}
-        return check(cls, **chosen)
+    def validate_inputs(cls, method: Any = MISSING, storage: Any = MISSING, preset: Any = MISSING) -> bool | str:
+        later = {"storage": storage, "preset": preset}
+        return check(cls, method=method, **{name: value for name, value in later.items() if value is not MISSING})
 
     @classmethod
     def execute(
@@ -106,18 +140,33 @@ class KVCompressor(Node):
         dtype: str,
         device: str,
         storage: Mapping[str, Any] | None = None,
+        preset: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> io.NodeOutput:
         with naming(NAME):
-            kv = settings(budget, method, dtype, device, storage)
+            kv = settings(budget, method, dtype, device, storage, preset)
             return io.NodeOutput(with_kv(model, kv))
 
 
 def settings(
-    budget: float, method: Mapping[str, Any], dtype: str, device: str, storage: Mapping[str, Any] | None = None
+    budget: float,
+    method: Mapping[str, Any],
+    dtype: str,
+    device: str,
+    storage: Mapping[str, Any] | None = None,
+    preset: Mapping[str, Any] | None = None,
 ) -> KVSettings:
-    """What the node's fields say; without ``storage``, plain. SettingError names the field that cannot work."""
+    """What the node's fields say; without ``storage``, plain, without ``preset``, custom. SettingError names the field
+    that cannot work."""
     require(dtype in DTYPES, "dtype", dtype, ", ".join(DTYPES))
     require(device in DEVICES, "device", device, ", ".join(DEVICES))
+    chosen = preset["preset"] if preset else CUSTOM
+    if chosen == AUTO and preset is not None:
+        return AutoKV(dtype=DTYPES[dtype], device=DEVICES[device], megabytes=preset.get("megabytes", MEGABYTES.default))
+    if chosen in REFERENCES:
+        published = load_preset(*REFERENCES[chosen]).kv
+        assert published is not None
+        return replace(published, dtype=DTYPES[dtype], device=DEVICES[device])
+    require(chosen == CUSTOM, "preset", chosen, ", ".join((CUSTOM, AUTO, *REFERENCES)))
     stored = part_of("storage", storage, STORAGES) if storage else Plain()
     return KVSettings(budget, part_of("method", method, COMPRESSORS), DTYPES[dtype], DEVICES[device], stored)

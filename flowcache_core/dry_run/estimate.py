@@ -72,7 +72,7 @@ class Estimate:
     """sure: whether which steps are computed follows from numbers; otherwise ``computed_steps`` is the most, or what
     the preset was published with. kv_bytes: the most that is ever held; whole_kv_bytes: without a budget, in the
     model's own format. kv_device: where it is kept, None for beside the model. memory: the peak on the model's device,
-    by part, without text encoder, autoencoder and what kernels take for themselves.
+    by part, without text encoder, autoencoder and what kernels take for themselves. kv_choice: what megabytes became.
     """
 
     computed_steps: int
@@ -84,6 +84,7 @@ class Estimate:
     whole_kv_bytes: int
     kv_device: str | None
     memory: Mapping[str, int]
+    kv_choice: str = ""
 
     @property
     def peak_bytes(self) -> int:
@@ -97,11 +98,14 @@ def estimate(
     and are published.
     """
     sure = all(one.policy.content_free and not one.policy.reads_model for one in windows)
+    shape, spec = model.shape(windows[0].plan.steps), model.spec(latents)
+    choices = dict.fromkeys(one.kv.choice(spec, one.plan) for one in windows)
+    windows = [replace(one, kv=one.kv.settled(spec, one.plan)) for one in windows]
     counted = [
         replace(one, policy=_known(one.policy, one.plan.steps, computed), quantity=Velocity()) for one in windows
     ]
+    counted = [replace(one, kv=_one_budget(one.kv)) for one in counted]
     plain = [replace(one, policy=Never(), kv=KVSettings()) for one in counted]
-    shape, spec = model.shape(windows[0].plan.steps), model.spec(latents)
     cost, whole = (count(shape, runs, spec.tokens_per_frame, model.branches) for runs in (counted, plain))
     by_chunk = windows[0].attention != "bidirectional"
     kept, most = (
@@ -121,9 +125,14 @@ def estimate(
         memory["K/V unpacked"] = read_bytes(spec, fullest.kv, fullest.plan)
         memory["K/V copied ahead"] = ahead_bytes(replace(spec, device="meta"), fullest.kv, fullest.plan)
     batch = latents[0]
-    return Estimate(
-        cost.computed_steps, cost.total_steps, sure, batch * cost.flops, batch * whole.flops, kept, most, device, memory
-    )
+    chosen = "; ".join(choice for choice in choices if choice)
+    steps, flops = (cost.computed_steps, cost.total_steps), (batch * cost.flops, batch * whole.flops)
+    return Estimate(*steps, sure, *flops, kept, most, device, memory, chosen)
+
+
+def _one_budget(kv: KVSettings) -> KVSettings:
+    """With the mean of the layers' budgets: what attention costs is linear in it."""
+    return replace(kv, budget=sum(kv.budgets) / len(kv.budgets)) if len(kv.budgets) > 1 else kv
 
 
 def _known(policy: ReusePolicy, steps: int, computed: int | None) -> ReusePolicy:

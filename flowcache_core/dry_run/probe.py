@@ -42,8 +42,9 @@ def _chunks(denoiser: Denoiser, settings: EngineSettings, shape: tuple[int, int,
     joint = settings.attention == "joint"
     frames = max(chunk.frames for chunk in settings.plan.chunks)
     latents = torch.empty(*shape[:2], frames, *shape[2:], device=DEVICE)
-    tokens = denoiser.kv_spec(latents).tokens_per_frame
-    budget = max(settings.kv.budgets, default=None)
+    spec = denoiser.kv_spec(latents)
+    kv, tokens = settings.kv.settled(spec, settings.plan), spec.tokens_per_frame
+    budget = max(kv.budgets, default=None)
     held = -(-capacity_tokens(settings.plan, tokens, budget) // tokens)
     at_work = settings.plan.max_active if joint else 1
     history = max(0, held - at_work * frames)
@@ -51,7 +52,7 @@ def _chunks(denoiser: Denoiser, settings: EngineSettings, shape: tuple[int, int,
     chunks = tuple(Chunk(i, sum(lengths[:i]), length) for i, length in enumerate(lengths))
     given = len(chunks) - at_work
     plan = Plan("probe", chunks, 1, offset_ticks(chunks, given, 1, 0), given)
-    cache = KVCache(denoiser.kv_spec(latents), replace(settings.kv, budget=None, compressor=None), plan)
+    cache = KVCache(spec, replace(kv, budget=None, compressor=None), plan)
     for chunk in chunks[:given]:
         cache.begin(chunk)
         write_all(cache, _item(chunk, settings, latents), chunk.frames * tokens)

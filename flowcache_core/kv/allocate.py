@@ -74,22 +74,31 @@ class Choice:
             if uniform:
                 total = int(self.bytes[:, cap].sum())
                 if total <= left:
-                    found.append((float(self.error[:, cap].mean()), total + self.read[cap], (self.budgets[cap],) * layers))
+                    error = float(self.error[:, cap].mean())
+                    found.append((error, total + self.read[cap], (self.budgets[cap],) * layers))
                 continue
-            error, cost = self.error[:, : cap + 1], self.bytes[:, : cap + 1]
+            errors, cost = self.error[:, : cap + 1], self.bytes[:, : cap + 1]
             if int(cost.min(1).sum()) > left * _SHY:
                 continue
-            best = assign(error, cost / left, _SHY / layers)
+            best = assign(errors, cost / left, _SHY / layers)
             total = int(sum(cost[layer, k] for layer, k in enumerate(best.choice)))
             found.append((best.error / layers, total + self.read[cap], tuple(self.budgets[k] for k in best.choice)))
         return min(found, default=None)
 
 
-def allocate(spec: KVSpec, plan: Plan, megabytes: float, profile: ErrorProfile, own: bool, base: KVSettings) -> Allocation:
+def allocate(
+    spec: KVSpec,
+    plan: Plan,
+    megabytes: float,
+    profile: ErrorProfile,
+    own: bool,
+    base: KVSettings,
+    storages: Sequence[str] = (),
+) -> Allocation:
     """The least error within ``megabytes`` (10^6 bytes, what packed layers are read into included).
 
     own: whether the profile is this model's, so that layers get shares of their own; otherwise all get the same. base:
-    number format and device. SettingError naming the least that works.
+    number format and device. storages: which may be chosen, all when empty. SettingError naming the least that works.
     """
     room = int(megabytes * MEGA)
     whole = replace(base, budget=None, compressor=None)
@@ -97,7 +106,7 @@ def allocate(spec: KVSpec, plan: Plan, megabytes: float, profile: ErrorProfile, 
         return Allocation(whole, 0.0, run_bytes(spec, whole, plan))
     found: list[tuple[float, int, tuple[float, ...], KVSettings]] = []
     least: list[tuple[int, KVSettings, float]] = []
-    for choice in choices(spec, plan, profile, own, base):
+    for choice in choices(spec, plan, profile, own, base, storages):
         smallest = int(choice.bytes[:, 0].sum()) + choice.read[0]
         least.append((smallest, choice.settings, choice.budgets[0]))
         best = choice.best(room, not own)
@@ -113,12 +122,14 @@ def allocate(spec: KVSpec, plan: Plan, megabytes: float, profile: ErrorProfile, 
     return Allocation(replace(settings, budget=chosen), error, size)
 
 
-def choices(spec: KVSpec, plan: Plan, profile: ErrorProfile, own: bool, base: KVSettings) -> Iterator[Choice]:
+def choices(
+    spec: KVSpec, plan: Plan, profile: ErrorProfile, own: bool, base: KVSettings, storages: Sequence[str]
+) -> Iterator[Choice]:
     history = history_frames(plan) / largest_chunk_frames(plan)
     for name, by_storage in profile.errors.items():
         compressor = COMPRESSORS[name]()
         budgets = tuple(budgets_up_to(history, compressor))
-        for stored in by_storage:
+        for stored in (one for one in by_storage if not storages or one in storages):
             storage = STORAGES[stored]()
             settings = replace(base, budget=budgets[0], compressor=compressor, storage=storage)
             if not fits(spec, settings, plan):
@@ -131,7 +142,9 @@ def choices(spec: KVSpec, plan: Plan, profile: ErrorProfile, own: bool, base: KV
                     for layer in range(spec.layers)
                 ]
             )  # fmt: skip
-            size = np.array([layer_bytes(spec, given, plan, budget) for given, budget in zip(one, budgets, strict=True)])
+            size = np.array(
+                [layer_bytes(spec, given, plan, budget) for given, budget in zip(one, budgets, strict=True)]
+            )
             read = tuple(read_bytes(spec, given, plan) for given in one)
             yield Choice(settings, budgets, error, np.tile(size, (spec.layers, 1)), read)
 

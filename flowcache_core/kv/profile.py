@@ -22,7 +22,8 @@ FOLDER = Path(__file__).parent / "profiles"
 SCHEMA = 1
 ACCEPTED = f'JSON with "schema": {SCHEMA}, as measure-kv writes it'
 Errors = Mapping[str, Mapping[str, tuple[tuple[float, ...], ...]]]
-"""compressor -> storage -> one row a budget, one number a layer."""
+"""compressor -> storage -> one row a share, one number a layer. Where a compressor needs more than the first shares,
+rows begin later: the last is of the last share."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,11 @@ class ErrorProfile:
         """Of one layer, or the mean over all, where so much of the history is kept; linear between what was measured,
         and towards 1, nothing kept, below it."""
         rows = self.errors[compressor][storage]
+        shares = self.shares[-len(rows) :]
         values = [sum(row) / len(row) if layer is None else row[layer] for row in rows]
-        at = min(bisect_left(self.shares, share), len(values) - 1)
-        low, below = (0.0, 1.0) if at == 0 else (self.shares[at - 1], values[at - 1])
-        high, above = self.shares[at], values[at]
+        at = min(bisect_left(shares, share), len(values) - 1)
+        low, below = (0.0, 1.0) if at == 0 else (shares[at - 1], values[at - 1])
+        high, above = shares[at], values[at]
         part = min(max((share - low) / (high - low), 0.0), 1.0)
         return below + (above - below) * part
 
@@ -82,7 +84,7 @@ def read_profile(path: Path) -> ErrorProfile:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SettingError("K/V profile", path.name, ACCEPTED) from error
     tables = [rows for by_storage in errors.values() for rows in by_storage.values()]
-    whole = all(len(rows) == len(shares) and all(len(row) == sizes.layers for row in rows) for rows in tables)
+    whole = all(0 < len(rows) <= len(shares) and all(len(row) == sizes.layers for row in rows) for rows in tables)
     rising = bool(shares) and shares[-1] == 1 and all(a < b for a, b in zip((0.0, *shares), shares))
     if not tables or not whole or not rising:
         raise SettingError("K/V profile", path.name, ACCEPTED)

@@ -1,8 +1,8 @@
 """Measure what keeping less would have done: a cache that keeps all, and asks at some steps what else it could.
 
 For every compressor, storage and budget the attention of some of the last chunk's queries is computed a second time,
-over what would have been kept and as it would have been stored, and compared with that over everything. Compressed is at
-once and not chunk by chunk, with the queries that a compression would have: those of the chunk before.
+over what would have been kept and as it would have been stored, and compared with that over everything. Compressed
+is at once and not chunk by chunk, with the queries that a compression would have: those of the chunk before.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ class MeasuringCache(KVCache):
         asking = q[:, :, rows.to(q.device)]
         whole = attend(asking, keys, values).float()
         self.whole[layer] += float(whole.square().sum())
-        stored = {one.name: self._as_stored(one, keys[:, :, :own], values[:, :, :own]) for one in self.candidates.storages}
+        stored = {
+            one.name: self._as_stored(one, keys[:, :, :own], values[:, :, :own]) for one in self.candidates.storages
+        }
         region = self._region(layer, keys[:, :, :own], values[:, :, :own])
         for compressor in self.candidates.compressors:
             for budget in self.candidates.budgets:
@@ -117,10 +119,9 @@ class MeasuringCache(KVCache):
         for compressor, storage in dict.fromkeys(key[:2] for key in self.found):
             rows = []
             for budget in budgets:
-                lost = self.found.get((compressor, storage, budget))
-                # Where it cannot be itself: nothing is known, so nothing is promised.
-                row = [1.0] * spec.layers if lost is None else [a / b for a, b in zip(lost, self.whole, strict=True)]
-                rows.append(tuple(float(f"{value:.4g}") for value in row))
+                if lost := self.found.get((compressor, storage, budget)):
+                    row = (a / b for a, b in zip(lost, self.whole, strict=True))
+                    rows.append(tuple(float(f"{value:.4g}") for value in row))
             errors.setdefault(compressor, {})[storage] = tuple(rows)
         return ErrorProfile(model, Sizes.of(spec), tuple(budget / history for budget in budgets), errors)
 

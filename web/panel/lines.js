@@ -106,7 +106,8 @@ function foretelling(subject, found) {
   if (subject === "steps") return { short: steps, more: cost };
   if (subject === "memory") {
     const all = found.kv < found.whole_kv ? say.bounded(found.chunks) : say.fits(found.chunks);
-    return { short: kv, more: [all, ...where] };
+    const chosen = found.kv_choice ? [found.kv_choice] : [];
+    return { short: kv, more: [all, ...where, ...chosen] };
   }
   const short = [steps, ...(found.whole_kv ? [kv] : []), say.peak(megabytes(found.peak))].join(" · ");
   return { short, more: [...cost, ...held, ...where] };

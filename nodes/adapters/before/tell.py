@@ -55,6 +55,7 @@ def numbers(found: Estimate, model: Model, chunks: int) -> Numbers:
         "kv": found.kv_bytes,
         "whole_kv": found.whole_kv_bytes,
         "kv_device": found.kv_device,
+        "kv_choice": found.kv_choice,
         "peak": found.peak_bytes,
         "memory": {name: value for name, value in found.memory.items() if value >= found.peak_bytes / 100},
     }

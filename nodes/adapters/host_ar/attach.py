@@ -60,7 +60,7 @@ def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> Plan |
         check(guider, settings)
         plan = plan_of(latents.shape[2], block, len(sigmas) - 1, given)
         with naming("KV Cache Compressor"):
-            kv_bytes = peak_bytes(kv_spec(model, latents.shape, 1, "cpu"), settings.kv_settings, plan)
+            kv_bytes = peak_bytes(kv_spec(model, latents.shape, 1, "cpu"), settings.kv_settings.only("plain"), plan)
         announce(guider, max(chunk.frames for chunk in plan.chunks), kv_bytes)
         for note in image_notes(guider.conds, model.diffusion_model):
             logging.warning("FlowCache: %s", note)

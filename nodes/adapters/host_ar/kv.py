@@ -55,6 +55,7 @@ class HostKV:
     """One run's K/V in the host's sampler: layout, the tokens' positions and the queries that compressors want."""
 
     def __init__(self, spec: KVSpec, settings: KVSettings, plan: Plan) -> None:
+        settings = settings.only("plain").settled(spec, plan)
         self.spec, self.settings, self.plan = spec, settings, plan
         tokens = spec.tokens_per_frame
         self.chunk_tokens = largest_chunk_frames(plan) * tokens

@@ -85,7 +85,7 @@ class HostRun:
         require(last == 0, "sigmas", f"an end at {last:g}", f"an end at 0, or {INSTEAD}")
         chosen = settings.reuse
         picked: dict[str, Any] = {} if chosen is None else chosen.engine_fields
-        kv = settings.kv_settings
+        kv = settings.kv_settings.only("plain")
         solver = SOLVERS["renoise"]()
         embeddings = Embeddings(model, noise.device)
         with naming("FlowCache Chunkwise Reuse"):
@@ -98,9 +98,11 @@ class HostRun:
             (engine,), recording = recorded([engine], patcher, 1.0, seed)
             reuse = StepReuse(engine, engine.policy.begin(schedule, embeddings), embeddings)
         with naming("KV Cache Compressor"):
-            cache = HostKV(kv_spec(model, noise.shape, 1, noise.device), kv, plan)
+            spec = kv_spec(model, noise.shape, 1, noise.device)
+            cache = HostKV(spec, kv, plan)
         keep = partial(settings.slot.keep, recording=recording)
         live, notes = LiveMap(LiveRun([engine]), settings), reuse_notes(settings, patcher)
+        notes += (choice,) if (choice := kv.choice(spec, plan)) else ()
         return cls(model, engine, cache, settings.kv is not None, reuse, Recorder.of(engine), live, keep, notes)
 
     def __post_init__(self) -> None:
