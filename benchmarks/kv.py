@@ -1,9 +1,9 @@
-"""K/V in fewer bytes: every storage, every compressor at 1/2, 1/4 and 1/7 of the history, and both together.
+"""K/V in fewer bytes: every storage, every compressor at 1/2, 1/4 and 1/8 of the history, and both together.
 
     python dev.py bench kv
     python -m benchmarks.kv --model scenes --part both      with the recall test
 
-8 chunks, 7 of them history. Bytes are counted for a model in 16 bits, against its whole history in 16 bits: "held" is
+9 chunks, 8 of them history. Bytes are counted for a model in 16 bits, against its whole history in 16 bits: "held" is
 what a run holds at its peak (active chunk, scales, tables and positions included), "read" the buffer that packed
 tokens are unpacked into. PSNR is to the run that keeps all as computed. Rows are saved as they are made; a second call
 goes on.
@@ -32,8 +32,8 @@ from .mini_runs import LONG, MODELS, Comparison, Row, pairs, run, specimen
 from .recall import recall_text, recalled
 from .results import save, stored
 
-HISTORY = 7
-BUDGETS = {"1/2": 3.5, "1/4": 1.75, "1/7": 1.0}
+CHUNKS = 9
+BUDGETS = {"1/2": 4.0, "1/4": 2.0, "1/8": 1.0}
 PARTS = ("storage", "compressor", "both")
 PAIRS, STEPS = {"mini": 16, "scenes": 4}, {"mini": 12, "scenes": 8}
 Choice = tuple[str, KVSettings]
@@ -62,7 +62,7 @@ def choices(part: str) -> Iterator[Choice]:
         for name, kind in COMPRESSORS.items():
             if part == "compressor":
                 yield f"{name}, {share}", KVSettings(budget, fitted(kind, budget))
-            elif name in ("sink-window", "importance-redundancy", "density") and share != "1/7":
+            elif name in ("sink-window", "importance-redundancy", "density") and share != "1/8":
                 for stored_as, storage in storages():
                     if not isinstance(storage, Plain):
                         yield f"{name}, {share}, {stored_as}", KVSettings(budget, fitted(kind, budget), storage=storage)
@@ -92,11 +92,11 @@ def main(argv: Sequence[str]) -> int:
     steps = STEPS[of.name] if options.steps is None else options.steps
     require_count("pairs", count, minimum=1, maximum=100)
     require_count("steps", steps, minimum=2, maximum=1000)
-    setup = replace(LONG, steps=steps, guidance=of.default.guidance)
+    setup = replace(LONG, chunks=CHUNKS, steps=steps, guidance=of.default.guidance)
     comparison = Comparison(setup, pairs(1000, count, of.name), of=of)
     uncached = comparison.rates(comparison.reference)
     name = "kv" if of.name == "mini" else f"kv-{of.name}"
-    chosen = {"model": of.name, "pairs": count, "steps": steps}
+    chosen = {"model": of.name, "pairs": count, "steps": steps, "chunks": CHUNKS}
     content = stored(name)
     if {key: content.get(key) for key in chosen} != chosen:
         content = {**chosen, "uncached": uncached, "rows": []}

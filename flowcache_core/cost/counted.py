@@ -52,6 +52,9 @@ class CountedCache:
     def context_tokens(self, chunk: Chunk) -> int:
         return self.layout.context_end(chunk.index)
 
+    def note_change(self, chunk: Chunk, change: Tensor) -> None:
+        """There are no values."""
+
     def require_finite(self) -> None:
         """There are no values."""
 

@@ -23,6 +23,7 @@ from .chunk import ActiveChunk
 from .finite import FiniteWatch
 from .passes import Passes
 from .settings import EngineSettings
+from .settling import Settling
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Run:
     reader: OneRead = field(default_factory=OneRead)
     first_low: Tensor | None = None
     kv_choice: str = ""
+    settling: Settling | None = None
 
     def __post_init__(self) -> None:
         self.policy.read_with(self.reader)
@@ -66,7 +68,8 @@ class Run:
             sparse = SparseRun.begin(settings.sparse, spec, settings.plan, cache.capacity_tokens)
         passes = Passes(denoiser, settings, latents, noise, observe, cache, spec.tokens_per_frame, sparse)
         choice = "" if cache is None else settings.kv.choice(spec, settings.plan)
-        return cls(denoiser, settings, passes, policy, observe, kv_choice=choice)
+        settling = Settling.of(settings.kv, settings.plan.steps) if cache is not None else None
+        return cls(denoiser, settings, passes, policy, observe, kv_choice=choice, settling=settling)
 
     def execute(self) -> Tensor:
         cache = self.passes.cache
@@ -197,6 +200,8 @@ class Run:
         if passes.cache is None:
             passes.frames(item.chunk).copy_(active.latents)
         self.finite.note((tick.index, item.chunk.index, item.step), velocity, active.latents)
+        if self.settling is not None:
+            self.settling.note(item, self.denoiser.guide(velocity, item))
         alone = passes.cache is not None and not decision.reuses
         sees = self.settings.plan.chunks[max(joint, default=item.chunk.index)]
         self.observe(
@@ -242,6 +247,9 @@ class Run:
         self.policy.finish(chunk.index)
         latents = self.anchored(done)
         self.passes.frames(chunk).copy_(latents)
+        if self.settling is not None and self.passes.cache is not None:
+            change = self.settling.finish(chunk.index, latents, self.passes.tokens_per_frame)
+            self.passes.cache.note_change(chunk, change)
         self.passes.finished(chunk, latents, tick.index)
         if self.sparse is not None:
             self.sparse.finish(chunk.index)

@@ -82,6 +82,10 @@ class EngineSettings:
             require(not self.quantity.needs_residual, "reused quantity", self.quantity.name, accepted)
             accepted = "none with joint attention: masks are of one chunk"
             require(self.sparse is None, "sparse", self.sparse and self.sparse.method.name, accepted)
+        if self.kv.compressor is not None and self.kv.compressor.merges:
+            accepted = "all of it (dense, block-causal) with method merge: its tokens carry weights of their own"
+            require(self.sparse is None, "sparse", self.sparse and self.sparse.method.name, accepted)
+            require(self.attention == "block-causal", "attention", self.attention, accepted)
         if self.sparse is not None:
             self.sparse.settled(self.plan, 1, self.longest_context)
         first, last = self.plan.first_tick, self.plan.last_tick

@@ -6,9 +6,11 @@ from .compressor import Compressor
 from .density import Density
 from .headwise import HeadWise
 from .importance_redundancy import ImportanceRedundancy
+from .merge import Merge
 from .participative import Participative
 from .random import Random
 from .recent import Recent
+from .settled import Settled
 from .shot_sink import ShotSink
 from .sink_window import SinkWindow
 
@@ -19,6 +21,8 @@ COMPRESSORS: dict[str, type[Compressor]] = {
     Density.name: Density,
     Participative.name: Participative,
     HeadWise.name: HeadWise,
+    Settled.name: Settled,
+    Merge.name: Merge,
     Recent.name: Recent,
     Random.name: Random,
 }

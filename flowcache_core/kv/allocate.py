@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import Found, SettingError
+from ..errors import SettingError
 from ..plan.base import Plan
 from ..sparse.assignment import assign
 from . import COMPRESSORS
@@ -22,7 +22,7 @@ from .profile import ErrorProfile
 from .settings import KVSettings
 from .size import layer_bytes, read_bytes, run_bytes
 from .spec import KVSpec
-from .storage import STORAGES, Storage
+from .storage import STORAGES
 
 MOST_BUDGETS = 24
 STEP = 0.25
@@ -114,9 +114,9 @@ def allocate(
             found.append((*best, choice.settings))
     if not found:
         size, settings, budget = min(least, key=lambda one: one[0])
-        how = f"{budget:g} chunks of {settings.storage.name} beside the active ones"
+        how = f"{budget:g} finished {'chunk' if budget == 1 else 'chunks'} as {settings.storage.name}, with the active ones"
         accepted = f"{-(-size // 10_000) / 100:g} or more: {how}; a smaller picture needs less"
-        raise SettingError("megabytes", Found(f"{megabytes:g}"), accepted)
+        raise SettingError("megabytes", megabytes, accepted)
     error, size, budgets, settings = min(found, key=lambda one: one[:2])
     chosen: float | tuple[float, ...] = budgets if len(set(budgets)) > 1 else budgets[0]
     return Allocation(replace(settings, budget=chosen), error, size)
@@ -170,6 +170,3 @@ def budgets_up_to(history: float, compressor: Compressor) -> Sequence[float]:
         ratio = (history / least) ** (1 / (MOST_BUDGETS - 1))
         inner = [round(least * ratio**i / STEP) * STEP for i in range(MOST_BUDGETS)]
     return sorted({*(one for one in inner if one < history), history})
-
-
-__all__ = ["Allocation", "Storage", "allocate"]

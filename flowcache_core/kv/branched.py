@@ -73,7 +73,7 @@ class BranchedCache(KVCache):
         branches: range,
         chunk: Chunk,
         q: Tensor,
-        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        attend: Callable[..., Tensor],
         newest: int = 0,
     ) -> Tensor:
         outputs = [
@@ -81,6 +81,15 @@ class BranchedCache(KVCache):
             for branch, (queries,) in self.of(branches, q)
         ]
         return torch.cat([output.to(q.device) for output in outputs])
+
+    def bias(self, layer: int, branches: range, chunk: Chunk, newest: int = 0) -> Tensor | None:
+        found = [self.parts[branch].bias(layer, range(1), chunk, newest) for branch in branches]
+        some = [one for one in found if one is not None]
+        return torch.cat([one.to(some[0].device) for one in some]) if some else None
+
+    def note_change(self, chunk: Chunk, change: Tensor) -> None:
+        for part in self.parts:
+            part.note_change(chunk, change)
 
     def device_of(self, branch: int) -> torch.device:
         return torch.device(self.parts[branch].spec.device)

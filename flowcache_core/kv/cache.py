@@ -28,6 +28,7 @@ from .layout import (
 from .prefetch import AtHand, Prefetch, Wanted, Written
 from .reposition import SinkPlace
 from .settings import KVSettings
+from .settled import Changes
 from .size import heads_at_once, made, place_of
 from .spec import KVSpec
 from .storage.finite import PackedFinite
@@ -57,6 +58,7 @@ class KVCache(CacheFigures):
         apart = self._place.apart and not settings.storage.packs
         self._reading: Prefetch | AtHand = Prefetch(self._place) if apart else AtHand()
         self._sink = SinkPlace(settings, spec, self._chunk_starts, self._chunk_tokens)
+        self._changes = Changes(spec.batch, plan.frames * spec.tokens_per_frame)
         self._layers = [self._allocate(index, budget) for index, budget in enumerate(budgets)]
 
     def _allocate(self, index: int, budget: float | None) -> LayerBuffer:
@@ -66,8 +68,11 @@ class KVCache(CacheFigures):
         compresses = drops(self.plan, spec.tokens_per_frame, budget, self.settings.at_finish)
         positions = torch.empty(shape, dtype=torch.int32, device=self._place.device) if compresses else None
         tokens = made(spec, self.settings, self.plan, budget, self._scratch)
-        ground = Ground(spec, self._place, self._chunk_tokens, self._chunk_starts, index)
-        return LayerBuffer(ground, tokens, positions)
+        ground = Ground(spec, self._place, self._chunk_tokens, self._chunk_starts, index, self._changes)
+        compressor = self.settings.compressor
+        merges = compresses and compressor is not None and compressor.merges
+        counts = torch.ones(shape, device=self._place.device) if merges else None
+        return LayerBuffer(ground, tokens, positions, counts=counts)
 
     # -- a chunk's life ----------------------------------------------------------------------------------------------
 
@@ -124,10 +129,11 @@ class KVCache(CacheFigures):
         branches: range,
         chunk: Chunk,
         q: Tensor,
-        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        attend: Callable[..., Tensor],
         newest: int = 0,
     ) -> Tensor:
-        """``attend(q, keys, values)`` for the context of ``chunk``, so many heads at a time as may be unpacked at once.
+        """``attend(q, keys, values)`` for the context of ``chunk``, so many heads at a time as may be unpacked at once;
+        with a fourth argument, the :meth:`bias`, where there is one.
 
         ``q`` ``[n * batch, q_heads, tokens, head_dim]``, the output too.
         """
@@ -136,6 +142,9 @@ class KVCache(CacheFigures):
         step = heads
         if self.settings.storage.packs:
             step = heads_at_once(self.spec, len(branches) * self.spec.batch, end - start)
+        bias = self.bias(layer, branches, chunk, newest)
+        if bias is not None:
+            return attend(q, *self._read(layer, branches, chunk, start, end), bias)
         if step == heads:
             return attend(q, *self._read(layer, branches, chunk, start, end))
         parts: Iterator[slice] = (slice(first, min(first + step, heads)) for first in range(0, heads, step))
@@ -144,6 +153,23 @@ class KVCache(CacheFigures):
             for part in parts
         ]
         return torch.cat(outputs, 1)
+
+    def bias(self, layer: int, branches: range, chunk: Chunk, newest: int = 0) -> Tensor | None:
+        """What is added to the logits of :meth:`context`'s keys ``[n * batch, kv_heads, context tokens]`` fp32: the
+        logarithm of how many tokens each stands for. None while none stands for others."""
+        buffer = self._buffer(layer)
+        if buffer.counts is None or buffer.events == 0:
+            return None
+        start, end = self._seen(layer, branches, chunk, newest)
+        clean = self.layouts[layer].clean_tokens
+        counts = buffer.counts[branches.start : branches.stop, ..., start:clean].to(self._place.model_device)
+        found = torch.zeros((*counts.shape[:3], end - start), device=counts.device)
+        found[..., : counts.shape[-1]] = counts.log()
+        return found.flatten(0, 1)
+
+    def note_change(self, chunk: Chunk, change: Tensor) -> None:
+        """How much the latents of a chunk's tokens still changed ``[batch, tokens]``, for compressors that ask."""
+        self._changes.note(self._chunk_starts[chunk.index], change)
 
     def _read(self, layer: int, branches: range, chunk: Chunk, start: int, end: int) -> tuple[Tensor, Tensor]:
         own, _ = self.layouts[layer].span(chunk.index)

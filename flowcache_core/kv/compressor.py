@@ -31,7 +31,8 @@ class Region:
     computed; ``positions`` ``[N, kv_heads, L]`` token index in the video (frame * tokens_per_frame + place in frame);
     ``chunk_starts`` first position of every chunk; ``chunk_tokens`` of the largest chunk, the unit of a
     budget; ``event`` counts this layer's compressions from 0; ``first_head`` and ``all_heads``: where these K/V heads
-    stand among the model's, None when they are all.
+    stand among the model's, None when they are all; ``change`` fp32 ``[N, kv_heads, L]``: how much a token's latents
+    still changed behind the step that :meth:`Compressor.probe_step` names, None where nobody asked or knows.
     """
 
     keys: Tensor
@@ -45,6 +46,7 @@ class Region:
     event: int
     first_head: int = 0
     all_heads: int | None = None
+    change: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class Compressor(ABC):
     """
 
     name: ClassVar[str]
+    merges: ClassVar[bool] = False
+    """Whether dropped tokens go into kept ones (:meth:`taken_over`), which then stand for several."""
     by_place: ClassVar[bool] = False
     """Whether the score depends on the place in the video alone, the same for all branches and heads."""
     looks_at: ClassVar[frozenset[str]] = frozenset({"keys", "values"})
@@ -94,6 +98,15 @@ class Compressor(ABC):
     def query_rows(self, chunk_tokens: int, tokens_per_frame: int) -> int:
         """How many of a chunk's last queries the method wants to see; 0 for none."""
         return 0
+
+    def probe_step(self, steps: int) -> int | None:
+        """A chunk's step at which its predicted latents are to be kept for ``Region.change``; None for none."""
+        return None
+
+    def taken_over(self, region: Region, kept: Tensor) -> Tensor:
+        """int64 ``[N, kv_heads, L]``: which of the ``kept`` tokens (by its place among them) a token goes into, a kept
+        one into itself; -1 where it is lost. Only where :attr:`merges`."""
+        raise NotImplementedError(f"{self.name} merges nothing")
 
     @abstractmethod
     def score(self, region: Region) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..rows import Rows
 from .compressor import Compressor, Region
 from .layout import CompressionNeed
+from .settled import Changes
 from .spec import KVSpec
 from .storage.tokens import LayerTokens, Place, copy_runs
 
@@ -23,12 +24,14 @@ class Ground:
     chunk_tokens: int
     chunk_starts: tuple[int, ...]
     layer: int
+    changes: Changes
 
 
 @dataclass
 class LayerBuffer:
     """``positions`` ``[branches, batch, kv_heads, capacity]`` of the clean tokens, only where a compression can ever
-    happen; ``queries`` per branch ``[batch, q_heads, rows, head_dim]``, the last rows of the chunk computed last.
+    happen; ``counts``, like it, fp32: for how many tokens each stands, only where they are merged; ``queries`` per
+    branch ``[batch, q_heads, rows, head_dim]``, the last rows of the chunk computed last.
     """
 
     ground: Ground
@@ -36,10 +39,11 @@ class LayerBuffer:
     positions: Tensor | None
     queries: dict[int, Tensor] = field(default_factory=dict)
     events: int = 0
+    counts: Tensor | None = None
 
     @property
     def bytes(self) -> int:
-        beside = list(self.queries.values()) if self.positions is None else [self.positions, *self.queries.values()]
+        beside = [one for one in (self.positions, self.counts, *self.queries.values()) if one is not None]
         return self.tokens.bytes + sum(tensor.numel() * tensor.element_size() for tensor in beside)
 
     def write(
@@ -72,18 +76,37 @@ class LayerBuffer:
             last = first_position + end - start
             own = torch.arange(first_position, last, dtype=torch.int32, device=self.positions.device)
             self.positions[..., start:end] = own
+        if self.counts is not None:
+            self.counts[..., start:end] = 1.0
         return self.tokens.commit(end - start, active)
 
     def compress(self, compressor: Compressor, need: CompressionNeed, active: int) -> None:
         """Gather what the compressor keeps to the front, then move the ``active`` tokens up to it."""
         assert self.positions is not None
         for branch in range(self.ground.spec.branches):  # one at a time: temporaries stay at a branch of one layer
-            kept = compressor.keep(self.region(compressor, branch, need.before), need.after).to(self.positions.device)
+            region = self.region(compressor, branch, need.before)
+            kept = compressor.keep(region, need.after)
+            merged = None if self.counts is None else self._merged(compressor, region, branch, kept)
+            kept = kept.to(self.positions.device)
             positions = self.positions[branch]
             positions[..., : need.after] = positions.gather(-1, kept)
             self.tokens.keep(branch, kept, active)
+            if merged is not None and self.counts is not None:
+                self.tokens.replace_values(branch, merged[0])
+                self.counts[branch, ..., : need.after] = merged[1]
         self.tokens.shrink(need.after)
         self.events += 1
+
+    def _merged(self, compressor: Compressor, region: Region, branch: int, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """Values ``[batch, kv_heads, count, d]`` and counts of the kept tokens with what goes into them."""
+        assert self.counts is not None
+        target = compressor.taken_over(region, kept)
+        counts = self.counts[branch, ..., : region.keys.shape[2]].to(target.device) * (target >= 0)
+        index, values = target.clamp_min(0), region.values.float() * counts.unsqueeze(-1)
+        total = torch.zeros(kept.shape, device=target.device).scatter_add_(-1, index, counts)
+        sums = torch.zeros((*kept.shape, values.shape[-1]), device=target.device)
+        sums.scatter_add_(-2, index.unsqueeze(-1).expand(values.shape), values)
+        return sums / total.unsqueeze(-1), total
 
     def region(self, compressor: Compressor, branch: int, count: int) -> Region:
         """The ``count`` clean tokens of a branch as the compressor sees them."""
@@ -106,6 +129,7 @@ class LayerBuffer:
             event=self.events,
             first_head=ground.spec.first_head,
             all_heads=ground.spec.all_kv_heads,
+            change=ground.changes.at(positions.to(place)),
         )
 
 

@@ -68,6 +68,11 @@ class KVSettings:
         accepted = "off with exact_sink or exact_recent: ends need the video's order"
         mixed = self.compressor is not None and self.compressor.reorders and ends
         require(not mixed, "reference_order", True, accepted)
+        merges = self.compressor is not None and self.compressor.merges
+        accepted = "plain with method merge, which makes values anew"
+        require(not (merges and self.storage.packs), "storage", self.storage.name, accepted)
+        narrow = merges and self.dtype is not None and self.dtype.itemsize < 2
+        require(not narrow, "dtype", self.dtype, "None or 16 and 32 bits with method merge")
         try:
             torch.device(self.device or "cpu")
         except RuntimeError as error:

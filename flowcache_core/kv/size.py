@@ -60,7 +60,8 @@ def layer_bytes(spec: KVSpec, settings: KVSettings, plan: Plan, budget: float | 
     if compressor is not None:
         rows = compressor.query_rows(largest_chunk_frames(plan) * spec.tokens_per_frame, spec.tokens_per_frame)
     queries = rows * spec.heads * spec.head_dim * spec.dtype.itemsize
-    position = spec.kv_heads * torch.int32.itemsize
+    merges = compressor is not None and compressor.merges
+    position = spec.kv_heads * (torch.int32.itemsize + (torch.float32.itemsize if merges else 0))
     nowhere, anywhere = replace(spec, device="meta"), replace(settings, device=None)
     room = room_of(spec, settings, plan, budget)
     beside = streams * (room.capacity * position + queries) if room.shrinks else 0

@@ -12,25 +12,36 @@ import torch
 from torch import Tensor
 
 from benchmarks.redundancy import naive_redundancy
+from flowcache_core.engine import EngineSettings
 from flowcache_core.errors import SettingError
 from flowcache_core.kv import (
     COMPRESSORS,
     Density,
     HeadWise,
     ImportanceRedundancy,
+    Merge,
     Participative,
     Random,
     Recent,
+    Settled,
     SinkWindow,
 )
 from flowcache_core.kv import importance_redundancy as module
+from flowcache_core.kv.cache import KVCache
 from flowcache_core.kv.compressor import Compressor, Region
 from flowcache_core.kv.density import density
 from flowcache_core.kv.ends import BetweenEnds
 from flowcache_core.kv.importance_redundancy import importance, redundancy
 from flowcache_core.kv.settings import KVSettings
+from flowcache_core.kv.settled import token_change
 from flowcache_core.kv.shot_sink import ShotSink
+from flowcache_core.kv.size import peak_bytes
+from flowcache_core.kv.spec import KVSpec
 from flowcache_core.kv.storage import Int4
+from flowcache_core.models.common.attention import attend_heads
+from flowcache_core.plan.blockwise import blockwise
+from flowcache_core.schedule import shifted
+from flowcache_core.sparse.settings import SparseSettings
 
 FRAME = 7
 """Tokens per frame; a chunk has 3 frames."""
@@ -47,6 +58,9 @@ CONFIGURATIONS: list[Callable[..., Compressor]] = [
     Participative,
     HeadWise,
     lambda **kw: HeadWise(local=1.0, sink=0.0, **kw),
+    Settled,
+    Merge,
+    lambda **kw: Merge(similarity=0.2, recent=0.4, **kw),
     Random,
     lambda **kw: Random(seed=2**32 - 1, **kw),
 ]
@@ -400,3 +414,69 @@ def test_reference_order_goes_with_no_exact_ends() -> None:
     KVSettings(2.0, compressor, storage=Int4())
     with pytest.raises(SettingError, match="reference_order"):
         KVSettings(2.0, compressor, storage=Int4(exact_recent=1.0))
+
+
+def test_merging_equal_keys_is_exact() -> None:
+    """Chunks that repeat each other's keys, with other values: what is dropped lives on in mean value and count."""
+    plan, spec = blockwise(15, 3, 1), KVSpec(layers=1, kv_heads=2, head_dim=8, tokens_per_frame=4, branches=1, batch=2)
+    g = torch.Generator().manual_seed(0)
+    same = torch.randn(2, 2, 12, 8, generator=g)
+    whole, merged = KVCache(spec, KVSettings(), plan), KVCache(spec, KVSettings(1.0, Merge(sink=0.0)), plan)
+    for chunk in plan.chunks:
+        values, q = torch.randn(2, 2, 12, 8, generator=g), torch.randn(2, 2, 12, 8, generator=g)
+        outputs = []
+        for cache in (whole, merged):
+            cache.begin(chunk)
+            cache.write(0, range(1), chunk, same, values)
+            outputs.append(cache.attend(0, range(1), chunk, q, attend_heads))
+            cache.commit(chunk)
+        torch.testing.assert_close(*outputs, rtol=1e-5, atol=1e-5)
+    assert merged.layouts[0].clean_tokens == 24 and whole.layouts[0].clean_tokens == 60
+    counts = merged._layers[0].counts
+    assert counts is not None and bool((counts[..., :12] == 4).all())
+    sizes = peak_bytes(spec, merged.settings, plan)
+    assert merged.bytes == sizes
+
+
+def test_what_resembles_nothing_new_is_lost_and_counts_for_nothing() -> None:
+    seen = region(4 * 3 * FRAME, heads=2)
+    method = Merge(similarity=0.99, sink=0.0)
+    kept = method.keep(seen, 3 * 3 * FRAME)
+    target = method.taken_over(seen, kept)
+    assert bool((target.gather(-1, kept) == torch.arange(kept.shape[-1])).all())
+    assert int((target == -1).sum()) == 2 * 3 * FRAME  # one chunk of random keys, in two heads
+    assert torch.equal(kept, Recent().keep(seen, 3 * 3 * FRAME))
+    alike = Merge(similarity=-1.0, sink=0.0)
+    assert int((alike.taken_over(seen, alike.keep(seen, 3 * 3 * FRAME)) == -1).sum()) == 0
+
+
+def test_merge_is_refused_where_values_cannot_be_made_anew() -> None:
+    with pytest.raises(SettingError, match="storage"):
+        KVSettings(2.0, Merge(), storage=Int4())
+    with pytest.raises(SettingError, match="dtype"):
+        KVSettings(2.0, Merge(), dtype=torch.float8_e4m3fn)
+    plan, schedule = blockwise(6, 3, 2), shifted(2)
+    with pytest.raises(SettingError, match="sparse"):
+        EngineSettings(plan, schedule, kv=KVSettings(2.0, Merge()), sparse=SparseSettings())
+
+
+def test_settled_tokens_go_first() -> None:
+    seen = region(4 * 3 * FRAME, heads=2)
+    change = torch.rand(1, 1, 4 * 3 * FRAME).expand(seen.positions.shape)
+    method = Settled(sink=0.0, recent=0.0)
+    kept = method.keep(replace(seen, change=change), 20)
+    best = change[0, 0].topk(20).indices.sort().values
+    assert torch.equal(kept[0, 0], best) and torch.equal(kept[0, 1], best)
+    assert torch.equal(method.keep(seen, 20), Recent().keep(seen, 20))  # nothing is known: the newest
+    assert [Settled(probe=share).probe_step(4) for share in (0.0, 0.5, 0.99)] == [0, 2, 3]
+
+
+def test_a_token_s_change_is_the_mean_over_its_patch() -> None:
+    final = torch.randn(2, 3, 2, 4, 6)
+    predicted = final.clone()
+    predicted[1, :, 1, 2:4, 4:6] += 2.0
+    change = token_change(predicted, final, 6)
+    expected = torch.zeros(2, 12)
+    expected[1, 11] = 4.0
+    torch.testing.assert_close(change, expected)
+    assert token_change(torch.zeros(1, 3, 1, 5, 3), torch.ones(1, 3, 1, 5, 3), 6).tolist() == [[1.0] * 6]

@@ -52,6 +52,9 @@ class PlainTokens(LayerTokens):
             raw[..., :after, :] = raw.gather(-2, kept.unsqueeze(-1).expand(*kept.shape, raw.shape[-1]))
             move_left(raw, self.clean, active, self.clean - after, self._block)
 
+    def replace_values(self, branch: int, values: Tensor) -> None:
+        self.values[branch, ..., : values.shape[-2], :] = values.to(self.values)
+
     def shrink(self, clean: int) -> None:
         self.clean = clean
 

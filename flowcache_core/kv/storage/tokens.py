@@ -104,6 +104,10 @@ class LayerTokens(ABC):
     def keep(self, branch: int, kept: Tensor, active: int) -> None:
         """Of a branch's clean tokens leave ``kept [batch, kv_heads, n]``, ascending; active ones move up to them."""
 
+    def replace_values(self, branch: int, values: Tensor) -> None:
+        """Store ``values [batch, kv_heads, n, head_dim]`` instead of those of the first clean tokens of a branch."""
+        raise NotImplementedError("packed values are not made anew")
+
     @abstractmethod
     def shrink(self, clean: int) -> None:
         """So many clean tokens are left: every branch has been asked to :meth:`keep` them."""

@@ -9,8 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def attend_heads(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every query sees every key. K/V of batch 1 serve all of q's batch. Returns q's shape."""
+def attend_heads(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Every query sees every key. K/V of batch 1 serve all of q's batch. Returns q's shape. bias: added to the logits
+    of the keys, ``[B, heads, tokens of k]``."""
+    if bias is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(-2).to(q.dtype))
     batch = q.shape[0]
     if q.requires_grad and q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return _attend_in_training(q, k, v)

@@ -20,9 +20,10 @@ from ...plan.base import Chunk
 from ...rows import Rows
 from ...sparse.forward import SparseAttention
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Attend = Callable[..., Tensor]
 """Attention without a mask: q ``[B, heads, tokens, head_dim]``, k and v with fewer tokens, heads or batch where they
-serve several of q's; returns q's shape."""
+serve several of q's; returns q's shape. A fourth tensor, where there is one, is added to the logits of the keys
+``[B, heads of k, tokens of k]``."""
 
 LayerAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """``(layer, q, k, v) -> output``, called once a layer in ascending order: the forward's own ``[B, heads, tokens,

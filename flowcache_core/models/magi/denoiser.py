@@ -254,8 +254,8 @@ class MagiDenoiser:
 
     # -- what a forward sees -----------------------------------------------------------------------------------------
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend_grouped(q, k, v, self.kernel)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        return attend_grouped(q, k, v, self.kernel, bias)
 
     def attention(
         self, item: ChunkInput, branches: range, cache: KVCache, observe: bool = True, rows: Rows | None = None

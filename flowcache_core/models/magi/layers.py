@@ -51,12 +51,18 @@ def apply_rope(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return torch.cat((first * cos - second * sin, first * sin + second * cos, rest), -1)
 
 
-def attend_grouped(q: Tensor, k: Tensor, v: Tensor, kernel: AttentionKernel = F.scaled_dot_product_attention) -> Tensor:
+def attend_grouped(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel: AttentionKernel = F.scaled_dot_product_attention,
+    bias: Tensor | None = None,
+) -> Tensor:
     """Grouped-query attention without a mask; returns q's shape ``[B, heads, tokens, head_dim]``.
 
     Query head i uses K/V head ``i // group``. The heads of a group are laid end to end as one head's queries, so
     neither K nor V is expanded and every attention kernel serves. K/V of batch 1 serve all of q's batch; no keys give
-    zeros.
+    zeros. bias: added to the logits of the keys ``[B, heads of k, tokens of k]``; torch computes it then, no kernel.
     """
     batch, heads, tokens, size = q.shape
     kv_heads = k.shape[1]
@@ -64,6 +70,9 @@ def attend_grouped(q: Tensor, k: Tensor, v: Tensor, kernel: AttentionKernel = F.
     if k.shape[2] == 0:
         return q.new_zeros(batch, heads, tokens, size)
     k, v = k.expand(batch, -1, -1, -1), v.expand(batch, -1, -1, -1)
+    if bias is not None:
+        mask = bias.unsqueeze(-2).to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(batch, heads, tokens, size)
     return kernel(q, k, v).reshape(batch, heads, tokens, size)
 
 

@@ -104,6 +104,9 @@ def check(guider: Any, settings: FlowCacheSettings) -> None:
         require(kv.dtype in (None, own), "dtype", str(kv.dtype), f"same as the model ({own}), or {INSTEAD}")
         storage = kv.storage
         require(not storage.packs, "storage", storage.name, f"plain, or {INSTEAD}")
+        merges = kv.compressor is not None and kv.compressor.merges
+        accepted = f"another: this sampler's attention takes no weights of tokens; or {INSTEAD}"
+        require(not merges, "method", kv.compressor and kv.compressor.name, accepted)
         device = guider.model_patcher.load_device
         here = kv.device is None or torch.device(kv.device).type == device.type
         require(here, "device", kv.device, f"same as the model ({device}), or {INSTEAD}")

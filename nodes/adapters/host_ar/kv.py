@@ -27,6 +27,7 @@ from ....flowcache_core.kv.layout import (
 )
 from ....flowcache_core.kv.reposition import reposition_of
 from ....flowcache_core.kv.settings import KVSettings
+from ....flowcache_core.kv.settled import Changes
 from ....flowcache_core.kv.sink_window import SinkWindow
 from ....flowcache_core.kv.spec import KVSpec
 from ....flowcache_core.plan.base import Chunk, Plan
@@ -61,6 +62,7 @@ class HostKV:
         self.chunk_tokens = largest_chunk_frames(plan) * tokens
         self.move = reposition_of(settings, spec)
         self.chunk_starts = tuple(chunk.first_frame * tokens for chunk in plan.chunks)
+        self.changes = Changes(spec.batch, plan.frames * tokens)
         self.layers = [self._layer(budget) for budget in settings.layer_budgets(spec.layers)]
 
     def _layer(self, budget: float | None) -> Layer:
@@ -156,6 +158,7 @@ class HostKV:
             chunk_starts=self.chunk_starts,
             layer=index,
             event=layer.events,
+            change=self.changes.at(positions),
         )
         kept = compressor.keep(region, need.after)
         layer.positions[..., : need.after] = positions.gather(-1, kept)

@@ -22,6 +22,7 @@ from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.engine.finite import FiniteWatch, Place
 from ....flowcache_core.errors import require
 from ....flowcache_core.kv.layout import CompressionResult
+from ....flowcache_core.kv.settled import token_change
 from ....flowcache_core.kv.size import peak_bytes
 from ....flowcache_core.plan.base import Chunk, Plan
 from ....flowcache_core.report.events import (
@@ -73,6 +74,8 @@ class HostRun:
     answered: tuple[Place, Tensor] | None = None
     broken: bool = False
     order: CallOrder = field(init=False)
+    probe: int | None = field(init=False)
+    predicted: Tensor | None = None
 
     @classmethod
     def of(
@@ -108,6 +111,8 @@ class HostRun:
     def __post_init__(self) -> None:
         self.plan = self.settings.plan
         self.order = CallOrder(self.plan, self.settings.schedule)
+        compressor = self.kv.settings.compressor
+        self.probe = None if compressor is None else compressor.probe_step(self.plan.steps)
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
@@ -228,6 +233,8 @@ class HostRun:
         self.look(x)
         clean, decision = self.reuse.step(item, partial(self.timed, compute))
         self.answered = ((tick, chunk.index, step), clean)
+        if step == self.probe:
+            self.predicted = clean
         if decision.reuses:
             self.kv.advance(chunk, caches)
         self.observe(
@@ -275,6 +282,9 @@ class HostRun:
         tokens, context = chunk.frames * self.kv.spec.tokens_per_frame, self.kv.context_tokens(chunk)
         kind: CacheKind = "prefix" if given else "clean"
         self.observe(CachePass(kind, chunk.index, 1, tokens, context, time.perf_counter() - begun))
+        if self.predicted is not None and not given:
+            change = token_change(self.predicted, x, self.kv.spec.tokens_per_frame)
+            self.kv.changes.note(self.kv.chunk_starts[chunk.index], change)
         self.told(self.kv.commit, chunk, caches, self.plan.last_tick.get(chunk.index, 0))
         if not given:
             self.reuse.finish(chunk)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ....flowcache_core.errors import SettingError, require
 from ....flowcache_core.kv.cache import KVCache
+from ....flowcache_core.models.common.attention import attend_heads
 from ....flowcache_core.plan.base import Chunk
 from ....flowcache_core.rows import Rows
 from ....flowcache_core.sparse.forward import SparseAttention
@@ -81,6 +82,10 @@ class ChunkAttention:
     def layer(self, layer: int, args: Any, options: dict[str, Any], kwargs: dict[str, Any]) -> Tensor:
         """The layer's own self-attention with the chunk's history. ``options`` are as before when it returns."""
         had, previous = OVERRIDE in options, options.get(OVERRIDE)
+        compressor = self.cache.settings.compressor
+        if previous is not None and compressor is not None and compressor.merges:
+            accepted = "one of the two: another method of KV Cache Compressor, or no other node's attention"
+            raise SettingError("method", f"{compressor.name} beside another node's attention", accepted)
 
         def run(func: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
             return func(*args, **kwargs) if previous is None else previous(func, *args, **kwargs)
@@ -125,6 +130,10 @@ class ChunkAttention:
             own = options.copy()  # by no key: who reads one may be watched
             own.update({name: options[name][items.start : items.stop] for name in ("uuids", "cond_or_uncond")})
             part = {**kwargs, "transformer_options": own, "skip_reshape": True}
+            bias = None if self.sparse is not None else self.cache.bias(layer, branches, self.chunk, self.newest)
+            if bias is not None:
+                outputs.append(attend_heads(q[rows], keys, values, bias.to(q.device)).transpose(1, 2).flatten(2))
+                continue
             if self.sparse is None:
                 outputs.append(run(func, q[rows], keys, values, heads, **part))
                 continue
