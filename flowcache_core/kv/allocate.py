@@ -114,7 +114,8 @@ def allocate(
             found.append((*best, choice.settings))
     if not found:
         size, settings, budget = min(least, key=lambda one: one[0])
-        how = f"{budget:g} finished {'chunk' if budget == 1 else 'chunks'} as {settings.storage.name}, with the active ones"
+        chunks = "chunk" if budget == 1 else "chunks"
+        how = f"{budget:g} finished {chunks} as {settings.storage.name}, with the active ones"
         accepted = f"{-(-size // 10_000) / 100:g} or more: {how}; a smaller picture needs less"
         raise SettingError("megabytes", megabytes, accepted)
     error, size, budgets, settings = min(found, key=lambda one: one[:2])
