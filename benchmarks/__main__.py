@@ -22,6 +22,7 @@ BENCHMARKS = {
     "kv": "storages and compressors together: bytes, seconds, quality, meaning (long)",
     "curve": "quality against compute for every method (long)",
     "onerun": "lists from one recorded run against the full calibration and every rival (long)",
+    "record": "what recording a run costs: time on the mini model, bytes and time at SkyReels-V2's 540P",
     "reach": "how far errors are carried on in the bundled models: what the reach prior rests on (long)",
     "fewsteps": "what can be saved at 4, 2 and 1 steps: reuse across chunks, fewer steps, no clean pass",
     "levers": "what each part of the shipped reuse is worth, the oracle bound, the cost of deciding (long)",

@@ -11,7 +11,7 @@ import torch
 
 from flowcache_core.calibrate.runs import Pair, Setup
 from flowcache_core.calibrate.tables import FORECAST, Proposal
-from flowcache_core.commands.calibrate import shipped_name
+from flowcache_core.commands.calibrate_thorough import shipped_name
 from flowcache_core.denoiser import ChunkInput, ChunkOutput
 from flowcache_core.engine import generate
 from flowcache_core.engine.anchor import LowFrequencies

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from flowcache_core.calibrate.bundled import BUNDLED
 from flowcache_core.calibrate.runs import Setup, Specimen
-from flowcache_core.commands.calibrate import BUNDLED
 from flowcache_core.errors import require
 from flowcache_core.presets.sparse import SparsePreset, load_sparse, sparse_names
 

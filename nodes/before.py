@@ -12,21 +12,21 @@ from . import kv, presets, reuse
 from .adapters.before.graph import Graph, NotKnownError
 from .adapters.before.tell import Numbers, before
 from .adapters.before.wired import Readers
-from .adapters.run.settings import ReuseSettings
+from .adapters.run.settings import AutoReuse, ReuseSettings
 
 PRESET = "FlowCachePreset"
 ROUTE = "/flowcache/estimate"
 MOST_BYTES, MOST_NODES = 8_000_000, 5000
 
 
-def read_reuse(graph: Graph, node: str) -> ReuseSettings:
-    linked = graph.source(node, "own_preset")
+def read_reuse(graph: Graph, node: str) -> ReuseSettings | AutoReuse:
+    linked, fields = graph.source(node, "own_preset"), graph.fields(node, "preset")
     if linked is None:
-        return reuse.settings(graph.fields(node, "preset"))
+        return reuse.chosen(fields, None)
     if graph.kind(linked) != PRESET or graph.source(linked, "preset") is not None:
         raise NotKnownError("which steps the linked preset computes")
     hold, file, lists = (graph.value(linked, name) for name in ("hold", "file", "lists"))
-    return reuse.own_settings(presets.found(None, hold, file, lists)[0])
+    return reuse.chosen(fields, presets.found(None, hold, file, lists)[0])
 
 
 def read_kv(graph: Graph, node: str) -> KVSettings:

@@ -14,6 +14,7 @@ from .adapters.declared import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.calibration import Calibration
 from .adapters.shown.curve_picture import draw_curve
+from .adapters.shown.page import Page
 from .choices import MISSING, check
 from .presets import PresetLink
 
@@ -111,6 +112,6 @@ class Calibrate(Node):
             field = TARGETS[chosen][0]
             calibration = Calibration.of(model, latent, chunks or None)
             own, text = calibration.preset(name.strip(), Target(**{field: target[field]}))
-            picture = draw_curve(calibration.chooser, own.preset)
+            picture = draw_curve(calibration.chooser, own.preset, Page.now().dark)
         images = ui.PreviewImage(picture, cls=cls).as_dict()
         return io.NodeOutput(own.document, text, picture, ui={**images, **ui.PreviewText(text).as_dict()})

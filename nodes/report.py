@@ -41,5 +41,5 @@ class Report(io.ComfyNode):
         report = RunReport.of(model, latent)
         images = report.tried("preview", lambda: ui.PreviewImage(report.picture, cls=cls).as_dict(), lambda _: {})
         return io.NodeOutput(
-            report.text, report.picture, report.document, ui={**images, **ui.PreviewText(report.text).as_dict()}
+            report.text, report.picture, report.document, ui={**images, **ui.PreviewText(report.on_node).as_dict()}
         )

@@ -10,7 +10,8 @@ from comfy_api.latest import io
 
 from ..flowcache_core import presets
 from ..flowcache_core.calibrate.record import Record
-from ..flowcache_core.errors import SettingError, require
+from ..flowcache_core.errors import SettingError, require, require_finite
+from ..flowcache_core.presets import auto
 from ..flowcache_core.presets.own import OwnPreset
 from ..flowcache_core.reuse import POLICIES, QUANTITIES
 from ..flowcache_core.reuse.quantity import Velocity
@@ -18,13 +19,13 @@ from .adapters.declared import Node
 from .adapters.files import own_presets
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_reuse
-from .adapters.run.settings import ReuseSettings
+from .adapters.run.settings import AutoReuse, ReuseSettings
 from .choices import MISSING, check
 from .inputs import part_of, placed_inputs
 from .presets import LISTS_TOOLTIP, PresetLink, linked
 
 NAME = "FlowCache Chunkwise Reuse"
-CUSTOM, RECORD, LISTS = "custom", "record", "held in this workflow"
+AUTO, CUSTOM, RECORD, LISTS = auto.NAME, "custom", "record", "held in this workflow"
 OWN = "my: "
 DEVICES = {"same as the model": None, "cpu": "cpu"}
 
@@ -88,9 +89,22 @@ def held(text: str) -> list[io.Input]:
     return [io.String.Input("lists", default=text, multiline=True, tooltip=LISTS_TOOLTIP, advanced=True)]
 
 
+def slider() -> io.Input:
+    return io.Float.Input(
+        "fidelity",
+        default=0.5,
+        min=0.0,
+        max=1.0,
+        step=0.05,
+        display_mode=io.NumberDisplay.slider,
+        tooltip="Speed <-> fidelity: 0 computes the fewest steps that there are lists for, 1 the most.",
+    )
+
+
 def options() -> list[io.DynamicCombo.Option]:
     """What there is to choose: the user's own presets beside those of the pack."""
     return [
+        io.DynamicCombo.Option(AUTO, [slider()]),
         io.DynamicCombo.Option(CUSTOM, custom_inputs()),
         io.DynamicCombo.Option(RECORD, []),
         *(io.DynamicCombo.Option(f"{OWN}{name}", held(own_presets.text_of(name))) for name in own_presets.names()),
@@ -117,15 +131,19 @@ class ChunkwiseReuse(Node):
                     "preset",
                     options=options(),
                     tooltip=(
-                        "Settings measured for one model at its usual number of steps, or custom to set them here. "
-                        "reference rows repeat the paper, slow and fast are ours, my are your own. record computes "
-                        "every step and keeps what FlowCache Calibrate needs."
+                        "auto takes what is best known for the model, steps and shift that run: your own preset, "
+                        "else one of the pack, else the nearest; it refuses nothing. Named ones are for one model at "
+                        "its number of steps: reference rows repeat the paper, slow and fast are ours, my are your "
+                        "own. custom: set it here. record computes every step and keeps what FlowCache Calibrate needs."
                     ),
                 ),
                 PresetLink.Input(
                     "own_preset",
                     optional=True,
-                    tooltip="From FlowCache Preset or FlowCache Calibrate: taken instead of the preset chosen here.",
+                    tooltip=(
+                        "From FlowCache Preset or FlowCache Calibrate: taken instead of the preset chosen here; with "
+                        "auto also for other runs than it was made for."
+                    ),
                 ),
             ],
             outputs=[io.Model.Output(tooltip="The same model with these settings; sampled by an AR video sampler.")],
@@ -149,8 +167,16 @@ class ChunkwiseReuse(Node):
     @classmethod
     def execute(cls, model: Any, preset: Mapping[str, Any], own_preset: Any = None, **_: Any) -> io.NodeOutput:
         with naming(NAME):
-            chosen = settings(preset) if own_preset is None else own_settings(linked(own_preset))
-            return io.NodeOutput(with_reuse(model, chosen))
+            own = None if own_preset is None else linked(own_preset)
+            return io.NodeOutput(with_reuse(model, chosen(preset, own)))
+
+
+def chosen(preset: Mapping[str, Any], own: OwnPreset | None) -> ReuseSettings | AutoReuse:
+    """What the node's fields and its link say. SettingError names the field that cannot work."""
+    if preset["preset"] == AUTO:
+        require_finite("fidelity", preset["fidelity"], minimum=0.0, maximum=1.0)
+        return AutoReuse(preset["fidelity"], own and own.preset)
+    return settings(preset) if own is None else own_settings(own)
 
 
 def settings(preset: Mapping[str, Any]) -> ReuseSettings:
@@ -164,7 +190,7 @@ def settings(preset: Mapping[str, Any]) -> ReuseSettings:
         own = chosen_preset(name, preset.get("lists") or "")
         return replace(own_settings(own), remarks=differing(name, own))
     if name not in rows:
-        raise SettingError("preset", name, ", ".join((CUSTOM, RECORD, *rows)))
+        raise SettingError("preset", name, ", ".join((AUTO, CUSTOM, RECORD, *rows)))
     row = presets.load_preset(*rows[name])
     return ReuseSettings(row.policy, row.quantity, name, source=row)
 

@@ -163,8 +163,11 @@ class Chooser:
 
 def policy_row(policy: StaticSchedule) -> dict[str, Any]:
     """The policy as a preset's row states it."""
-    first, computed = list(policy.first), list(policy.computed)
-    return {"name": policy.name, "warmup_steps": 1, "first": first, "computed": computed, "together": True}
+    return {"name": policy.name, "warmup_steps": 1, **lists_row(policy), "together": True}
+
+
+def lists_row(policy: StaticSchedule) -> dict[str, list[int]]:
+    return {"first": list(policy.first), "computed": list(policy.computed)}
 
 
 def required(facts: Facts, steps: int) -> dict[str, Any]:
@@ -173,17 +176,20 @@ def required(facts: Facts, steps: int) -> dict[str, Any]:
 
 
 def preset_row(chooser: Chooser, choice: Choice, text: str, **evidence: Any) -> dict[str, Any]:
-    """A preset's row with what it is for and what it rests on. Nothing in it was measured: no ``curve``."""
+    """A preset's row with what it is for and what it rests on: lists for the target, and for other shares, among which
+    the slider of ``auto`` chooses. Nothing in it was measured: no ``curve``.
+    """
     recording = chooser.recording
     facts, grams = recording.facts, recording.grams
     full = chooser.length * chooser.steps
-    ways = [chooser.best(max(chooser.least, round(share * full))) for share in SHARES]
+    ways = dict.fromkeys(chooser.best(max(chooser.least, round(share * full))) for share in SHARES)
     expected = [
         {
             "share": round(chooser.share(way), 4),
             "first_share": way.first / chooser.steps,
             "later_share": way.later / chooser.steps,
             "psnr": round(chooser.psnr(way), 1),
+            **lists_row(chooser.tables.policy(way)),
         }
         for way in ways
     ]

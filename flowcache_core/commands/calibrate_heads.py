@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..calibrate.bundled import BUNDLED
 from ..calibrate.heads import HeadCalibration, spread_places, subject_of
 from ..calibrate.runs import paired
 from ..calibrate.weights import RELEASED
@@ -29,7 +30,8 @@ from ..sparse.head_errors import CANDIDATES, HeadErrors
 from ..sparse.head_table import HeadTable
 from ..sparse.xattention import require_p
 from .arguments import Parser, require_device
-from .calibrate import BUNDLED, CALIBRATION_SEED, specimen_of
+from .calibrate import specimen_of
+from .calibrate_call import CALIBRATION_SEED
 
 BLOCK, STRIDE = 128, 16
 BUNDLED_BLOCK, BUNDLED_STRIDE = 16, 4  # a latent frame of the mini models has 16 tokens, one of mini scenes 64

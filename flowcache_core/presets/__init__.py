@@ -29,16 +29,22 @@ ACCEPTED = f'JSON with "schema": {SCHEMA} and "presets"'
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """One measured schedule. share: computed steps over all steps, of the first and of every later chunk."""
+    """One schedule of a curve. share: computed steps over all steps, of the first and of every later chunk. lists: the
+    steps themselves, of the first chunk and of the later ones; empty where the curve does not state them. quantity:
+    what reused steps take, None for what the preset's own do.
+    """
 
     first: float
     later: float
     psnr: float
+    lists: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+    quantity: Quantity | None = None
 
     @classmethod
-    def of(cls, point: Mapping[str, float]) -> CurvePoint:
-        share = point["share"]
-        return cls(point.get("first_share", share), point.get("later_share", share), point["psnr"])
+    def of(cls, point: Mapping[str, Any]) -> CurvePoint:
+        share, lists = point["share"], (tuple(point.get("first", ())), tuple(point.get("computed", ())))
+        quantity = build_quantity(point["quantity"]) if "quantity" in point else None
+        return cls(point.get("first_share", share), point.get("later_share", share), point["psnr"], lists, quantity)
 
     def share(self, run: RunStarted) -> float:
         """Share of the steps that this schedule computes in ``run``: the more chunks, the less the first one counts."""
@@ -54,9 +60,10 @@ class Preset:
     attention: the pattern the run uses. computed_steps: how many of a chunk's own steps are computed where that is
     published or calibrated (the cost model counts with it), None where it depends on the video. requires: what the runs
     are like that it is for: ``steps``, the ``shift`` of a model that has one, ``guidance`` where it counts. curve: what
-    the calibration measured, at ``guidance``. architecture: of the transformer it was recorded on, "" where that is not
-    noted. sigmas: noise levels of the runs it is for, where no shift describes them. kv: what a published run kept of
-    its finished chunks, None where it kept all or the row says nothing.
+    the calibration measured, at ``guidance``, or (not ``measured``) what a recording lets expect. architecture: of the
+    transformer it was recorded on, "" where that is not noted. sigmas: noise levels of the runs it is for, where no
+    shift describes them. kv: what a published run kept of its finished chunks, None where it kept all or the row says
+    nothing. solver, plan: of the runs that it was made from, "" where they are not noted.
     """
 
     model: str
@@ -72,6 +79,9 @@ class Preset:
     architecture: str = ""
     sigmas: tuple[float, ...] = ()
     kv: KVSettings | None = None
+    measured: bool = True
+    solver: str = ""
+    plan: str = ""
 
     def with_policy(self, policy: ReusePolicy) -> Preset:
         """The same run under another policy; nothing that was measured of this one holds for it."""
@@ -110,7 +120,7 @@ class Preset:
 
     def expected_psnr(self, share: float, run: RunStarted) -> float | None:
         """dB that the calibration found at this share of computed steps; None outside what it measured (blockwise)."""
-        if run.plan != "blockwise":
+        if self.measured and run.plan != "blockwise":
             return None
         points = sorted((point.share(run), point.psnr) for point in self.curve)
         for (low, below), (high, above) in zip(points, points[1:], strict=False):
@@ -124,7 +134,9 @@ class Preset:
         if expected is None:
             return None
         found = f"{share:.2f} of the steps computed; expected {expected:.0f} dB on this model"
-        if self.guidance is not None:
+        if not self.measured:
+            found += " (from its recording; not measured)"
+        elif self.guidance is not None:
             found += f" (median, calibrated at guidance {self.guidance:g})"
         return found if run.budget_tokens is None else f"{found}, with the whole history kept"
 
@@ -213,17 +225,21 @@ def preset_of(model: str, name: str, row: object, wanted: frozenset[str], known:
     require(isinstance(row["text"], str), f"{where}.text", row["text"], "a sentence")
     evidence = row.get("evidence", {})
     require(isinstance(evidence, dict), f"{where}.evidence", evidence, "an object with the calibration's curve")
-    guidance, curve = evidence.get("guidance"), evidence.get("curve", ())
+    policy, quantity = build_policy(row["policy"]), build_quantity(row.get("quantity", "velocity"))
+    guidance, measured = evidence.get("guidance"), "curve" in evidence
+    curve = evidence.get("curve" if measured else "expected", ())
     require(guidance is None or is_finite(guidance), f"{where}.evidence.guidance", guidance, "a number")
-    accepted = 'a list of {"share": number, "psnr": number}, with first_share and later_share where they differ'
-    points = isinstance(curve, list | tuple) and all(map(_is_point, curve))
-    require(points, f"{where}.evidence.curve", curve, accepted)
+    accepted = 'a list of {"share": number, "psnr": number}, with first_share and later_share where they differ, and '
+    accepted += "first and computed where it states the steps"
+    requires = _requirements(f"{where}.requires", row.get("requires"), wanted, known, policy)
+    steps = MOST_STEPS if requires is None else int(requires["steps"])
+    points = isinstance(curve, list | tuple) and all(_is_point(point, steps) for point in curve)
+    require(points, f"{where}.evidence.{'curve' if measured else 'expected'}", curve, accepted)
     count, attention = row.get("computed_steps"), row.get("attention", "block-causal")
     if count is not None:
         require_count(f"{where}.computed_steps", count, minimum=1, maximum=MOST_STEPS)
     patterns = ("block-causal", "bidirectional")
     require(attention in patterns, f"{where}.attention", attention, ", ".join(patterns))
-    policy, quantity = build_policy(row["policy"]), build_quantity(row.get("quantity", "velocity"))
     return Preset(
         model=model,
         name=name,
@@ -232,12 +248,15 @@ def preset_of(model: str, name: str, row: object, wanted: frozenset[str], known:
         quantity=quantity,
         attention=attention,
         computed_steps=count,
-        requires=_requirements(f"{where}.requires", row.get("requires"), wanted, known, policy),
+        requires=requires,
         curve=tuple(map(CurvePoint.of, curve)),
         guidance=guidance,
         architecture=_text(f"{where}.evidence.architecture", evidence.get("architecture", "")),
         sigmas=_levels(f"{where}.evidence.sigmas", evidence.get("sigmas", ())),
         kv=kv_of(f"{where}.kv", row.get("kv")),
+        measured=measured,
+        solver=_text(f"{where}.evidence.solver", evidence.get("solver", "")),
+        plan=_text(f"{where}.evidence.plan", evidence.get("plan", "")),
     )
 
 
@@ -253,12 +272,22 @@ def _levels(field: str, found: object) -> tuple[float, ...]:
     return tuple(float(level) for level in found)
 
 
-def _is_point(point: object) -> bool:
-    """Whether it is one measured schedule of a curve, as :meth:`CurvePoint.of` takes it."""
+def _is_point(point: object, steps: int) -> bool:
+    """Whether it is one schedule of a curve over ``steps`` steps, as :meth:`CurvePoint.of` takes it."""
     if not isinstance(point, dict) or not is_finite(point.get("psnr")):
         return False
     shares = [point.get("share"), *(point[key] for key in ("first_share", "later_share") if key in point)]
-    return all(is_finite(share) and 0 <= share <= 1 for share in shares)
+    lists = [point[key] for key in ("first", "computed") if key in point]
+    return all(is_finite(share) and 0 <= share <= 1 for share in shares) and all(
+        _is_steps(found, steps) for found in lists
+    )
+
+
+def _is_steps(found: object, steps: int) -> bool:
+    """Whether it is a list of own steps, 0 among them."""
+    if not isinstance(found, list | tuple) or 0 not in found:
+        return False
+    return all(isinstance(step, int) and 0 <= step < steps for step in found)
 
 
 def _requirements(

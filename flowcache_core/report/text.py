@@ -106,15 +106,19 @@ def attention(record: RunRecord) -> str | None:
 
 def summary(record: RunRecord) -> str:
     """One run: headline, where its values stopped being finite, map, compressions, notes."""
-    lines = [headline(record), *([record.fault] if record.fault else []), step_map(record)]
+    return "\n".join([headline(record), *([record.fault] if record.fault else []), step_map(record), *details(record)])
+
+
+def details(record: RunRecord) -> list[str]:
+    """What was left out of attention, what was compressed, and notes."""
+    lines = []
     if (sparse := attention(record)) is not None:
         lines.append(sparse)
     if record.compressions:
         last = record.compressions[-1]
         tokens = f"{last.tokens_before} to {last.tokens_after} tokens a layer"
         lines.append(f"K/V compressions: {len(record.compressions)} (the last from {tokens})")
-    lines += [f"note: {note}" for note in record.notes]
-    return "\n".join(lines)
+    return [*lines, *(f"note: {note}" for note in record.notes)]
 
 
 def headline(record: RunRecord) -> str:

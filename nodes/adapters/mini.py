@@ -21,6 +21,7 @@ from ...flowcache_core.mini_magi import TEXT_SCALE, text_guidance
 from ...flowcache_core.mini_magi import TRANSFORMER_FILE as MAGI_FILE
 from ...flowcache_core.models.magi.transformer import read_magi
 from .magi.model import MagiVariant, magi_patcher
+from .run.recorded import FILE
 
 ACCEPTED = "the pack's own file; reinstall FlowCache"
 
@@ -43,6 +44,7 @@ def load_wan(file: Path) -> Any:
     """MODEL with its shift set. SettingError when a file of the pack is missing or damaged."""
     weights, metadata = _read(file)
     model = comfy.sd.load_diffusion_model_state_dict(weights, metadata=metadata)
+    model.set_attachments(FILE, file.name)
     return ModelSamplingSD3().patch(model, SHIFT)[0]
 
 
@@ -53,7 +55,9 @@ def load_magi() -> Any:
     except SettingError as error:
         raise SettingError("model", f"{error.field}: {error.value}", ACCEPTED) from error
     variant = MagiVariant(distilled=False, guidance=text_guidance(TEXT_SCALE))
-    return magi_patcher(config, weights, MAGI_FILE.name, variant, latent_format=comfy.latent_formats.Wan21)
+    model = magi_patcher(config, weights, MAGI_FILE.name, variant, latent_format=comfy.latent_formats.Wan21)
+    model.set_attachments(FILE, MAGI_FILE.name)
+    return model
 
 
 MODELS = {

@@ -80,23 +80,23 @@ class TestReport:
 
     def test_picture_shows_every_cell_in_its_colour(self, run):
         record, _, picture, _ = run
-        figure = module("flowcache_core.report.figure")
+        theme = module("nodes.adapters.shown.theme")
         assert (
             picture.shape[0] == 1 and picture.shape[3] == 3 and 0 <= float(picture.min()) <= float(picture.max()) <= 1
         )
         seen = {tuple(colour) for colour in (picture[0] * 255).round().byte().reshape(-1, 3).unique(dim=0).tolist()}
         for kind in {k for row in record.kinds for k in row}:
-            assert tuple(bytes.fromhex(figure.COLOURS[kind][1:])) in seen
+            assert tuple(bytes.fromhex(theme.DARK.cells[kind][1:])) in seen
 
     def test_picture_of_long_and_of_bidirectional_runs(self):
         draw = module("nodes.adapters.shown.picture").draw
         model = compress(load(), 2)
         sample(model, ours({"plan": "blockwise", "chunk_frames": 1, "solver": "renoise", "clean_pass": True}),
                start=latent(1021, width=16, height=16), sigmas=sigmas_of(model, 1))  # fmt: skip
-        assert draw(module("nodes.adapters.run.settings").last_record(model)).shape[1] < 1500
+        assert draw(module("nodes.adapters.run.settings").last_record(model), "a title", True).shape[1] < 1500
         plain = reuse(load())
         sample(plain, ours({**STAGGERED, "attention": "bidirectional"}))
-        picture = draw(module("nodes.adapters.run.settings").last_record(plain))
+        picture = draw(module("nodes.adapters.run.settings").last_record(plain), "a title", False)
         assert np.isfinite(picture.numpy()).all()
 
 

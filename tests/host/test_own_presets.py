@@ -369,7 +369,7 @@ class TestFilesThatCannotBeUsed:
 
     def test_a_preset_that_is_not_there(self, recorded, preset, folder):
         hold(preset=preset, save=True)
-        with pytest.raises(SettingError, match="preset: got 'my: other', accepted: custom, record, my: mine, held in"):
+        with pytest.raises(SettingError, match="preset: got 'my: other', accepted: auto, custom, record, my: mine"):
             model_with(recorded[0].model, "my: other")
         with pytest.raises(SettingError, match="FlowCache Preset, preset: got 'nothing'"):
             hold()

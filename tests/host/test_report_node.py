@@ -9,11 +9,12 @@ import comfy.samplers
 import folder_paths
 import pytest
 import torch
-from hostkit import NODES, close, compress, latent, load, module, reuse, sample, sigmas_of
+from hostkit import NODES, close, compress, latent, load, module, node, ours, reuse, sample, sigmas_of
 from PIL import ImageFont
 
 records = module("nodes.adapters.run.records")
 run_report = module("nodes.adapters.shown.run_report")
+time = module("flowcache_core.report.lead").time
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,8 @@ def report(model, samples=None):
     out = node.execute(model=model, latent={"samples": latent()["samples"] if samples is None else samples})
     text, picture, document = out.args
     assert picture.ndim == 4 and picture.shape[3] == 3 and picture.dtype == torch.float32
-    assert out.ui["text"] == (text,)
+    (shown,) = out.ui["text"]  # the node shows the picture in place of the map of characters
+    assert "chunk 0 |" not in shown and set(shown.splitlines()) <= set(text.splitlines())
     return text, picture, json.loads(document), out.ui
 
 
@@ -95,7 +97,7 @@ class TestWhoseReport:
             slot.begin(autoregressive=True)
             slot.runs[-1].record = number
             slot.end(latents)
-        assert [slot.report_on(latents) for latents in made] == [(0, None), (1, None)]
+        assert [slot.report_on(latents) for latents in made] == [(run, None) for run in slot.runs]
 
     def test_only_the_last_runs_are_remembered(self):
         slot = records.RecordSlot()
@@ -103,6 +105,68 @@ class TestWhoseReport:
             slot.begin(autoregressive=True)
             slot.end(torch.full((1,), float(number)))
         assert len(slot.runs) == records.REMEMBERED
+
+
+class TestWhatAPersonWantsToKnow:
+    """The first lines: the choice by the name its user gave it, what was saved, how near, what next."""
+
+    @pytest.fixture(scope="class")
+    def reusing(self, plain):
+        model = reuse(plain, threshold=50.0)
+        return model, sample(model, sigmas=sigmas_of(model, 8), start=latent(45))[0]
+
+    def test_no_name_of_the_packs_inside(self, reusing):
+        lead = report(*reusing)[0].splitlines()[:3]
+        assert lead[0].startswith("custom settings: saved ") and lead[2].startswith("Next: ")
+        assert "chunkwise-" not in report(*reusing)[0] and "was not measured for these settings" in lead[1]
+
+    def test_saved_seconds_are_those_of_the_live_map(self, reusing):
+        model, out = reusing
+        run = run_report.slot_of(model).run_of(out)
+        found = run_report.outcome(run, run.record)
+        assert found.saved == run.message["saved"] > 0 and found.reuses
+        assert f"of {time(found.seconds + found.saved)}" in found.headline()
+
+    def test_a_preset_that_was_measured_says_how_near(self):
+        model = NODES["FlowCacheMiniModel"].execute().args[0]
+        chosen = NODES["FlowCacheChunkwiseReuse"].execute(model=model, preset={"preset": "mini: fast-20"}).args[0]
+        plan = {"plan": "blockwise", "chunk_frames": 3, "solver": "euler", "clean_pass": True}
+        texts = {"positive": node("MiniPrompt", text="a red circle moving right")}
+        start = latent(21, width=64, height=64)
+        out = sample(chosen, ours(plan), start=start, sigmas=sigmas_of(chosen, 20), **texts)[0]
+        lead = report(chosen, out)[0].splitlines()
+        assert lead[0].startswith("mini: fast-20: saved ") and " dB" in lead[0] and "K/V" in lead[0]
+        assert lead[1].startswith("Beside the uncached video: ") and lead[2].startswith("Next: FlowCache Compare with ")
+
+    def test_few_steps_and_bounded_memory(self, plain):
+        model = compress(plain, 1)
+        out = sample(model, start=latent(57))[0]
+        lead = report(model, out)[0].splitlines()
+        assert lead[0].startswith("KV Cache Compressor: took ") and " of " in lead[0].partition("K/V")[2]
+        assert "what the bounded K/V changed" in lead[1]
+
+    @pytest.mark.parametrize(
+        ("locale", "begins"), [("zh", "下一步："), ("en", "Next: "), ("xx", "Next: "), (5, "Next: ")]
+    )
+    def test_in_the_language_of_the_page(self, sampled, monkeypatch, tmp_path, locale, begins):
+        monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
+        (tmp_path / "default").mkdir()
+        (tmp_path / "default" / "comfy.settings.json").write_text(json.dumps({"Comfy.Locale": locale}))
+        assert report(sampled[0], sampled[1][0][0])[0].splitlines()[2].startswith(begins)
+
+    def test_settings_that_cannot_be_read_change_nothing(self, sampled, monkeypatch, tmp_path):
+        monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
+        (tmp_path / "default").mkdir()
+        (tmp_path / "default" / "comfy.settings.json").write_text("{")
+        assert report(sampled[0], sampled[1][0][0])[0].splitlines()[2].startswith("Next: ")
+
+    def test_a_light_page_has_a_light_picture(self, sampled, monkeypatch, tmp_path):
+        monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
+        (tmp_path / "default").mkdir()
+        for palette, light in (("dark", False), ("light", True)):
+            (tmp_path / "default" / "comfy.settings.json").write_text(json.dumps({"Comfy.ColorPalette": palette}))
+            picture = report(sampled[0], sampled[1][0][0])[1]
+            assert (float(picture[0, 0].mean()) > 0.9) == light
 
 
 class TestASentence:
@@ -129,8 +193,10 @@ class TestASentence:
 
     def test_sentences_fit_into_their_picture(self, plain):
         draw = module("nodes.adapters.shown.picture").draw_sentence
-        picture = draw("a sentence of many words " * 20)
-        assert float((1 - picture[:, :, -12:]).max()) == 0, "letters reach the right edge"
+        for dark in (False, True):
+            picture = draw("a sentence of many words " * 20, dark)
+            edge = picture[:, :, -12:]
+            assert float(edge.max() - edge.min()) == 0, "letters reach the right edge"
 
 
 class TestAPartThatFails:
@@ -138,7 +204,14 @@ class TestAPartThatFails:
 
     @pytest.mark.parametrize(
         ("part", "name"),
-        [("picture", "draw"), ("JSON", "to_json"), ("text", "summary"), ("expectation", "expectation")],
+        [
+            ("outcome", "outcome"),
+            ("picture", "draw"),
+            ("JSON", "to_json"),
+            ("map", "step_map"),
+            ("text", "details"),
+            ("expectation", "expectation"),
+        ],
     )
     def test_a_part_of_the_report(self, sampled, monkeypatch, part, name):
         def fail(*args):
@@ -149,7 +222,9 @@ class TestAPartThatFails:
         assert (
             f"No {part} in this report: ImportError: No module named 'libfreetype'" in text and "and more" not in text
         )
-        assert ("chunk 0 |" in text) == (part != "text")
+        assert ("chunk 0 |" in text) == (part != "map")
+        assert ("computed 8 of 8 (100 %)" in text) == (part != "text")
+        assert ("Next: " in text) == (part != "outcome")
         assert (document.get("total_steps") == 8) == (part != "JSON")
         assert len(ui["images"]) == 1
 

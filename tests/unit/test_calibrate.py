@@ -17,6 +17,7 @@ from flowcache_core.calibrate.record import Record
 from flowcache_core.calibrate.search import best_schedules, error_of, gap_error
 from flowcache_core.calibrate.tables import Split, calibrated, even, measured_reach, searched, splits
 from flowcache_core.commands import calibrate as command
+from flowcache_core.commands import preset_file
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
 from flowcache_core.plan import blockwise
@@ -158,7 +159,7 @@ def test_two_calibrations_into_one_file_both_keep_their_rows(tmp_path):
     code = """if True:
         import sys
         from pathlib import Path
-        from flowcache_core.commands import calibrate as command
+        from flowcache_core.commands import preset_file as command
         for i in range(20):
             command.write(Path(sys.argv[1]), {f"{sys.argv[2]}-{i}": {}})
     """
@@ -174,7 +175,7 @@ def test_two_calibrations_into_one_file_both_keep_their_rows(tmp_path):
 def test_rows_that_cannot_be_written_after_all_are_printed(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("flowcache_core.files.os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
     with pytest.raises(SettingError, match="the disk is full"):
-        command.keep(tmp_path / "mine.json", {"mine": {"computed": [0, 1]}})
+        preset_file.keep(tmp_path / "mine.json", {"mine": {"computed": [0, 1]}})
     assert json.loads(capsys.readouterr().out) == {"schema": 1, "presets": {"mine": {"computed": [0, 1]}}}
     assert list(tmp_path.iterdir()) == []
 

@@ -16,6 +16,7 @@ from flowcache_core.calibrate.recording import Recording
 from flowcache_core.calibrate.runs import generated, paired
 from flowcache_core.calibrate.thorough import Bench, Kept
 from flowcache_core.commands import calibrate as command
+from flowcache_core.commands import calibrate_call
 from flowcache_core.engine import generate
 from flowcache_core.errors import SettingError
 from flowcache_core.models.magi.config import MagiConfig
@@ -42,7 +43,7 @@ def runs(monkeypatch) -> list[int]:
         found.extend(seed for _, seed in batch)
         return generated(specimen, setup, batch, **options)
 
-    monkeypatch.setattr(command, "generated", counted)
+    monkeypatch.setattr(calibrate_call, "generated", counted)
     return found
 
 

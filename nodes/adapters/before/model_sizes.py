@@ -16,6 +16,7 @@ from ....flowcache_core.dry_run.estimate import Model
 from ....flowcache_core.errors import SettingError
 from ....flowcache_core.mini import TRANSFORMER_FILE as MINI_WAN
 from ....flowcache_core.mini_magi import TRANSFORMER_FILE as MINI_MAGI
+from ....flowcache_core.mini_scenes import TRANSFORMER_FILE as MINI_SCENES
 from ....flowcache_core.models.magi.config import BLOCKS, MagiConfig
 from ....flowcache_core.models.magi.transformer import MagiTransformer
 from ....flowcache_core.models.wan.config import WanConfig
@@ -28,7 +29,7 @@ FOLDER = "diffusion_models"
 # Loader -> the field with its file. The mini models are the pack's own files.
 LOADERS = {"FlowCacheLoadARModel": "model_name", "FlowCacheLoadMagiModel": "model_name", "UNETLoader": "unet_name"}
 MINI = "FlowCacheMiniModel"
-BUNDLED = {"wan": MINI_WAN, "magi": MINI_MAGI}
+BUNDLED = {"wan": MINI_WAN, "magi": MINI_MAGI, "scenes": MINI_SCENES}
 
 
 def of_patcher(patcher: Any, branches: int) -> Model:
@@ -75,6 +76,14 @@ def of_loader(graph: Graph, node: str, branches: int) -> Model:
     if isinstance(found.config, MagiConfig):
         return magi(found.config, found.weights, found.dtype, distilled, distilled)
     return replace(found, branches=branches, kv_branches=branches)
+
+
+def file_of(graph: Graph, node: str) -> str:
+    """Name of the file that a loader node will load, "" where it does not say."""
+    kind = graph.kind(node)
+    if kind == MINI:
+        return BUNDLED[name].name if (name := graph.value(node, "model", "wan")) in BUNDLED else ""
+    return Path(str(graph.value(node, LOADERS[kind]))).name if kind in LOADERS else ""
 
 
 @lru_cache(maxsize=16)

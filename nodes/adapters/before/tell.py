@@ -81,7 +81,7 @@ def at_start(
         if wired is None:
             return
         model, windows = of_patcher(patcher, branches), runs()
-        source = settings.reuse.source if settings.reuse else None
+        source = settings.chosen.source if settings.chosen else None
         found = estimate(model, windows, latents, source.computed_steps if source else None)
         told = numbers(found, model, sum(len(one.plan.chunks) for one in windows))
         show_estimates({node: [told] for node in wired.nodes})

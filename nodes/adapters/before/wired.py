@@ -6,21 +6,24 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ....flowcache_core.architecture import architecture_of
 from ....flowcache_core.dry_run.estimate import Estimate, Model, estimate
 from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.kv.settings import KVSettings
+from ....flowcache_core.mini.noise_levels import SHIFT
 from ....flowcache_core.models.magi.config import MagiConfig
 from ....flowcache_core.plan.base import Plan
 from ....flowcache_core.plan.staggered import VideoWindow
+from ....flowcache_core.presets.auto import Run
 from ....flowcache_core.released import RELEASED
 from ....flowcache_core.schedule import Schedule, magi, shifted
 from ....flowcache_core.solvers import SOLVERS
 from ..host_ar.attach import plan_of as host_plan
 from ..run.plan_choice import PlanChoice
-from ..run.settings import FlowCacheSettings, ReuseSettings
+from ..run.settings import AutoReuse, FlowCacheSettings, ReuseSettings
 from ..wan.sampling import kv_of
 from .graph import LONGEST, Graph, NotKnownError
-from .model_sizes import of_loader
+from .model_sizes import MINI, file_of, of_loader
 from .wiring import SAMPLINGS, Wired
 
 PIXELS, TIME = 8, 4  # of Wan's autoencoder, a latent value
@@ -37,7 +40,7 @@ ReadNode = Callable[[Graph, str], Any]
 class Readers:
     """How the pack's nodes read their own fields: what sits on the model."""
 
-    reuse: Callable[[Graph, str], ReuseSettings]
+    reuse: Callable[[Graph, str], ReuseSettings | AutoReuse]
     kv: Callable[[Graph, str], KVSettings]
 
 
@@ -58,10 +61,31 @@ def reckoned(graph: Graph, wired: Wired, model: Model, settings: FlowCacheSettin
     """The estimate of a sampling whose model and settings are known, over what else the graph says."""
     latents, steps = latents_of(graph, wired.sampling), steps_of(graph, wired.sampling)
     given = min(prefix_of(graph, wired), latents[2] - 1)
+    settings = settings.settled(run_of(graph, wired, model, steps))
     windows = engines(graph, wired, settings, model, (latents[2], given), steps)
-    source = settings.reuse.source if settings.reuse else None
+    source = settings.chosen.source if settings.chosen else None
     computed = source.computed_steps if source else None
     return estimate(model, windows, latents, computed), sum(len(one.plan.chunks) for one in windows)
+
+
+def run_of(graph: Graph, wired: Wired, model: Model, steps: int) -> Run:
+    """What the preset auto chooses by, as far as the graph says it."""
+    file = "" if wired.loader is None else file_of(graph, wired.loader)
+    shift = None if isinstance(model.config, MagiConfig) else shift_of(graph, wired)
+    levels = magi(steps) if isinstance(model.config, MagiConfig) else None if shift is None else shifted(steps, shift)
+    return Run(steps, levels, architecture_of(model.config), file)
+
+
+def shift_of(graph: Graph, wired: Wired) -> float | None:
+    """Of the model's noise levels; None where no node of the graph states it."""
+    guider = graph.source(wired.sampling, "guider") or wired.sampling
+    for node in graph.upstream(guider, "model"):
+        if graph.kind(node) == "ModelSamplingSD3":
+            shift = graph.value(node, "shift")
+            return float(shift) if isinstance(shift, int | float) and 0.01 <= shift <= 100 else None
+        if graph.kind(node) == MINI:
+            return SHIFT
+    return None
 
 
 def engines(
@@ -70,11 +94,11 @@ def engines(
     """The run's settings, with noise levels that stand for the real ones: they cost the same. frames: latent frames of
     the video, and those of them that are given.
     """
-    reuse: Mapping[str, Any] = {} if settings.reuse is None else settings.reuse.engine_fields
-    if settings.reuse is not None:
-        if settings.reuse.source is not None:
-            settings.reuse.source.fit(steps)
-        settings.reuse.policy.check(steps)
+    reuse: Mapping[str, Any] = {} if settings.chosen is None else settings.chosen.engine_fields
+    if settings.chosen is not None:
+        if settings.chosen.source is not None:
+            settings.chosen.source.fit(steps)
+        settings.chosen.policy.check(steps)
     if wired.host:
         block = graph.count(wired.sampler, "num_frame_per_block")
         return [host_run(host_plan(frames[0], block, steps, frames[1]), settings)]
@@ -99,7 +123,7 @@ def engines(
 
 def host_run(plan: Plan, settings: FlowCacheSettings) -> EngineSettings:
     """The host's own AR sampler as the engine would be told of it."""
-    reuse: Mapping[str, Any] = {} if settings.reuse is None else settings.reuse.engine_fields
+    reuse: Mapping[str, Any] = {} if settings.chosen is None else settings.chosen.engine_fields
     levels, solver = shifted(plan.steps, 5.0), SOLVERS["renoise"]()
     return EngineSettings(plan, levels, solver, kv=settings.kv_settings, clean_pass=True, **reuse)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import folder_paths
 
 from ....flowcache_core.errors import SettingError
+from ....flowcache_core.presets import Preset
 from ....flowcache_core.presets.own import OwnPreset, own_names
 
 
@@ -22,6 +23,17 @@ def names() -> tuple[str, ...]:
 def load(name: str, field: str = "preset") -> OwnPreset:
     """SettingError naming what there is, or what is wrong with the file."""
     return OwnPreset.load(own_folder(), name, field)
+
+
+def usable() -> tuple[tuple[Preset, ...], tuple[str, ...]]:
+    """The user's presets, and a sentence on each file that is none."""
+    found, unread = [], []
+    for name in names():
+        try:
+            found.append(load(name).preset)
+        except SettingError as error:
+            unread.append(f"a file of your presets is left out: {error}")
+    return tuple(found), tuple(unread)
 
 
 def text_of(name: str) -> str:

@@ -16,10 +16,11 @@ from ....flowcache_core.errors import require
 from ....flowcache_core.kv.size import peak_bytes
 from ....flowcache_core.plan.base import Chunk, Plan, offset_ticks
 from ....flowcache_core.reuse import QUANTITIES
+from ....flowcache_core.schedule import from_sigmas
 from ..naming import naming
 from ..run.finite import require_finite_inputs
 from ..run.memory import announce
-from ..run.settings import FlowCacheSettings, refuse_other_caches, settings_of
+from ..run.settings import FlowCacheSettings, refuse_other_caches, run_of, settings_of
 from ..run.start_image import image_notes
 from ..wan.denoiser import kv_spec
 from .order import HOST_SAMPLER, INSTEAD, OUR_SAMPLER
@@ -44,9 +45,9 @@ def warn_unused(model_options: Any) -> None:
         logging.warning("%s: no effect with this sampler; use %s or %s", names, OUR_SAMPLER, HOST_SAMPLER)
 
 
-def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> Plan | None:
+def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> tuple[Plan, FlowCacheSettings] | None:
     """Before the model is loaded: check, announce the K/V, and have the run wrapped. ``latents`` ``[B, C, F, H, W]``.
-    Returns the order of its chunks, None where the host refuses it.
+    Returns the order of its chunks and what is settled for it, None where the host refuses it.
 
     ``guider.model_options`` are the run's own copy, so what is put there ends with it.
     """
@@ -57,8 +58,10 @@ def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> Plan |
         return None  # the host refuses it, or there is no step to take
     settings = settings_of(options)
     with naming(HOST_SAMPLER):
+        plan, schedule = plan_of(latents.shape[2], block, len(sigmas) - 1, given), from_sigmas(sigmas.tolist())
+        run = run_of(guider.model_patcher, schedule, guidance=1.0, solver="renoise", plan=plan)
+        settings = settings.settled(run)
         check(guider, settings)
-        plan = plan_of(latents.shape[2], block, len(sigmas) - 1, given)
         with naming("KV Cache Compressor"):
             kv_bytes = peak_bytes(kv_spec(model, latents.shape, 1, "cpu"), settings.kv_settings.only("plain"), plan)
         announce(guider, max(chunk.frames for chunk in plan.chunks), kv_bytes)
@@ -78,7 +81,7 @@ def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> Plan |
             return run.sample(partial(executor, guider, sigmas, extra_args, callback, noise, *rest), extra_args)
 
     add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, sampling, options, is_model_options=True)
-    return plan
+    return plan, settings
 
 
 def check(guider: Any, settings: FlowCacheSettings) -> None:
@@ -90,9 +93,9 @@ def check(guider: Any, settings: FlowCacheSettings) -> None:
     refuse_other_caches(guider.model_options)
     cfg = getattr(guider, "cfg", 1.0)
     require(cfg == 1.0 or not guider.conds.get("negative"), "cfg", cfg, f"1, or {INSTEAD}")
-    if settings.reuse is not None:
+    if settings.chosen is not None:
         with naming("FlowCache Chunkwise Reuse"):
-            quantity = settings.reuse.quantity
+            quantity = settings.chosen.quantity
             free = [name for name, kind in QUANTITIES.items() if not kind.needs_residual]
             usable = f"{', '.join(free)}, or {INSTEAD}"
             require(not quantity.needs_residual, "reused quantity", quantity.name, usable)

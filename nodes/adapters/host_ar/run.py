@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -67,7 +67,7 @@ class HostRun:
     reuse: StepReuse
     recorder: Recorder
     live: LiveMap
-    keep: Callable[[Recorder], None]
+    keep: Callable[[Recorder, Mapping[str, Any]], None]
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
     finite: FiniteWatch = field(default_factory=FiniteWatch)
@@ -86,7 +86,7 @@ class HostRun:
         schedule = from_sigmas(sigmas.tolist())
         last = schedule.sigmas[-1]
         require(last == 0, "sigmas", f"an end at {last:g}", f"an end at 0, or {INSTEAD}")
-        chosen = settings.reuse
+        chosen = settings.chosen
         picked: dict[str, Any] = {} if chosen is None else chosen.engine_fields
         kv = settings.kv_settings.only("plain")
         solver = SOLVERS["renoise"]()
@@ -103,7 +103,7 @@ class HostRun:
         with naming("KV Cache Compressor"):
             spec = kv_spec(model, noise.shape, 1, noise.device)
             cache = HostKV(spec, kv, plan)
-        keep = partial(settings.slot.keep, recording=recording)
+        keep = partial(settings.slot.keep, recording=recording, reuse=chosen)
         live, notes = LiveMap(LiveRun([engine]), settings), reuse_notes(settings, patcher)
         notes += (choice,) if (choice := kv.choice(spec, plan)) else ()
         return cls(model, engine, cache, settings.kv is not None, reuse, Recorder.of(engine), live, keep, notes)
@@ -137,7 +137,7 @@ class HostRun:
             return output
         finally:
             self.live.close()
-            self.keep(self.recorder)
+            self.keep(self.recorder, self.live.message())
             self.reuse.forget()
             self.kv.release()
 

@@ -33,7 +33,7 @@ from ..run.plan_choice import PlanChoice
 from ..run.prompt_schedule import recached
 from ..run.recorded import recorded
 from ..run.request import Request, Sampling, refuse_clashes, reuse_fields
-from ..run.settings import FlowCacheSettings, settings_of
+from ..run.settings import FlowCacheSettings, run_of, settings_of
 from ..run.sparse import before_run, check_sparse, mask_memory, with_attention
 from ..shown.live_preview import Display, LivePreview
 from .model import MagiLatents, MagiVariant
@@ -74,8 +74,10 @@ class MagiSampling(Sampling):
         accepted = "one that keeps whole frames at the start, or none"
         require(not self.masks_inside_frames, "noise mask", "a mask inside frames", accepted)
         plan = plan_of(self.choice, self.x.shape[2], steps.schedule.steps, self.prefix_frames)
+        guidance, solver = text_scale(self.model.variant), self.choice.solver.name
+        run = run_of(self.guider.model_patcher, steps.schedule, guidance=guidance, solver=solver, plan=plan)
+        self.settings = self.settings.settled(run)
         engine = engine_settings(self.choice, plan, steps.schedule, self.settings, self.guider)
-        guidance = text_scale(self.model.variant)
         (self.engine,), self.recording = recorded([engine], self.guider.model_patcher, guidance, self.seed)
         self.progress = self.progress_of([self.engine], ends_clean=True, preview=self.preview(request.display))
         config = self.model.diffusion_model.config
@@ -129,7 +131,8 @@ class MagiSampling(Sampling):
             )
         finally:
             self.progress.close()
-            self.settings.slot.keep(recorder, self.recording)
+            message = self.progress.live.message()
+            self.settings.slot.keep(recorder, message, self.recording, self.settings.chosen)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ..before.wired import host_run
 from ..host_ar.attach import attach, is_host_ar, warn_unused
 from .records import RecordSlot
 from .sampler import ChunkSampler
-from .settings import KEY, FlowCacheSettings, ReuseSettings, refuse_other_caches, settings_of
+from .settings import KEY, AutoReuse, FlowCacheSettings, ReuseSettings, refuse_other_caches, settings_of
 from .sparse import refuse_other_sparse
 
 
@@ -36,9 +36,9 @@ def outer_sample(
     if ours:
         sampler.reserve(guider, latent_image, sigmas)
     elif is_host_ar(sampler):
-        plan = attach(guider, sampler, latent_image, sigmas)
-        if plan is not None:
-            settings = settings_of(guider.model_options)
+        attached = attach(guider, sampler, latent_image, sigmas)
+        if attached is not None:
+            plan, settings = attached
             at_start(guider.model_patcher, lambda: [host_run(plan, settings)], latent_image.shape, 1, settings)
     else:
         warn_unused(guider.model_options)
@@ -56,7 +56,7 @@ def with_slot(model: Any) -> Any:
     return model
 
 
-def with_reuse(model: Any, reuse: ReuseSettings) -> Any:
+def with_reuse(model: Any, reuse: ReuseSettings | AutoReuse) -> Any:
     """A clone of the host's ModelPatcher that carries ``reuse``; SettingError when it already carries some."""
     current = settings_of(model.model_options)
     if current.reuse is not None:

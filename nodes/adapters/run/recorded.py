@@ -14,6 +14,9 @@ from ....flowcache_core.calibrate.recording import Facts, Recording
 from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.schedule import shift_of
 
+FILE = "flowcache_file"
+"""Under which a loader of the pack notes the name of a file on the host's ModelPatcher."""
+
 
 def recorded(
     engines: Sequence[EngineSettings], patcher: Any, guidance: float, seed: int
@@ -41,6 +44,8 @@ def recorded(
 
 def model_name(patcher: Any) -> str:
     """Name of the model's file, as its loader noted it; its architecture where it noted none."""
+    if isinstance(noted := getattr(patcher, "attachments", {}).get(FILE), str):
+        return noted
     loader = getattr(patcher, "cached_patcher_init", None)
     path = loader[1][0] if loader is not None and loader[1] else None
     if isinstance(path, str | Path) and str(path):

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ....flowcache_core.calibrate.recording import Recording
 from ....flowcache_core.report.record import Recorder, RunRecord
+
+if TYPE_CHECKING:
+    from .settings import ReuseSettings
 
 REMEMBERED = 8  # runs of one MODEL
 VALUES = 1024  # of a result, enough to tell it from any other
@@ -61,7 +66,8 @@ class Sketch:
 @dataclass
 class Run:
     """autoregressive: whether a sampler ran it that leaves a record, as soon as it takes a step. noise: what it began
-    from. made: its latents. recording: for a calibration, where that was asked for.
+    from. made: its latents. recording: for a calibration, where that was asked for. reuse: what it reused, None for
+    nothing. message: the last one of its live map (docs/live-map.md).
     """
 
     autoregressive: bool
@@ -69,6 +75,8 @@ class Run:
     record: RunRecord | None = None
     made: Sketch | None = None
     recording: Recording | None = None
+    reuse: ReuseSettings | None = None
+    message: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -81,11 +89,18 @@ class RecordSlot:
         """A run begins, of an AR video sampler or of another."""
         self.runs.append(Run(autoregressive, None if noise is None else Sketch.of(noise)))
 
-    def keep(self, recorder: Recorder, recording: Recording | None = None) -> None:
+    def keep(
+        self,
+        recorder: Recorder,
+        message: Mapping[str, Any],
+        recording: Recording | None = None,
+        reuse: ReuseSettings | None = None,
+    ) -> None:
         """Note the run as far as it went; nothing on a MODEL without settings, whose slot nobody will ask."""
         if not self.runs:
             return
-        self.runs[-1].recording = recording
+        run = self.runs[-1]
+        run.recording, run.reuse, run.message = recording, reuse, message
         with suppress(ValueError):  # it did not even start
             self.runs[-1].record = recorder.record()
 
@@ -94,9 +109,14 @@ class RecordSlot:
         self.runs[-1].made = Sketch.of(latents)
 
     @property
+    def latest(self) -> Run | None:
+        """The latest run that left a record."""
+        return next((run for run in reversed(self.runs) if run.record is not None), None)
+
+    @property
     def record(self) -> RunRecord | None:
         """Of the latest run that left one."""
-        return next((run.record for run in reversed(self.runs) if run.record is not None), None)
+        return None if self.latest is None else self.latest.record
 
     def run_of(self, latents: Tensor) -> Run | None:
         """The run that made ``latents``; None when no remembered one did."""
@@ -116,14 +136,14 @@ class RecordSlot:
             raise NoRecordError(NOT_RECORDED if self.runs else NOT_SAMPLED)
         return run
 
-    def report_on(self, latents: Tensor) -> tuple[RunRecord, str | None]:
-        """The record of the run that made ``latents``, or of the latest one and a note. NoRecordError without any."""
+    def report_on(self, latents: Tensor) -> tuple[Run, str | None]:
+        """The run that made ``latents``, or the latest one and a note; it has a record. NoRecordError without any."""
         if not self.runs:
             raise NoRecordError(NOT_SAMPLED)
         run = self.run_of(latents)
         if run is not None and run.record is not None:
-            return run.record, None
-        record = self.record if run is None else None
-        if record is None:
+            return run, None
+        latest = self.latest if run is None else None
+        if latest is None:
             raise NoRecordError(NO_STEP if (run or self.runs[-1]).autoregressive else OTHER_SAMPLER)
-        return record, LATEST_SHOWN if len(self.runs) > 1 else None
+        return latest, LATEST_SHOWN if len(self.runs) > 1 else None

@@ -101,7 +101,7 @@ class Sampling:
 
 def reuse_notes(settings: FlowCacheSettings, patcher: Any) -> tuple[str, ...]:
     """Sentences on what the reuse node chose, for this model."""
-    return () if settings.reuse is None else settings.reuse.notes(patcher)
+    return () if settings.chosen is None else settings.chosen.notes(patcher)
 
 
 def refuse_clashes(options: Mapping[str, Any], *, clones: bool = False) -> None:
@@ -119,8 +119,8 @@ def reuse_fields(settings: FlowCacheSettings, schedule: Schedule, patcher: Any) 
 
     patcher: the host's, of the model that runs.
     """
-    if settings.reuse is None:
+    if settings.chosen is None:
         return {}
     with naming("FlowCache Chunkwise Reuse"):
-        settings.reuse.check(schedule, patcher)
-    return settings.reuse.engine_fields
+        settings.chosen.check(schedule, patcher)
+    return settings.chosen.engine_fields

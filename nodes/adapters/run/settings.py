@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ....flowcache_core.architecture import architecture_of
 from ....flowcache_core.errors import Found, SettingError, require
 from ....flowcache_core.kv.settings import KVSettings
+from ....flowcache_core.plan.base import Plan
 from ....flowcache_core.presets import Preset
+from ....flowcache_core.presets.auto import Run, choose, nearest_title
 from ....flowcache_core.report.record import RunRecord
 from ....flowcache_core.reuse.base import ReusePolicy
 from ....flowcache_core.reuse.quantity import Quantity
 from ....flowcache_core.schedule import Schedule, shift_of
 from ....flowcache_core.sparse.settings import SparseSettings
+from ..files.own_presets import usable
 from .recorded import model_name
 from .records import BYPASSED, NOT_SAMPLED, NoRecordError, RecordSlot
 
@@ -24,7 +27,7 @@ SAME_LEVELS = 0.01  # hosts take their levels from a table of 1000
 
 @dataclass(frozen=True)
 class ReuseSettings:
-    """What the Chunkwise Reuse node chose. preset: the row's name, or "custom". remarks: sentences on the choice."""
+    """What a run reuses. preset: the row's name, or "custom". remarks: sentences on the choice."""
 
     policy: ReusePolicy
     quantity: Quantity
@@ -32,6 +35,10 @@ class ReuseSettings:
     device: str | None = None
     source: Preset | None = None
     remarks: tuple[str, ...] = ()
+
+    def settled(self, run: Run) -> ReuseSettings:
+        """For ``run``: as the node has it."""
+        return self
 
     @property
     def engine_fields(self) -> dict[str, Any]:
@@ -41,8 +48,12 @@ class ReuseSettings:
     def check(self, schedule: Schedule, patcher: Any) -> None:
         """SettingError when these settings are not for a run of the model in ``patcher`` over ``schedule``."""
         if self.source is not None:
-            fit_model(self.source, self.preset, patcher)
-            fit(self.source, self.preset, schedule)
+            try:
+                fit_model(self.source, self.preset, patcher)
+                fit(self.source, self.preset, schedule)
+            except SettingError as error:
+                instead = other_preset(run_of(patcher, schedule))
+                raise SettingError(error.field, error.value, f"{error.accepted}; {instead}") from error
         self.policy.check(schedule.steps)
 
     def notes(self, patcher: Any) -> tuple[str, ...]:
@@ -54,10 +65,55 @@ class ReuseSettings:
         return (*self.remarks, other)
 
 
+@dataclass(frozen=True)
+class AutoReuse:
+    """The preset auto: what a run reuses is chosen when it begins, and never refused.
+
+    fidelity: from 0 (fast) to 1. linked: a preset that goes before those of the user's folder, None without a link.
+    """
+
+    fidelity: float
+    linked: Preset | None = None
+
+    def settled(self, run: Run) -> ReuseSettings:
+        own, remarks = usable() if self.linked is None else ((self.linked,), ())
+        chosen = choose(run, self.fidelity, own)
+        return ReuseSettings(
+            chosen.policy, chosen.quantity, chosen.name, source=chosen.source, remarks=(*chosen.notes, *remarks)
+        )
+
+
+def run_of(
+    patcher: Any,
+    schedule: Schedule,
+    *,
+    guidance: float | None = None,
+    solver: str = "",
+    plan: Plan | None = None,
+) -> Run:
+    """What auto knows of a run of the model in ``patcher``."""
+    architecture, model = architecture_of(patcher.model.diffusion_model), model_name(patcher)
+    known = Run(schedule.steps, schedule, architecture, model, guidance, solver)
+    return known if plan is None else on_plan(known, plan)
+
+
+def on_plan(run: Run, plan: Plan) -> Run:
+    chunks = len(plan.chunks) - plan.prefix_chunks
+    return replace(run, plan=plan.name, chunks=chunks, begins=not plan.prefix_chunks)
+
+
+def other_preset(run: Run) -> str:
+    """What to choose for ``run`` where a preset does not fit it."""
+    nearest = nearest_title(run, usable()[0])
+    if nearest is not None:
+        return f"the nearest that fits: {nearest}"
+    return "auto, which takes the nearest lists for it"
+
+
 def fit_model(source: Preset, name: str, patcher: Any) -> None:
     """SettingError when the preset notes what transformer it was recorded on, and this is another one."""
     here = architecture_of(patcher.model.diffusion_model)
-    accepted = f"{source.architecture}, of {source.model}, on which it was recorded; or a preset of the model that runs"
+    accepted = f"{source.architecture}, of {source.model}, on which it was recorded"
     require(not source.architecture or here in (source.architecture, ""), f"preset {name}", f"a model {here}", accepted)
 
 
@@ -68,7 +124,7 @@ def fit(source: Preset, name: str, schedule: Schedule) -> None:
     except SettingError as error:
         needs = (source.requires or {}).items()
         runs = " at ".join(f"{value:g} steps" if key == "steps" else f"{key} {value:g}" for key, value in needs)
-        accepted = f"a run of the model {source.model} with {runs}; or a preset of the model that runs, or custom"
+        accepted = f"a run of the model {source.model} with {runs}"
         raise SettingError(f"preset {name}", error.value, accepted) from error
     if source.sigmas:
         off = max(abs(a - b) for a, b in zip(source.sigmas, schedule.sigmas, strict=True))
@@ -80,10 +136,19 @@ def fit(source: Preset, name: str, schedule: Schedule) -> None:
 class FlowCacheSettings:
     """Settings carried by a MODEL clone (in ``model_options``, where objects are shared, not copied)."""
 
-    reuse: ReuseSettings | None = None
+    reuse: ReuseSettings | AutoReuse | None = None
     kv: KVSettings | None = None
     sparse: SparseSettings | None = None
     slot: RecordSlot = field(default_factory=RecordSlot, compare=False)
+
+    def settled(self, run: Run) -> FlowCacheSettings:
+        """With what ``run`` reuses."""
+        return self if self.reuse is None else replace(self, reuse=self.reuse.settled(run))
+
+    @property
+    def chosen(self) -> ReuseSettings | None:
+        """What a run reuses, once that is settled."""
+        return self.reuse if isinstance(self.reuse, ReuseSettings) else None
 
     @property
     def kv_settings(self) -> KVSettings:
@@ -119,10 +184,3 @@ def slot_of(model: Any) -> RecordSlot:
     if KEY not in model.model_options:
         raise NoRecordError(BYPASSED)
     return settings_of(model.model_options).slot
-
-
-def expectation(model: Any, record: RunRecord) -> str | None:
-    """Where this MODEL's run lies on its preset's calibrated curve; None for presets without one."""
-    reuse = settings_of(model.model_options).reuse
-    source = reuse.source if reuse else None
-    return source.expectation(record.computed_share, record.started) if source else None

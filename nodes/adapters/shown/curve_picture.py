@@ -9,29 +9,28 @@ from torch import Tensor
 
 from ....flowcache_core.calibrate.choose import Chooser
 from ....flowcache_core.presets import Preset
-from ....flowcache_core.report.figure import COLOURS
 from ....flowcache_core.reuse.schedule import StaticSchedule
-from .picture import BUDGET, INK, LABEL, MARGIN, SOFT, TITLE, WIDTH, font, tensor
+from .theme import LABEL, LINE, MARGIN, TITLE, WIDTH, Theme, font, tensor, text, theme_of, wrapped
 
-LEFT, PLOT_HEIGHT, CELL_HEIGHT = MARGIN + 72, 260, 30
+LEFT, PLOT_HEIGHT, CELL_HEIGHT = MARGIN + 84, 320, 40
 DECIBELS = 10  # between two lines
 
 
-def draw_curve(chooser: Chooser, preset: Preset) -> Tensor:
+def draw_curve(chooser: Chooser, preset: Preset, dark: bool) -> Tensor:
     """``[1, H, W, 3]`` from 0 to 1."""
     policy = preset.policy
     assert isinstance(policy, StaticSchedule)
     lists = [("first chunk", policy.first or policy.computed), ("later chunks", policy.computed)]
     if chooser.length == 1:
         del lists[1]
-    top = MARGIN + TITLE + 2 * LABEL
-    rows = top + PLOT_HEIGHT + 4 * LABEL
-    image = Image.new("RGB", (WIDTH, rows + len(lists) * (CELL_HEIGHT + 8) + 2 * LABEL + MARGIN), "white")
+    theme = theme_of(dark=dark)
+    image = Image.new("RGB", (WIDTH, 2000), theme.paper)
     pen = ImageDraw.Draw(image)
-    pen.text((MARGIN, MARGIN), f"{preset.name}: expected quality over computed steps", fill=INK, font=font(TITLE))
-    plot(pen, chooser, shared(chooser, policy), top)
-    cells(pen, lists, chooser.steps, rows)
-    return tensor(image)
+    title = f"{preset.name}: expected quality over computed steps"
+    y = text(pen, (MARGIN, MARGIN), wrapped(title, TITLE), theme.ink, TITLE)
+    y = plot(pen, chooser, shared(chooser, policy), y + LABEL, theme)
+    y = cells(pen, lists, chooser.steps, y + 14, theme)
+    return tensor(image.crop((0, 0, WIDTH, round(y) + MARGIN)))
 
 
 def shared(chooser: Chooser, policy: StaticSchedule) -> float:
@@ -40,8 +39,8 @@ def shared(chooser: Chooser, policy: StaticSchedule) -> float:
     return (len(first) + (chooser.length - 1) * len(later)) / (chooser.length * chooser.steps)
 
 
-def plot(pen: ImageDraw.ImageDraw, chooser: Chooser, chosen: float, top: int) -> None:
-    """dB over shares, the shares as vertical lines, and where the preset lies."""
+def plot(pen: ImageDraw.ImageDraw, chooser: Chooser, chosen: float, top: float, theme: Theme) -> float:
+    """dB over shares, and where the preset lies; returns where the next thing may begin."""
     points = [(chooser.share(way), chooser.psnr(way)) for way in chooser.curve]
     low = DECIBELS * int(min(psnr for _, psnr in points) // DECIBELS)
     best = max((psnr for share, psnr in points if share < 1), default=low)
@@ -53,32 +52,42 @@ def plot(pen: ImageDraw.ImageDraw, chooser: Chooser, chosen: float, top: int) ->
 
     for level in range(low, high + 1, DECIBELS):
         _, y = place(0, level)
-        pen.line((LEFT, y, right, y), fill="#E4E4E4")
-        pen.text((LEFT - 8, y), f"{level} dB", fill=INK, font=font(LABEL), anchor="rm")
+        pen.line((LEFT, y, right, y), fill=theme.grid, width=2)
+        pen.text((LEFT - 10, y), f"{level} dB", fill=theme.ink, font=font(LABEL), anchor="rm")
     for tenth in range(0, 11, 2):
         x, _ = place(tenth / 10, low)
-        pen.text((x, bottom + 6), f"{10 * tenth} %", fill=INK, font=font(LABEL), anchor="mt")
+        pen.text((x, bottom + 20), f"{10 * tenth} %", fill=theme.ink, font=font(LABEL), anchor="mt")
     corners = [place(*point) for point in points]
     if len(corners) > 1:
-        pen.line(corners, fill=COLOURS["computed"], width=3)
-    pen.text((right, bottom + 10 + LABEL), "computed steps of all", fill=SOFT, font=font(LABEL), anchor="rt")
+        pen.line(corners, fill=theme.cells["computed"], width=5)
+    pen.text((right, bottom + 20 + LINE), "computed steps of all", fill=theme.soft, font=font(LABEL), anchor="rt")
     share, psnr = min(points, key=lambda point: abs(point[0] - chosen))
     x, y = place(share, psnr)
-    pen.ellipse((x - 7, y - 7, x + 7, y + 7), fill=BUDGET)
-    label, room = f"{share:.0%} computed, about {psnr:.0f} dB expected", x < LEFT + 0.6 * (right - LEFT)
-    pen.text((x + 14 if room else x - 14, y + 12), label, fill=BUDGET, font=font(LABEL), anchor="lt" if room else "rt")
+    pen.ellipse((x - 10, y - 10, x + 10, y + 10), fill=theme.budget)
+    label = f"{share:.0%} computed, about {psnr:.0f} dB"
+    # Below the curve, which rises, and to the right of it as long as there is room.
+    room = right - x - 20 > pen.textlength(label, font=font(LABEL))
+    below = min(y + 26, bottom - LINE)
+    pen.text(
+        (x + 18 if room else right, below), label, fill=theme.budget, font=font(LABEL), anchor="lt" if room else "rt"
+    )
+    return bottom + 20 + 2 * LINE
 
 
-def cells(pen: ImageDraw.ImageDraw, lists: Sequence[tuple[str, Sequence[int]]], steps: int, top: int) -> None:
-    """A row of steps per list: computed ones dark."""
-    left, width = MARGIN + 110, (WIDTH - 3 * MARGIN - 110) / steps
-    gap = 1 if width > 4 else 0
+def cells(
+    pen: ImageDraw.ImageDraw, lists: Sequence[tuple[str, Sequence[int]]], steps: int, top: float, theme: Theme
+) -> float:
+    """A row of steps per list: computed ones in their colour; returns where the next thing may begin."""
+    left = MARGIN + 190
+    width = (WIDTH - MARGIN - left) / steps
+    gap = int(width > 5)
     for row, (name, computed) in enumerate(lists):
-        y = top + row * (CELL_HEIGHT + 8)
-        pen.text((left - 10, y + CELL_HEIGHT / 2), name, fill=INK, font=font(LABEL), anchor="rm")
+        y = top + row * (CELL_HEIGHT + 10)
+        pen.text((left - 14, y + CELL_HEIGHT / 2), name, fill=theme.ink, font=font(LABEL), anchor="rm")
         for step in range(steps):
             x = left + step * width
-            colour = COLOURS["computed" if step in computed else "reused"]
-            pen.rectangle((x, y, x + width - 1 - gap, y + CELL_HEIGHT - 1), fill=colour)
-    y = top + len(lists) * (CELL_HEIGHT + 8)
-    pen.text((left, y), "own steps; blue: computed, orange: reused", fill=SOFT, font=font(LABEL))
+            colour = theme.cells["computed" if step in computed else "reused"]
+            pen.rectangle((round(x), y, round(x + width) - 1 - gap, y + CELL_HEIGHT - 1), fill=colour)
+    y = top + len(lists) * (CELL_HEIGHT + 10)
+    pen.text((left, y), "steps of a chunk; blue: computed, orange: reused", fill=theme.soft, font=font(LABEL))
+    return y + LINE

@@ -43,14 +43,15 @@ class LiveMap:
             self.next_message = time.monotonic() + max(PAUSE, (time.thread_time() - begun) / SHARE)
 
     def message(self) -> dict[str, Any]:
-        reuse = self.settings.reuse
+        reuse = self.settings.chosen
         told = {"preset": reuse.preset if reuse else None, "expected": self.expected(), "nodes": self.nodes}
         return {**self.run.snapshot(), **told}
 
     def expected(self) -> float | None:
         """dB that the preset's calibration promises for a run that computed what this one did; when it is over."""
-        source = self.settings.reuse.source if self.settings.reuse else None
-        if source is None or self.started is None or not self.run.complete or self.run.fault:
+        chosen = self.settings.chosen
+        source = chosen.source if chosen else None
+        if source is None or not source.measured or self.started is None or not self.run.complete or self.run.fault:
             return None
         return source.expected_psnr(self.run.share, self.started)
 

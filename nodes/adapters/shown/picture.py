@@ -2,121 +2,147 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-import numpy as np
-import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ....flowcache_core.report.figure import COLOURS, KINDS, LABELS, map_codes
+from ....flowcache_core.report.figure import KINDS, map_codes
 from ....flowcache_core.report.record import Kind, RunRecord
-from ....flowcache_core.report.text import headline
 from . import densities
+from .theme import LABEL, LINE, MARGIN, TITLE, WIDTH, Theme, font, tensor, text, theme_of, ticks_of, wrapped
 
-WIDTH, MARGIN, GUTTER = 960, 24, 64
-INK, SOFT, BUDGET, MARK = "#222222", "#8A8A8A", "#D55E00", "#CC3377"
-TITLE, LABEL = 22, 15
-PLOT_HEIGHT = 150
-LETTERS = 78  # of a title in a line
+GUTTER = 72  # left of the map, for numbers of chunks
+HIGHEST_MAP, HIGHEST_CELL, LOWEST_CELL = 620, 44, 3
+PLOT_HEIGHT = 170
+NAMES: dict[Kind, str] = {
+    "given": "given",
+    "warm-up": "warm-up",
+    "computed": "computed",
+    "forced": "forced",
+    "part": "in part",
+    "reused": "reused",
+    "not finite": "not finite",
+    "pending": "not run",
+}
 
 
-def draw(record: RunRecord) -> Tensor:
+@dataclass(frozen=True)
+class Cells:
+    """Where the map lies, and how large a cell is."""
+
+    left: int
+    top: float
+    width: float
+    height: float
+
+    def box(self, chunk: int, step: int) -> tuple[int, int, int, int]:
+        """Corners of a cell, with a gap to the next where there is room for one."""
+        right, below = (int(self.width > 5), int(self.height > 5))
+        x, y = self.left + step * self.width, self.top + chunk * self.height
+        return round(x), round(y), round(x + self.width) - 1 - right, round(y + self.height) - 1 - below
+
+
+def draw(record: RunRecord, title: str, dark: bool) -> Tensor:
     """``[1, H, W, 3]`` from 0 to 1: what was computed and reused, of the attention too where it is sparse, and
     below it the K/V tokens held at every tick.
     """
+    theme = theme_of(dark=dark)
+    image = Image.new("RGB", (WIDTH, 4000), theme.paper)
+    pen = ImageDraw.Draw(image)
+    y = text(pen, (MARGIN, MARGIN), wrapped(title, TITLE), theme.ink, TITLE) + 4
+    y = text(pen, (MARGIN, y), wrapped(record.fault), theme.cells["not finite"])
+    y = legend(pen, (MARGIN, y + 4), [kind for kind in KINDS if kind in present(record)], theme)
     chunks, steps = map_codes(record).shape
-    cell = max(2, min(40, (WIDTH - 2 * MARGIN - GUTTER) // steps, 900 // chunks))
-    map_height = cell * chunks
-    plot = PLOT_HEIGHT + 3 * LABEL if record.kv_tokens and record.started.kv_tokens else 0
-    fault = wrapped(record.fault)
-    top = MARGIN + TITLE + (3 + len(fault)) * LABEL
-    heads = densities.strip_height(record, LABEL)
-    image = Image.new("RGB", (WIDTH, top + map_height + 2 * LABEL + heads + plot + MARGIN), "white")
-    pen = ImageDraw.Draw(image)
-    pen.text((MARGIN, MARGIN), headline(record), fill=INK, font=font(TITLE))
-    for number, line in enumerate(fault):
-        place = (MARGIN, MARGIN + TITLE + 6 + number * LABEL)
-        pen.text(place, line, fill=COLOURS["not finite"], font=font(LABEL))
-    legend(
-        pen,
-        (MARGIN, MARGIN + TITLE + (1 + len(fault)) * LABEL),
-        [kind for kind in KINDS if kind in {k for row in record.kinds for k in row}],
-    )
-    step_map(pen, record, (MARGIN + GUTTER, top), cell)
-    densities.bars(pen, record, (MARGIN + GUTTER, top), cell)
-    below, width = top + map_height, WIDTH - 2 * MARGIN - GUTTER
-    if heads:
-        densities.strip(pen, record, (MARGIN + GUTTER, below + 3 * LABEL), width, font(LABEL))
-    if plot:
-        kv_plot(pen, record, (MARGIN + GUTTER, below + heads + 4 * LABEL), width)
-    return tensor(image)
+    width = WIDTH - 2 * MARGIN - GUTTER
+    cells = Cells(MARGIN + GUTTER, y + LINE, width / steps, max(LOWEST_CELL, min(HIGHEST_CELL, HIGHEST_MAP / chunks)))
+    step_map(pen, record, cells, theme)
+    densities.bars(pen, record, cells.box)
+    y = cells.top + chunks * cells.height + 2 * LINE + 8
+    if densities.rows(record):
+        y = densities.strip(pen, record, (cells.left, y), width, theme)
+    if record.kv_tokens and record.started.kv_tokens:
+        y = kv_plot(pen, record, (cells.left, y), width, theme)
+    return tensor(image.crop((0, 0, WIDTH, round(y) + MARGIN)))
 
 
-def draw_sentence(sentence: str) -> Tensor:
+def draw_sentence(sentence: str, dark: bool) -> Tensor:
     """``[1, H, W, 3]``: a sentence in the place of the map."""
-    lines = textwrap.wrap(sentence, LETTERS)
-    image = Image.new("RGB", (WIDTH, 2 * MARGIN + len(lines) * (TITLE + 8)), "white")
-    pen = ImageDraw.Draw(image)
-    for number, line in enumerate(lines):
-        pen.text((MARGIN, MARGIN + number * (TITLE + 8)), line, fill=INK, font=font(TITLE))
+    theme, lines = theme_of(dark=dark), wrapped(sentence, TITLE)
+    image = Image.new("RGB", (WIDTH, 2 * MARGIN + len(lines) * (TITLE + 9)), theme.paper)
+    text(ImageDraw.Draw(image), (MARGIN, MARGIN), lines, theme.ink, TITLE)
     return tensor(image)
 
 
-def tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255)[None]
+def present(record: RunRecord) -> set[Kind]:
+    return {kind for row in record.kinds for kind in row}
 
 
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def wrapped(sentence: str | None) -> list[str]:
-    """Lines that fit the picture's width."""
-    return textwrap.wrap(sentence or "", width=(WIDTH - 2 * MARGIN) * 2 // LABEL)
-
-
-def legend(pen: ImageDraw.ImageDraw, corner: tuple[int, int], kinds: Sequence[Kind]) -> None:
-    x, y = corner
+def legend(pen: ImageDraw.ImageDraw, corner: tuple[float, float], kinds: Sequence[Kind], theme: Theme) -> float:
+    """Colours and what they stand for, in as many rows as they need; where the next row would begin."""
+    left, y = corner
+    x = left
     for kind in kinds:
-        pen.rectangle((x, y, x + LABEL, y + LABEL), fill=COLOURS[kind])
-        pen.text((x + LABEL + 6, y - 2), LABELS[kind], fill=INK, font=font(LABEL))
-        x += LABEL + 26 + int(pen.textlength(LABELS[kind], font=font(LABEL)))
+        width = LABEL + 8 + pen.textlength(NAMES[kind], font=font(LABEL)) + 24
+        if x > left and x + width > WIDTH - MARGIN:
+            x, y = left, y + LINE
+        pen.rectangle((x, y + 4, x + LABEL - 4, y + LABEL), fill=theme.cells[kind])
+        pen.text((x + LABEL + 4, y), NAMES[kind], fill=theme.ink, font=font(LABEL))
+        x += width
+    return y + LINE
 
 
-def step_map(pen: ImageDraw.ImageDraw, record: RunRecord, corner: tuple[int, int], cell: int) -> None:
+def step_map(pen: ImageDraw.ImageDraw, record: RunRecord, cells: Cells, theme: Theme) -> None:
     """A row per chunk, a column per own step."""
-    left, top = corner
-    gap = 1 if cell > 4 else 0
     for row, kinds in enumerate(record.kinds):
         for column, kind in enumerate(kinds):
-            x, y = left + column * cell, top + row * cell
-            pen.rectangle((x, y, x + cell - 1 - gap, y + cell - 1 - gap), fill=COLOURS[kind])
+            pen.rectangle(cells.box(row, column), fill=theme.cells[kind])
+    for step in record.steps_taken:
+        if step.action == "part":  # filled from below as far as it was computed
+            x, y, right, bottom = cells.box(step.chunk, step.step)
+            pen.rectangle(
+                (x, bottom - round((bottom - y) * step.computed_share), right, bottom), theme.cells["computed"]
+            )
     chunks, steps = len(record.kinds), record.started.steps
-    for row in ticks_of(chunks, LABEL, cell):
-        pen.text((left - 8, top + (row + 0.5) * cell), str(row), fill=INK, font=font(LABEL), anchor="rm")
-    for column in ticks_of(steps, 2 * LABEL, cell):
-        pen.text(
-            (left + (column + 0.5) * cell, top + chunks * cell + 2),
-            str(column),
-            fill=INK,
-            font=font(LABEL),
-            anchor="mt",
-        )
-    pen.text((left - 8, top - 4), "chunk", fill=SOFT, font=font(LABEL), anchor="rb")
-    pen.text((left + steps * cell + 10, top + chunks * cell + 2), "own step", fill=SOFT, font=font(LABEL), anchor="lt")
+    bottom = cells.top + chunks * cells.height
+    for window in record.windows[1:]:
+        y = cells.top + window.first_chunk * cells.height - 1
+        pen.line((cells.left, y, WIDTH - MARGIN, y), fill=theme.ink, width=2)
+    for row in ticks_of(chunks, LABEL, cells.height):
+        y = cells.top + (row + 0.5) * cells.height
+        pen.text((cells.left - 12, y), str(row), fill=theme.ink, font=font(LABEL), anchor="rm")
+    for column in ticks_of(steps, len(str(steps)) * LABEL * 0.62 + 12, cells.width):
+        x = cells.left + (column + 0.5) * cells.width
+        pen.text((x, bottom + 6), str(column), fill=theme.ink, font=font(LABEL), anchor="mt")
+    pen.text((MARGIN, cells.top - 4), "chunk", fill=theme.soft, font=font(LABEL), anchor="lb")
+    pen.text((WIDTH - MARGIN, bottom + LINE), "own step", fill=theme.soft, font=font(LABEL), anchor="rt")
 
 
-def ticks_of(count: int, room: int, cell: int) -> range:
-    """Which of ``count`` places get a number, so that the numbers do not touch."""
-    return range(0, count, max(1, -(-room // cell)))
-
-
-def kv_plot(pen: ImageDraw.ImageDraw, record: RunRecord, corner: tuple[int, int], width: int) -> None:
-    """K/V tokens per layer over the ticks, the buffer's size, the budget, and where history was compressed."""
-    left, top = corner
-    started, bottom = record.started, corner[1] + PLOT_HEIGHT
+def kv_plot(
+    pen: ImageDraw.ImageDraw, record: RunRecord, corner: tuple[float, float], width: int, theme: Theme
+) -> float:
+    """K/V tokens per layer over the ticks, the buffer's size, the budget, and where history was compressed: first what
+    the lines are, then the lines. Returns where the next thing may begin.
+    """
+    left, y = corner
+    started = record.started
+    entries = [
+        (None, theme.cells["computed"], "K/V tokens a layer"),
+        (started.kv_tokens, theme.soft, f"allocated {started.kv_tokens} ({started.kv_bytes / 1e6:.1f} MB)"),
+    ]
+    if started.budget_tokens is not None and started.budget_tokens < started.kv_tokens:
+        entries.append((started.budget_tokens, theme.budget, f"budget {started.budget_tokens}"))
+    x = float(left)
+    for _, colour, label in entries:
+        long = 34 + pen.textlength(label, font=font(LABEL)) + 20
+        if x > left and x + long > left + width:
+            x, y = left, y + LINE
+        pen.line((x, y + LABEL / 2 + 2, x + 24, y + LABEL / 2 + 2), fill=colour, width=4)
+        pen.text((x + 32, y), label, fill=theme.ink, font=font(LABEL))
+        x += long
+    top = y + LINE + 8
+    bottom = top + PLOT_HEIGHT
     last = max(tick for tick, _ in record.kv_tokens) or 1
     highest = max(started.kv_tokens, *(tokens for _, tokens in record.kv_tokens))
 
@@ -124,20 +150,21 @@ def kv_plot(pen: ImageDraw.ImageDraw, record: RunRecord, corner: tuple[int, int]
         return left + width * tick / last, bottom - PLOT_HEIGHT * tokens / highest
 
     corners = [place(tick, tokens) for tick, tokens in record.kv_tokens]
-    pen.polygon([(left, bottom), *corners, (corners[-1][0], bottom)], fill="#CFE8F7")
-    pen.line(corners, fill=COLOURS["computed"], width=2)
-    pen.line((left, bottom, left + width, bottom), fill=SOFT)
-    lines = [
-        (started.kv_tokens, SOFT, f"allocated {started.kv_tokens} K/V tokens a layer, {started.kv_bytes / 1e6:.1f} MB")
-    ]
-    if started.budget_tokens is not None and started.budget_tokens < started.kv_tokens:
-        lines.append((started.budget_tokens, BUDGET, f"budget {started.budget_tokens}"))
-    for tokens, colour, text in lines:
-        (_, y), end = place(0, tokens), left + width
-        pen.line((left, y, end, y), fill=colour)
-        pen.text((end, y - 2), text, fill=colour, font=font(LABEL), anchor="rb")
+    pen.polygon([(corners[0][0], bottom), *corners, (corners[-1][0], bottom)], fill=theme.area)
+    for tokens, colour, _ in entries:
+        if tokens is not None:
+            (_, at), end = place(0, tokens), left + width
+            pen.line((left, at, end, at), fill=colour, width=3)
+    if len(corners) > 1:
+        pen.line(corners, fill=theme.cells["computed"], width=4)
+    pen.line((left, bottom, left + width, bottom), fill=theme.soft, width=2)
     for event in record.compressions:
-        x, y = place(event.tick, event.tokens_after)
-        pen.polygon([(x - 5, y - 8), (x + 5, y - 8), (x, y)], fill=MARK)
-    pen.text((left, bottom + 4), "tick 0", fill=SOFT, font=font(LABEL))
-    pen.text((left + width, bottom + 4), str(last), fill=SOFT, font=font(LABEL), anchor="ra")
+        x, at = place(event.tick, event.tokens_after)
+        pen.polygon([(x - 8, at - 13), (x + 8, at - 13), (x, at)], fill=theme.mark)
+    pen.text((left, bottom + 8), "tick 0", fill=theme.soft, font=font(LABEL))
+    pen.text((left + width, bottom + 8), str(last), fill=theme.soft, font=font(LABEL), anchor="ra")
+    if record.compressions:
+        pen.text(
+            (left + width / 2, bottom + 8), "triangles: compressed", fill=theme.mark, font=font(LABEL), anchor="ma"
+        )
+    return bottom + 8 + LINE

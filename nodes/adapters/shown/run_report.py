@@ -1,20 +1,23 @@
-"""The three forms of a report. None of them may cost the video that it is about: what fails becomes a sentence."""
+"""The forms of a report. None of them may cost the video that it is about: what fails becomes a sentence."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ....flowcache_core.report.document import to_json
-from ....flowcache_core.report.text import summary
-from ..run.records import NoRecordError
-from ..run.settings import expectation, slot_of
+from ....flowcache_core.report.lead import Outcome
+from ....flowcache_core.report.record import RunRecord
+from ....flowcache_core.report.text import details, headline, step_map
+from ..run.records import NoRecordError, Run
+from ..run.settings import slot_of
+from .page import Page
 from .picture import draw, draw_sentence
 
 Part = TypeVar("Part")
@@ -22,31 +25,47 @@ Part = TypeVar("Part")
 
 @dataclass
 class RunReport:
-    """lines: of the text; sentences about parts that could not be made come last."""
+    """lead: what a person wants to know first. lines: details; sentences about parts that could not be made come last.
+    step_map: in characters, for the text that goes on to other nodes; the node itself shows the picture.
+    """
 
+    lead: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
+    step_map: list[str] = field(default_factory=list)
     picture: Tensor = field(init=False)
     document: str = field(init=False)
 
     @property
     def text(self) -> str:
-        return "\n".join(self.lines)
+        return self._joined([*self.step_map, *self.lines])
+
+    @property
+    def on_node(self) -> str:
+        return self._joined(self.lines)
+
+    def _joined(self, details: list[str]) -> str:
+        return "\n".join([*self.lead, *([""] if self.lead and details else []), *details])
 
     @classmethod
     def of(cls, model: Any, latent: Any) -> RunReport:
         """On the run of ``model`` that made ``latent``; one sentence when there is none. Raises nothing."""
-        report = cls()
+        report, page = cls(), Page.now()
         found = report.tried("record", lambda: slot_of(model).report_on(latent["samples"]), lambda _: None)
         if found is None:
             (sentence,) = report.lines
-            report.picture = report.tried("picture", lambda: draw_sentence(sentence), blank)
+            report.picture = report.tried("picture", lambda: draw_sentence(sentence, page.dark), blank)
             report.document = json.dumps({"notes": [sentence]})
             return report
-        record, note = found
-        report.lines += report.tried("text", lambda: summary(record).splitlines(), lambda _: [])
-        expected = report.tried("expectation", lambda: expectation(model, record), lambda _: None)
+        run, note = found
+        record = run.record
+        came_to = report.tried("outcome", lambda: outcome(run, record), lambda _: None)
+        report.lead = [] if came_to is None else came_to.lines(page.language)
+        report.step_map = report.tried("map", lambda: step_map(record).splitlines(), lambda _: [])
+        report.lines += report.tried("text", lambda: described(record), lambda _: [])
+        expected = report.tried("expectation", lambda: expectation(run), lambda _: None)
         report.lines += [line for line in (expected, note) if line]
-        report.picture = report.tried("picture", lambda: draw(record), blank)
+        title = "" if came_to is None else came_to.headline()  # the pictures' letters are Latin
+        report.picture = report.tried("picture", lambda: draw(record, title, page.dark), blank)
         report.document = report.tried(
             "JSON", lambda: json.dumps(to_json(record), allow_nan=False), lambda why: json.dumps({"notes": [why]})
         )
@@ -64,6 +83,42 @@ class RunReport:
             sentence = f"No {part} in this report: {type(error).__name__}: {reason}".rstrip(": ")
         self.lines.append(sentence)
         return instead(sentence)
+
+
+def described(record: RunRecord) -> list[str]:
+    """Headline without the settings' short name, where values stopped being finite, and details."""
+    return [headline(replace(record, tag="")), *([record.fault] if record.fault else []), *details(record)]
+
+
+def outcome(run: Run, record: RunRecord) -> Outcome:
+    """The run in the numbers that its live map ended with."""
+    message, source = run.message, run.reuse.source if run.reuse else None
+    kv = message.get("kv") or {}
+    held, room = kv.get("bytes") or 0, kv.get("allocated") or 0
+    whole = held * max(kv.get("whole") or 0, room) / room if room else 0
+    fault = record.not_finite[0].place if record.not_finite else None
+    expected = None if source is None else source.expected_psnr(record.computed_share, record.started)
+    return Outcome(
+        preset=message["preset"],
+        steps=record.started.steps,
+        chunks=record.started.chunks - record.started.prefix_chunks,
+        done=message["done"],
+        total=message["total"],
+        computed=message["computed"],
+        seconds=record.seconds if record.seconds is not None else message["seconds"],
+        saved=message["saved"],
+        kv_bytes=held,
+        whole_bytes=whole,
+        expected=expected,
+        measured=source is None or source.measured,
+        fault=fault,
+    )
+
+
+def expectation(run: Run) -> str | None:
+    """Where the run lies on its preset's curve; None for presets without one."""
+    source, record = run.reuse.source if run.reuse else None, run.record
+    return source.expectation(record.computed_share, record.started) if source and record else None
 
 
 def blank(_: str) -> Tensor:

@@ -31,7 +31,7 @@ from ..run.plan_choice import PlanChoice
 from ..run.prompt_schedule import cuts, recached, starts
 from ..run.recorded import recorded
 from ..run.request import Request, Sampling, refuse_clashes, reuse_fields
-from ..run.settings import FlowCacheSettings, settings_of
+from ..run.settings import FlowCacheSettings, run_of, settings_of
 from ..run.sparse import before_run, check_sparse, mask_memory, with_attention
 from .attention import Forward, attached
 from .branches import Branches, names_that_run
@@ -60,17 +60,31 @@ class WanSampling(Sampling):
             known = request.inpainting
             self.inpaint = Inpaint(self.mask.expand(x.shape), known.latent_image, known.noise, request.sigmas)
         self.windows = choice.windows(x.shape[2], self.prefix_frames)
-        engines = [
-            engine_settings(choice, part, choice.schedule(part, self.schedule), self.settings, self.guider)
-            for part in self.windows
-        ]
         guidance = float(getattr(self.guider, "cfg", 1.0))
+        levels = [choice.schedule(part, self.schedule) for part in self.windows]
+        settled = [
+            self.settings.settled(
+                run_of(
+                    self.guider.model_patcher,
+                    schedule,
+                    guidance=guidance,
+                    solver=choice.solver.name,
+                    plan=choice.plan(part, schedule.steps),
+                )
+            )
+            for part, schedule in zip(self.windows, levels, strict=True)
+        ]
+        engines = [
+            engine_settings(choice, part, schedule, settings, self.guider)
+            for part, schedule, settings in zip(self.windows, levels, settled, strict=True)
+        ]
+        self.settings = settled[0]
         self.engines, self.recording = recorded(engines, self.guider.model_patcher, guidance, self.seed)
-        levels = (*sorted({sigma for engine in self.engines for sigma in engine.schedule.sigmas[:-1]})[::-1], 0.0)
+        noise = (*sorted({sigma for engine in self.engines for sigma in engine.schedule.sigmas[:-1]})[::-1], 0.0)
         self.recorder = Recorder.of(self.engines[0])
-        names = names_that_run(self.guider, x[:, :, : choice.chunk_frames], levels, self.options)
+        names = names_that_run(self.guider, x[:, :, : choice.chunk_frames], noise, self.options)
         require_finite_inputs(x, conds, names)
-        self.branches = Branches(conds, names, levels, self.model.model_sampling)
+        self.branches = Branches(conds, names, noise, self.model.model_sampling)
         refuse_keyframes([conds[name] for name in names], self.engines)
         self.clones = others(self.options, self.model)
         check_clones(self.clones, self.engines)
@@ -150,7 +164,8 @@ class WanSampling(Sampling):
         try:
             return generate(denoiser, engine, x, prefix=prefix, noise_source=noise, observe=self.progress, cache=cache)
         finally:
-            self.settings.slot.keep(self.recorder, self.recording)
+            message = self.progress.live.message()
+            self.settings.slot.keep(self.recorder, message, self.recording, self.settings.chosen)
 
     def make_room(self) -> None:
         if self.choice.attention != "bidirectional" and self.engines[0].kv.device != "cpu":

@@ -1,0 +1,125 @@
+"""What a person wants to know of a run first: what was saved, how near the uncached video it is, what to try next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .comparison import SEEN
+from .words import words
+
+FEW_STEPS = 8  # below, nearly every step is needed
+LONG = 6  # chunks from which on bounded K/V is worth a try
+MEGA = 1e6
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run in a few numbers.
+
+    preset: as the user chose it, None without reuse. seconds: that it took; saved: that reused steps would have taken
+    more. kv_bytes: allocated; whole_bytes: what the whole history would take. expected: dB of the preset's calibration,
+    measured or (not ``measured``) foretold by a recording; None where nothing is known. fault: the first step that was
+    not finite.
+    """
+
+    preset: str | None
+    steps: int
+    chunks: int
+    done: int
+    total: int
+    computed: float
+    seconds: float
+    saved: float = 0.0
+    kv_bytes: float = 0.0
+    whole_bytes: float = 0.0
+    expected: float | None = None
+    measured: bool = True
+    fault: str | None = None
+
+    @property
+    def reuses(self) -> bool:
+        return self.computed < self.done
+
+    @property
+    def bounded(self) -> bool:
+        return 0 < self.kv_bytes < 0.95 * self.whole_bytes
+
+    @property
+    def plain_steps(self) -> int:
+        """How many steps, all computed, cost as much."""
+        return max(1, round(self.computed / max(1, self.done) * self.steps))
+
+    def headline(self, language: str = "en") -> str:
+        """Such as "mini: balanced: saved 41 s of 66 s (2.6 x), K/V 3.0 of 4.7 MB, expected 65 dB"."""
+        say, parts = words(language), []
+        if self.done < self.total:
+            parts.append(say["stopped"].format(done=self.done, total=self.total))
+        whole = self.seconds + self.saved
+        if self.reuses and self.saved > 0.01 * whole:
+            factor = whole / max(self.seconds, 1e-9)
+            parts.append(say["saved"].format(saved=time(self.saved), whole=time(whole), factor=factor))
+        else:
+            parts += [say["took"].format(seconds=time(self.seconds)), *([say["no time"]] if self.preset else [])]
+        if self.bounded:
+            held, all_of_it = megabytes(self.kv_bytes), megabytes(self.whole_bytes)
+            parts.append(say["kv"].format(held=held, whole=all_of_it))
+        elif self.kv_bytes:
+            parts.append(say["kv all"].format(held=megabytes(self.kv_bytes)))
+        if self.expected is not None and self.reuses and not self.fault:
+            parts.append(say["expected"].format(psnr=self.expected))
+        return f"{self.name(say)}: {', '.join(parts)}"
+
+    def name(self, say: Mapping[str, str]) -> str:
+        if self.preset is None:
+            return say["compressor" if self.bounded else "no reuse"]
+        return say.get(self.preset, self.preset)
+
+    def nearness(self, language: str = "en") -> str:
+        say = words(language)
+        if self.fault:
+            return say["not finite"].format(place=self.fault)
+        if not self.reuses:
+            return say["identical kv" if self.bounded else "identical"]
+        if self.expected is None:
+            return say["not measured"]
+        level = next(least for least, _ in SEEN if self.expected >= least)
+        return say["near" if self.measured else "near recorded"].format(seen=say[f"{level:g}"])
+
+    def advice(self, language: str = "en") -> str:
+        say = words(language)
+        return say["next"].format(what=say[self._advice()].format(steps=self.steps, plain=self.plain_steps))
+
+    def _advice(self) -> str:
+        if self.fault:
+            return "try finite"
+        if self.preset == "record":
+            return "try calibrate"
+        if not self.reuses and self.steps < FEW_STEPS:
+            return "try reuse" if self.bounded else "try compressor"
+        if not self.reuses:
+            return "try reuse"
+        if self.expected is None:
+            return "try record"
+        return "try budget" if self.chunks >= LONG and not self.bounded and self.kv_bytes else "try rival"
+
+    def lines(self, language: str = "en") -> list[str]:
+        return [self.headline(language), self.nearness(language), self.advice(language)]
+
+
+def time(seconds: float) -> str:
+    """Such as "4.2 s", "41 s", "3 min 20 s", "2 h 5 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 90:
+        return f"{whole} s"
+    if whole < 5400:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole // 60 % 60} min"
+
+
+def megabytes(size: float) -> str:
+    """Three digits or so, without a unit."""
+    value = size / MEGA
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
