@@ -12,6 +12,7 @@ from .kv import KVCompressor
 from .loaders import LoadARModel
 from .magi import EmptyMagiLatent, LoadMagiModel, LoadMagiVAE, MagiPrompt, MagiSchedule
 from .mini import MiniModel, MiniPrompt
+from .multi_gpu import MultiGPU
 from .presets import Preset
 from .prompts import PromptSchedule
 from .released import ReleasedSchedule
@@ -32,6 +33,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     ChunkwiseReuse,
     KVCompressor,
     SparseAttention,
+    MultiGPU,
     Calibrate,
     Preset,
     Compare,

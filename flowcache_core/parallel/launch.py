@@ -23,7 +23,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ..errors import one_line
 from .errors import RankError
-from .rank import ERRORS, LOST, REFUSED
+from .rank import ERRORS, LEFT, LOST, REFUSED
 
 GRACE = 3.0  # seconds that the other ranks get to say what they know, and then to end by themselves
 POLL = 0.05
@@ -31,12 +31,16 @@ POLL = 0.05
 
 @dataclass
 class Ranks:
-    """Ranks that have been started, 0 first. Use as a context manager: at its end none is left, and no port."""
+    """Ranks that have been started, 0 first. Use as a context manager: at its end none is left, and no port.
+
+    answers: whether the standard output of rank 0 is read here.
+    """
 
     command: Sequence[str]
     count: int
     timeout: float
     environment: Mapping[str, str] = field(default_factory=dict)
+    answers: bool = False
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list, init=False)
     said: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
     store: TCPStore | None = field(default=None, init=False)
@@ -48,7 +52,10 @@ class Ranks:
             for rank in range(self.count):
                 variables = {**os.environ, **self.variables(rank), **self.environment}
                 # Its standard input is how a rank notices that its starter has gone: see rank.py.
-                self.processes.append(subprocess.Popen(list(self.command), env=variables, stdin=subprocess.PIPE))
+                out = subprocess.PIPE if self.answers and rank == 0 else None
+                self.processes.append(
+                    subprocess.Popen(list(self.command), env=variables, stdin=subprocess.PIPE, stdout=out)
+                )
         except BaseException:
             self.end()
             raise
@@ -94,15 +101,21 @@ class Ranks:
             time.sleep(POLL)
         self.require_well()
 
-    def require_well(self) -> None:
-        """RankError that names the rank at fault, unless all have ended well."""
+    def require_well(self, ended: bool = True) -> None:
+        """RankError that names the rank at fault, unless all have ended well. ended: whether they are to have ended."""
         expiry = time.monotonic() + GRACE
         while any(process.poll() is None for process in self.processes) and time.monotonic() < expiry:
             time.sleep(POLL)
         codes = [process.poll() for process in self.processes]
-        if all(code == 0 for code in codes):
+        if ended and all(code == 0 for code in codes):
             return
+        # One that says it was left alone ends by itself, if late.
+        codes = [LOST if code is None and self.left(rank) else code for rank, code in enumerate(codes)]
         raise RankError(fault(codes, [self.error(rank) for rank in range(self.count)], self.timeout))
+
+    def left(self, rank: int) -> bool:
+        assert self.said is not None
+        return (Path(self.said.name) / f"{rank}{LEFT}").exists()
 
     def error(self, rank: int) -> str:
         assert self.said is not None
@@ -123,9 +136,10 @@ class Ranks:
             if process.poll() is None:
                 process.kill()
             process.wait()
-            if process.stdin is not None:
-                with suppress(OSError):
-                    process.stdin.close()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    with suppress(OSError, ValueError):
+                        stream.close()
         self.store = None
         if self.said is not None:
             self.said.cleanup()

@@ -15,9 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import NotFiniteError, SettingError, one_line
-from .errors import RankError
+from .errors import RankError, RankLost
 
 ERRORS = "FLOWCACHE_RANK_ERRORS"  # folder for one text a rank
+LEFT = ".lost"  # behind the name of a text: it waited for another in vain
 REFUSED, FAILED, LOST = 2, 1, 75
 
 
@@ -34,19 +35,19 @@ def follow_starter() -> None:
         threading.Thread(target=wait, daemon=True, name="flowcache-starter").start()
 
 
-def leave_error(text: str) -> None:
-    """Where the starter looks; on the terminal where nobody does."""
+def leave_error(text: str, suffix: str = "") -> None:
+    """Where the starter looks; on the terminal where nobody does. suffix: of the file, for what is no fault of ours."""
     folder, rank = os.environ.get(ERRORS), os.environ.get("RANK", "0")
     if folder is None:
         print(f"rank {rank}: {text}", file=sys.stderr)
         return
     with suppress(OSError):
-        (Path(folder) / rank).write_text(text, encoding="utf-8")
+        (Path(folder) / f"{rank}{suffix}").write_text(text, encoding="utf-8")
 
 
-def as_rank(work: Callable[[], int]) -> int:
-    """The exit status of ``work`` on this rank, its error left for the starter."""
-    follow_starter()
+def as_rank(work: Callable[[], int], follow: Callable[[], None] = follow_starter) -> int:
+    """The exit status of ``work`` on this rank, its error left for the starter. follow: sees that it ends with it."""
+    follow()
     if os.environ.get("RANK", "0") != "0":
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
     try:
@@ -54,9 +55,12 @@ def as_rank(work: Callable[[], int]) -> int:
     except SettingError as error:
         leave_error(str(error))
         return REFUSED
+    except RankLost as error:
+        leave_error(str(error), LEFT)
+        return LOST
     except RankError as error:
         leave_error(str(error))
-        return LOST
+        return FAILED
     except NotFiniteError as error:
         leave_error(str(error))
         return FAILED

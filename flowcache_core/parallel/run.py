@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..denoiser import Denoiser
 from ..engine import EngineSettings, generate
 from ..errors import require
 from ..models.magi.denoiser import MagiDenoiser
@@ -44,13 +45,16 @@ def generate_on_ranks(
     prefix: Tensor | None = None,
     noise_source: NoiseSource | None = None,
     observe: Callable[[Event], None] = lambda event: None,
+    around: Callable[[Denoiser], Denoiser] | None = None,
 ) -> Tensor:
-    """As :func:`..engine.generate`. denoiser: the whole one, as one rank would run it.
+    """As :func:`..engine.generate`. denoiser: the whole one, as one rank would run it. around: what the engine is given
+    in the place of this rank's part.
 
     Further errors: SettingError when ranks were given other settings, inputs or weights, or the mesh does not fit the
     model; :class:`.errors.RankLost` when a rank ends or does not answer within the mesh's timeout.
     """
-    mine = on_ranks(denoiser, mesh)
+    mine: Denoiser = on_ranks(denoiser, mesh)
+    mine = mine if around is None else around(mine)
     drawn = None if noise_source is None else noise_source(0, 0, noise[:, :, :1])
     require_alike(
         mesh, {"settings": settings, "model": denoiser, "noise": noise, "noise source": drawn, "prefix": prefix}

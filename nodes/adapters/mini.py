@@ -45,24 +45,26 @@ def load_wan(file: Path) -> Any:
     weights, metadata = _read(file)
     model = comfy.sd.load_diffusion_model_state_dict(weights, metadata=metadata)
     model.set_attachments(FILE, file.name)
+    model.cached_patcher_init = (load_wan, (file,))
     return ModelSamplingSD3().patch(model, SHIFT)[0]
 
 
-def load_magi() -> Any:
+def load_magi(file: Path) -> Any:
     """MODEL of the other architecture on the mini model's latents, guided by the text as it was evaluated."""
     try:
-        config, weights = read_magi(MAGI_FILE)
+        config, weights = read_magi(file)
     except SettingError as error:
         raise SettingError("model", f"{error.field}: {error.value}", ACCEPTED) from error
     variant = MagiVariant(distilled=False, guidance=text_guidance(TEXT_SCALE))
-    model = magi_patcher(config, weights, MAGI_FILE.name, variant, latent_format=comfy.latent_formats.Wan21)
-    model.set_attachments(FILE, MAGI_FILE.name)
+    model = magi_patcher(config, weights, file.name, variant, latent_format=comfy.latent_formats.Wan21)
+    model.set_attachments(FILE, file.name)
+    model.cached_patcher_init = (load_magi, (file,))
     return model
 
 
 MODELS = {
     "wan": Bundled(partial(load_wan, mini.TRANSFORMER_FILE), mini.VAE_FILE, mini.encode_prompt),
-    "magi": Bundled(load_magi, mini.VAE_FILE, mini.encode_prompt),
+    "magi": Bundled(partial(load_magi, MAGI_FILE), mini.VAE_FILE, mini.encode_prompt),
     "scenes": Bundled(partial(load_wan, mini_scenes.TRANSFORMER_FILE), mini_scenes.VAE_FILE, mini_scenes.encode_prompt),
 }
 

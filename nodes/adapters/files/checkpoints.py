@@ -26,6 +26,7 @@ from ....flowcache_core.reading.json_text import parse_object
 from .quantised import host_form, layer_of, packed_layers
 from .weight_files import ARCHITECTURE, FIELD, READABLE, folder_sizes, read
 
+FRAME_RATE_PATCH = "diffusion_model.time_projection.forward"
 FAMILIES = (AUTO, CAUSAL, SKYREELS) = ("auto", "causal wan", "skyreels-v2-df")
 WEIGHT_DTYPES: dict[str, dict[str, Any]] = {
     "default": {},
@@ -58,8 +59,7 @@ def load_ar_model(path: str, weight_dtype: str, family: str, fps: int) -> Any:
         raise error if error.field.startswith(FIELD) else error.within(FIELD) from error
     model = build(weights, metadata, WEIGHT_DTYPES[weight_dtype], name)
     if offset is not None:
-        target = "diffusion_model.time_projection.forward"
-        model.add_object_patch(target, AddFrameRate(model.get_model_object(target), offset))
+        model.add_object_patch(FRAME_RATE_PATCH, AddFrameRate(model.get_model_object(FRAME_RATE_PATCH), offset))
     model.cached_patcher_init = (load_ar_model, (path, weight_dtype, family, fps))
     return model
 
@@ -123,9 +123,10 @@ def build(weights: dict[str, Tensor], metadata: dict[str, str], options: dict[st
 
 @dataclass(frozen=True)
 class FrameRate:
-    """SkyReels-V2's frame-rate term: one vector ``[6 * dim]`` that is added to every time modulation."""
+    """SkyReels-V2's frame-rate term: one vector ``[6 * dim]`` that is added to every time modulation. fps: it says."""
 
     vector: Tensor
+    fps: int
 
     @classmethod
     def taken_from(cls, weights: dict[str, Tensor], fps: int) -> FrameRate:
@@ -138,7 +139,7 @@ class FrameRate:
         require(not missing, FIELD, f"{missing[:1]} missing", "all of SkyReels-V2's frame-rate weights")
         table, first, first_bias, second, second_bias = (plain[key].float() for key in names)
         hidden = functional.linear(table[0 if fps == 16 else 1], first, first_bias)
-        return cls(functional.linear(functional.silu(hidden), second, second_bias))
+        return cls(functional.linear(functional.silu(hidden), second, second_bias), fps)
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,8 @@ def check(guider: Any, settings: FlowCacheSettings) -> None:
             require(not quantity.needs_residual, "reused quantity", quantity.name, usable)
     accepted = f"none: this sampler's attention is its own; or {INSTEAD}"
     require(settings.sparse is None, "model", "FlowCache Sparse Attention", accepted)
+    accepted = f"none: this sampler runs on one device; or {INSTEAD}"
+    require(settings.ranks is None, "model", "FlowCache Multi-GPU", accepted)
     kv = settings.kv_settings
     with naming("KV Cache Compressor"):
         own = model.get_dtype_inference()

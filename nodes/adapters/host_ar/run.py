@@ -42,7 +42,7 @@ from ....flowcache_core.schedule import from_sigmas
 from ....flowcache_core.solvers import SOLVERS
 from ..naming import naming
 from ..replaced import replaced
-from ..run.foreign import repeated, skipped
+from ..run.foreign import refuse_split_caches, repeated, skipped
 from ..run.recorded import recorded
 from ..run.request import reuse_notes
 from ..run.settings import FlowCacheSettings
@@ -186,8 +186,7 @@ class HostRun:
     ) -> Tensor:
         chunk, step = self.order.next(x, t, state["start_frame"], transformer_options["uuids"])
         caches = state["kv_caches"]
-        accepted = "one without it: raylight keeps K/V in parts on several GPUs, out of our reach"
-        require(not any("sp_full_end" in cache for cache in caches), "model", "a model with raylight's K/V", accepted)
+        refuse_split_caches(caches)
         compute = partial(self.computed, call, chunk, caches)
         if step is None:
             return self.cache_pass(chunk, x, caches, compute)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers.torch_compile import COMPILE_KEY, TORCH_COMPILE_KWARGS
 
-from ....flowcache_core.errors import SettingError
+from ....flowcache_core.errors import SettingError, require
 
 OURS = "flowcache"
 FUNCTIONS = (
@@ -66,6 +66,12 @@ def name_of(function: Any) -> str:
     function = function.func if isinstance(function, partial) else function
     named = function if hasattr(function, "__qualname__") else type(function)
     return f"{named.__module__.rpartition('.')[2]}.{named.__qualname__.replace('.<locals>', '')}"
+
+
+def refuse_split_caches(caches: Sequence[Mapping[str, Any]]) -> None:
+    """SettingError for raylight's K/V. caches: the model's, one per layer."""
+    accepted = "one without it: raylight keeps K/V in parts on several GPUs, out of our reach"
+    require(not any("sp_full_end" in cache for cache in caches), "model", "a model with raylight's K/V", accepted)
 
 
 def compiles(model_options: Mapping[str, Any]) -> Mapping[str, Any] | None:

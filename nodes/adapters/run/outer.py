@@ -15,6 +15,8 @@ from ..before.speed import note_speed
 from ..before.tell import at_start
 from ..before.wired import host_run
 from ..host_ar.attach import attach, is_host_ar, warn_unused
+from ..ranks.choice import NAME as RANKS
+from ..ranks.choice import RanksChoice
 from .records import RecordSlot
 from .sampler import ChunkSampler
 from .settings import KEY, AutoReuse, FlowCacheSettings, ReuseSettings, refuse_other_caches, settings_of
@@ -81,6 +83,16 @@ def with_sparse(model: Any, sparse: SparseSettings) -> Any:
         raise SettingError("model", "already has FlowCache Sparse Attention", "one such node; remove one of the two")
     refuse_other_sparse(model.model_options)
     return _carry(model, replace(current, sparse=sparse, slot=RecordSlot()))
+
+
+def with_ranks(model: Any, ranks: RanksChoice | None) -> Any:
+    """A clone of the host's ModelPatcher that is sampled on ``ranks``, None for here; SettingError when it already
+    carries some.
+    """
+    current = settings_of(model.model_options)
+    if current.ranks is not None:
+        raise SettingError("model", f"already has {RANKS}", "one such node; remove one of the two")
+    return _carry(model, replace(current, ranks=ranks, slot=RecordSlot()))
 
 
 def _carry(model: Any, settings: FlowCacheSettings) -> Any:

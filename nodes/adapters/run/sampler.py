@@ -11,12 +11,15 @@ from ..before.tell import at_start
 from ..magi import sampling as magi
 from ..magi.sampling import MagiSampling, is_magi
 from ..naming import naming
+from ..ranks import magi as magi_ranks
+from ..ranks import wan as wan_ranks
 from ..shown.live_preview import Display
 from ..wan import sampling as wan
 from ..wan.sampling import WanSampling
 from .plan_choice import PlanChoice
 from .prefix import given_latents
-from .request import Request
+from .request import Request, Sampling
+from .settings import FlowCacheSettings, settings_of
 
 CALLBACK = "flowcache_callback"
 
@@ -39,7 +42,11 @@ class ChunkSampler(comfy.samplers.KSAMPLER):
 
     def reserve(self, guider: Any, latent_image: Tensor, sigmas: Tensor) -> None:
         """Before the model is loaded: refuse what cannot be sampled and tell the host about the K/V."""
-        family = magi if is_magi(guider.model_patcher.model) else wan
+        on_ranks = settings_of(guider.model_options).ranks is not None
+        if is_magi(guider.model_patcher.model):
+            family: Any = magi_ranks if on_ranks else magi
+        else:
+            family = wan_ranks if on_ranks else wan
         with naming(self.node):
             family.reserve(guider, self.choice, latent_image, sigmas)
 
@@ -55,9 +62,16 @@ class ChunkSampler(comfy.samplers.KSAMPLER):
             return x  # no step to take, as after a split of the sigmas at the end: what came in goes out
         shown = extra_args.get(CALLBACK)
         request = Request(self.choice, self.given, self.display, model, x, sigmas, extra_args, bool(disable), shown)
-        family = MagiSampling if is_magi(model.inner_model.inner_model) else WanSampling
+        family = sampling_of(model.inner_model.inner_model, settings_of(extra_args["model_options"]))
         with naming(self.node):
             sampling = family(request)
             patcher, forwards = sampling.guider.model_patcher, sampling.forwards_per_step
             at_start(patcher, lambda: sampling.runs, x.shape, forwards, sampling.settings)
             return sampling.run()
+
+
+def sampling_of(model: Any, settings: FlowCacheSettings) -> type[Sampling]:
+    """The run of a model's family, here or on ranks."""
+    if is_magi(model):
+        return MagiSampling if settings.ranks is None else magi_ranks.MagiRanksSampling
+    return WanSampling if settings.ranks is None else wan_ranks.WanRanksSampling

@@ -18,6 +18,7 @@ from ....flowcache_core.reuse.quantity import Quantity
 from ....flowcache_core.schedule import Schedule, shift_of
 from ....flowcache_core.sparse.settings import SparseSettings
 from ..files.own_presets import usable
+from ..ranks.choice import RanksChoice
 from .recorded import model_name
 from .records import BYPASSED, NOT_SAMPLED, NoRecordError, RecordSlot
 
@@ -139,6 +140,7 @@ class FlowCacheSettings:
     reuse: ReuseSettings | AutoReuse | None = None
     kv: KVSettings | None = None
     sparse: SparseSettings | None = None
+    ranks: RanksChoice | None = None
     slot: RecordSlot = field(default_factory=RecordSlot, compare=False)
 
     def settled(self, run: Run) -> FlowCacheSettings:

@@ -155,8 +155,7 @@ class WanSampling(Sampling):
             shots=released.shots(cuts(self.guider.conds)) if released else Shots(),
         )
         self.progress.begin(part.first_frame, self.recorder)
-        # The host's own seed rule; later windows draw far from earlier ones.
-        noise = host_noise((self.seed + 1_000_003 * number) % 2**64, engine.plan.prefix_chunks)
+        noise = host_noise(self.seed_of(number), engine.plan.prefix_chunks)
         prefix = clean[:, :, : part.prefix_frames].clone() if part.prefix_frames else None
         x, cache = self.x[:, :, frames], None
         if self.clones:
@@ -166,6 +165,10 @@ class WanSampling(Sampling):
         finally:
             message = self.progress.live.message()
             self.settings.slot.keep(self.recorder, message, self.recording, self.settings.chosen)
+
+    def seed_of(self, window: int) -> int:
+        """The host's own seed rule; later windows draw far from earlier ones."""
+        return (self.seed + 1_000_003 * window) % 2**64
 
     def make_room(self) -> None:
         if self.choice.attention != "bidirectional" and self.engines[0].kv.device != "cpu":
