@@ -88,8 +88,9 @@ class Watched:
         """What the engine is given of these velocities."""
         clean = self.clean(item, x, velocity)
         before = self.newest.get(item.chunk.index)
-        whole = rows is None or before is None
-        self.newest[item.chunk.index] = clean if whole else torch.where(rows.pixels(clean), clean, before)
+        if rows is not None and before is not None:
+            clean = torch.where(rows.pixels(clean), clean, before)
+        self.newest[item.chunk.index] = clean
         return velocity
 
     def compute(
