@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..bundled import BUNDLED, load_bundled
-from ..cost import WanShape
+from ..bundled import BUNDLED
+from ..cost import ModelShape
 from ..engine import EngineSettings, generate
 from ..engine.anchor import LowFrequencies
 from ..errors import NotFiniteError, SettingError, require, require_count, require_finite
@@ -22,13 +22,14 @@ from ..files import require_folder, whole_folder
 from ..kv import COMPRESSORS
 from ..kv.settings import KVSettings
 from ..mini import GUIDANCE, MiniModel
+from ..mini_magi import MiniMagi
+from ..models.magi.denoiser import MagiDenoiser
 from ..models.wan.denoiser import WanDenoiser
-from ..models.wan.guidance_refresh import GuidanceRefresh
 from ..parallel.launch import run_command
 from ..parallel.mesh import LONGEST_WAIT, TIMEOUT, Mesh, joined, started_as_rank
 from ..parallel.run import generate_on_ranks
-from ..parallel.shape import MeshShape, Shareable, mesh_from_text
-from ..plan import PLANS, Blockwise
+from ..parallel.shape import MeshShape, mesh_from_text
+from ..plan import PLANS
 from ..presets import Preset, load_preset, preset_names
 from ..report import document, figure, text
 from ..report.events import Event
@@ -42,8 +43,8 @@ from ..reuse.build import build_policy, policy_from_text
 from ..reuse.chunkwise import Chunkwise
 from ..reuse.never import Never
 from ..reuse.quantity import Quantity, Velocity
-from ..schedule import shifted
 from .arguments import CHUNKS, STEPS, Parser
+from .demo_models import MAGI, MODELS, Subject, load_model, subject_of
 from .sparse import SPARSE, sparse_of
 
 EXTRAS = {"matplotlib": "matplotlib", "av": "av"}  # module -> package
@@ -55,7 +56,7 @@ FILES = (f"{VANILLA}.mp4", f"{FLOWCACHE}.mp4", "compare.mp4", "map.png", "report
 
 def parser() -> argparse.ArgumentParser:
     p = Parser("demo", description=__doc__)
-    models = ", ".join(BUNDLED)
+    models = ", ".join(MODELS)
     p.add_argument("--model", default="mini", help=f"a bundled model: {models} (default: %(default)s)")
     p.add_argument("--prompt", default="a red circle moving right", help="what to show (default: %(default)s)")
     presets = ", ".join(dict.fromkeys(name for model in BUNDLED for name in preset_names(model)))
@@ -69,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--compressor", help=f"what is kept of them: {', '.join(COMPRESSORS)}")
     p.add_argument("--sparse", help=SPARSE)
     p.add_argument("--density", type=float, help="share of the self-attention that --sparse computes")
-    p.add_argument("--plan", default="blockwise", help=f"{', '.join(PLANS)} (default: %(default)s)")
+    p.add_argument("--plan", help=f"{', '.join(PLANS)} (default: blockwise; window, the only one, with {MAGI})")
     p.add_argument("--chunks", type=int, help=f"length of the video, 12 frames each (default: {LONG[0]})")
     p.add_argument("--steps", type=int, help=f"denoising steps of a chunk (default: {LONG[1]})")
     p.add_argument("--guidance", type=float, default=GUIDANCE, help="classifier-free guidance (default: %(default)s)")
@@ -96,7 +97,7 @@ def budget(given: str) -> float | str | None:
 class Demo:
     """Both runs' settings, complete and checked."""
 
-    mini: MiniModel
+    mini: MiniModel | MiniMagi
     prompt: Tensor
     vanilla: EngineSettings
     flowcache: EngineSettings
@@ -106,24 +107,26 @@ class Demo:
     seed: int
     guidance_every: int = 1
 
-    def denoiser(self, guidance_every: int = 1) -> GuidanceRefresh:
-        contexts = (self.prompt, self.mini.encode_prompt(""))
-        return GuidanceRefresh(self.mini.transformer, {0: contexts}, self.guidance, every=guidance_every)
+    @property
+    def subject(self) -> Subject:
+        return subject_of(self.mini)
 
-    def shape(self) -> WanShape:
-        """What the mini model's FLOPs are counted with."""
-        return WanShape.of(self.mini.transformer.config, self.prompt.shape[1])
+    def denoiser(self, guidance_every: int = 1) -> WanDenoiser | MagiDenoiser:
+        contexts = (self.prompt, self.mini.encode_prompt(""))
+        return self.subject.denoiser(contexts, self.guidance, guidance_every)
+
+    def shape(self) -> ModelShape:
+        """What the model's FLOPs are counted with."""
+        return self.subject.shape(self.prompt)
 
     def warm_up(self) -> None:
-        """Two steps of one chunk, so that neither run pays for what torch does on its first calls."""
-        frames = self.mini.chunk_frames
-        settings = EngineSettings(Blockwise(frames).plan(frames, 2), shifted(2, self.mini.shift))
+        """Four steps of one chunk, so that neither run pays for what torch does on its first calls."""
+        settings = self.subject.settings(self.subject.plans[0], 1, 4)
         self.mini.vae.decode(generate(self.denoiser(), settings, self.mini.noise(1, 0)))
 
     def mesh(self, ranks: int, asked: MeshShape | None) -> MeshShape:
         """How so many ranks share the runs. SettingError with the numbers that would do."""
-        heads = self.mini.transformer.config.num_heads
-        return Shareable(self.denoiser().branches, heads, heads).fit(ranks, asked)
+        return self.subject.shareable(self.denoiser().branches).fit(ranks, asked)
 
     def run(self, settings: EngineSettings, progress: Progress | None, mesh: Mesh) -> tuple[RunRecord, Tensor]:
         """The record and the video ``[T, H, W, 3]`` uint8 of one run, the same on every rank."""
@@ -135,16 +138,13 @@ class Demo:
                 progress(event)
 
         every = self.guidance_every if settings is self.flowcache else 1
-        denoiser: WanDenoiser = self.denoiser(every)
         noise = self.mini.noise(self.chunks, self.seed)
-        if mesh.shape.size > 1:  # which run their branches together: guidance now and then is refused there
-            denoiser = WanDenoiser(denoiser.transformer, denoiser.prompts, denoiser.guidance)
-        latents = generate_on_ranks(mesh, denoiser, settings, noise, observe=observe)
+        latents = generate_on_ranks(mesh, self.denoiser(every), settings, noise, observe=observe)
         video = self.mini.vae.decode(latents)[0].movedim(0, 3)
         return recorder.record(), pixels(video).cpu()
 
 
-def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
+def configure(options: argparse.Namespace, mini: MiniModel | MiniMagi) -> Demo:
     """Both runs from the command line. SettingError for whatever cannot work, before any work is done."""
     chunks, steps = QUICK if options.quick else LONG
     chunks = chunks if options.chunks is None else options.chunks
@@ -153,18 +153,17 @@ def configure(options: argparse.Namespace, mini: MiniModel) -> Demo:
     require_count("steps", steps, minimum=1, maximum=STEPS)
     require_count("seed", options.seed, minimum=0, maximum=2**63 - 1)
     require_finite("guidance", options.guidance, minimum=0.0)
-    require(options.plan in PLANS, "plan", options.plan, ", ".join(PLANS))
-    kind = PLANS[options.plan].abreast(mini.chunk_frames, steps)
-    plan = kind.plan(chunks * mini.chunk_frames, steps)
-    reuse = make_reuse(options, steps, mini.shift)
+    subject = subject_of(mini)
+    plan = subject.plans[0] if options.plan is None else options.plan
+    require(plan in subject.plans, "plan", plan, f"{', '.join(subject.plans)} with model {options.model}")
+    reuse = make_reuse(options, steps, subject)
     if reuse.preset is not None and (options.guidance_every > 1 or options.low_frequencies):
         reuse = replace(reuse, preset=replace(reuse.preset, curve=()))  # measured without
     compressor, kept = make_compressor(options.compressor), options.kv_budget
     if kept == "half":
         kept = max(chunks / 2, 1.0 if compressor is None else compressor.min_budget)
     kv = KVSettings(budget=kept, compressor=compressor)
-    # The mini model is trained on clean history, so both runs re-encode finished chunks.
-    vanilla = EngineSettings(plan, shifted(steps, mini.shift), policy=Never(), clean_pass=True)
+    vanilla = replace(subject.settings(plan, chunks, steps), policy=Never())
     anchor = LowFrequencies(options.low_frequencies) if options.low_frequencies else None
     sparse = sparse_of(options.sparse, options.density, options.model)
     flowcache = replace(vanilla, policy=reuse.policy, quantity=reuse.quantity, kv=kv, anchor=anchor, sparse=sparse)
@@ -186,16 +185,19 @@ class Reuse:
     warning: str | None = None
 
 
-def make_reuse(options: argparse.Namespace, steps: int, shift: float) -> Reuse:
+def make_reuse(options: argparse.Namespace, steps: int, subject: Subject) -> Reuse:
     """The preset with the given options put into it, or a policy of its own."""
+    accepted = f"none with model {options.model}: --policy and its fields"
+    require(subject.presets or options.preset is None, "preset", options.preset, accepted)
     chosen = {"threshold": options.threshold, "warmup_steps": options.warmup}
     given = {key: value for key, value in chosen.items() if value is not None}
-    if options.policy is not None or (options.threshold is not None and options.preset is None):
+    own = options.policy is not None or (options.threshold is not None and options.preset is None)
+    if own or not subject.presets:
         require(options.preset is None, "preset", options.preset, "no preset together with --policy")
         return Reuse(changed(policy_from_text(options.policy or Chunkwise.name), given), Velocity())
     preset = load_preset(options.model, options.preset or DEFAULT_PRESET)
     # The default is for 50 steps and serves --quick too; a preset asked for by name is not changed unasked.
-    preset, warning = preset.fit(steps, shift, rescale=options.rescale or options.preset is None)
+    preset, warning = preset.fit(steps, subject.shift, rescale=options.rescale or options.preset is None)
     return Reuse(changed(preset.policy, given), preset.quantity, preset, warning)
 
 
@@ -213,7 +215,7 @@ def make_compressor(name: str | None) -> Any:
     return COMPRESSORS[name]()
 
 
-def encode(mini: MiniModel, prompt: str) -> Tensor:
+def encode(mini: MiniModel | MiniMagi, prompt: str) -> Tensor:
     try:
         return mini.encode_prompt(prompt)
     except SettingError:
@@ -239,7 +241,7 @@ def described(options: argparse.Namespace, demo: Demo) -> dict[str, Any]:
         "plan": run.plan.name,
         "chunks": demo.chunks,
         "steps": run.plan.steps,
-        "shift": demo.mini.shift,
+        "shift": demo.subject.shift,
         "guidance": demo.guidance,
         "guidance_every": demo.guidance_every,
         "low_frequencies": 0.0 if run.anchor is None else run.anchor.strength,
@@ -303,7 +305,7 @@ def main(argv: Sequence[str]) -> int:
     if missing:
         raise SettingError("demo", f"no {', '.join(missing)}", f"pip install {' '.join(missing)}")
     require_folder(options.out, names=FILES)
-    demo = configure(options, load_bundled(options.model))
+    demo = configure(options, load_model(options.model))
     shape = demo.mesh(options.ranks, None if options.mesh is None else mesh_from_text(options.mesh))
     every, alone = options.guidance_every, shape.size == 1
     require(alone or every == 1, "guidance-every", every, "1 on several ranks: they run their branches together")

@@ -18,8 +18,8 @@ from ..models.magi.denoiser import Caption, MagiDenoiser
 from ..models.magi.guidance import GuidanceScales
 from ..models.magi.transformer import load_magi
 from ..models.wan.denoiser import WanDenoiser
+from ..models.wan.load import wan_from_tensors
 from ..models.wan.skyreels_checkpoint import official_config
-from ..models.wan.transformer import wan_from_tensors
 from ..plan.shots import Shots
 from ..report.events import Event
 from .shape import MeshShape, Shareable

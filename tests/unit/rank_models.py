@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flowcache_core.engine import EngineSettings
 from flowcache_core.kv import COMPRESSORS
 from flowcache_core.kv.settings import KVSettings
+from flowcache_core.kv.storage import STORAGES
 from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.models.magi.denoiser import MagiDenoiser
 from flowcache_core.models.magi.guidance import GuidanceScales
@@ -115,6 +116,10 @@ def cases() -> dict[str, Case]:
         kept = KVSettings(budget=budget, compressor=kind())
         found[f"wan {name}"] = Case(wan(), settings(kv=kept))
         found[f"magi {name}"] = Case(magi_denoiser(), magi_settings(chunks=5, kv=kept))
+    for name, storage in STORAGES.items():
+        kept = KVSettings(budget=1.5, storage=storage())
+        found[f"wan {name} storage"] = Case(wan(), settings(kv=kept))
+        found[f"magi {name} storage"] = Case(magi_denoiser(), magi_settings(chunks=5, kv=kept))
     for name, quantity in QUANTITIES.items():
         plan = "staggered" if name != Residual.name else "blockwise"
         found[f"wan {name}"] = Case(wan(), settings(plan, policy=reusing, quantity=quantity()))

@@ -50,7 +50,7 @@ def mini() -> MiniModel:
 @pytest.fixture
 def call(mini: MiniModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
     """Call the demo through the command line: exit status, standard output, standard error."""
-    monkeypatch.setattr(demo, "load_bundled", lambda _: mini)
+    monkeypatch.setattr(demo, "load_model", lambda _: mini)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         base = ["demo", "--chunks", "3", "--steps", "6", "--out", str(tmp_path / "out")]
@@ -149,7 +149,7 @@ def test_bad_input_is_one_plain_line_and_no_file(arguments: Any, message: str, c
 
 
 def test_an_unwritable_out_is_said_before_any_work(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "load_bundled", lambda _: pytest.fail("work was begun"))
+    monkeypatch.setattr(demo, "load_model", lambda _: pytest.fail("work was begun"))
     (tmp_path / "file").write_text("mine")
     status, out, err = call("--out", str(tmp_path / "file" / "demo"))
     assert (status, out) == (2, "")
@@ -179,7 +179,7 @@ def test_a_rerun_that_fails_leaves_the_old_files_all_together(call: Any, tmp_pat
 
 
 def test_a_folder_in_the_place_of_a_result_is_said_first(call: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(demo, "load_bundled", lambda _: pytest.fail("work was begun"))
+    monkeypatch.setattr(demo, "load_model", lambda _: pytest.fail("work was begun"))
     (tmp_path / "out" / "map.png").mkdir(parents=True)
     status, out, err = call()
     assert (status, out) == (2, "") and "map.png', accepted: a file, not a folder" in err and err.count("\n") == 1

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from flowcache_core.report.video import read_video
+
 ROOT = Path(__file__).parents[2]
 SHORT = ["--quick", "--chunks", "2", "--steps", "6", "--rescale", "--kv-budget", "1"]
 
@@ -34,9 +36,34 @@ def test_the_same_videos_on_two_ranks(tmp_path):
     assert kv[0] == 2 * kv[1]
 
 
+MAGI = ["--model", "mini-magi", "--policy", "chunkwise", "--threshold", "0.3"]
+
+
+def test_the_mini_magi_on_two_ranks_of_either_kind(tmp_path):
+    """Branches: the same pixels. Heads: the same steps, and pixels that differ by a rounding."""
+    for name, more in (("1", []), ("2x1", ["--ranks", "2"]), ("1x2", ["--ranks", "2", "--mesh", "1x2"])):
+        done = demo(*MAGI, *more, "--out", str(tmp_path / name), "--rank-timeout", "240")
+        assert done.returncode == 0, done.stderr
+    reports = {name: json.loads((tmp_path / name / "report.json").read_text()) for name in ("1", "2x1", "1x2")}
+    assert [report["settings"]["mesh"] for report in reports.values()] == ["1x1", "2x1", "1x2"]
+    runs = [report["runs"]["flowcache"] for report in reports.values()]
+    assert runs[0]["reused_steps"] > 0 and runs[0]["compressions"]
+    assert len({run["reused_steps"] for run in runs}) == 1
+    assert runs[0]["kv_bytes_peak"] == 2 * runs[1]["kv_bytes_peak"] == 2 * runs[2]["kv_bytes_peak"]
+    for video in ("vanilla.mp4", "flowcache.mp4"):
+        one, branches, heads = (read_video(tmp_path / name / video).int() for name in reports)
+        assert one.shape == branches.shape and bool((one == branches).all())
+        assert (one - heads).abs().max() <= 1 and one.float().std() > 10
+
+
 @pytest.mark.parametrize(
     "arguments, said",
     [
+        (["--model", "mini-magi", "--ranks", "5"], "ranks: got 5, accepted: 1, 2, 3, 4, 6"),
+        (["--model", "mini-magi", "--plan", "blockwise"], "plan: got 'blockwise', accepted: window"),
+        (["--model", "mini-magi", "--preset", "balanced"], "none with model mini-magi"),
+        (["--model", "mini-magi", "--guidance-every", "2"], "guidance-every: got 2, accepted: 1 with mini-magi"),
+        (["--model", "magi"], "model: got 'magi', accepted: mini, scenes, mini-magi"),
         (["--ranks", "3"], "ranks: got 3, accepted: 1, 2, 4, 8"),
         (["--ranks", "0"], "ranks: got 0"),
         (["--ranks", "2", "--mesh", "two"], "mesh: got 'two', accepted: BRANCHESxHEADS"),

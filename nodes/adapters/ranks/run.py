@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from ....flowcache_core.parallel.session import Session
 from ....flowcache_core.parallel.shape import MeshShape
 from ....flowcache_core.report.events import StepTaken
 from ..naming import naming
+from ..run.foreign import compiles
 from ..shown.progress import Progress
 from .choice import NAME, Devices, RanksChoice, spoken
 
@@ -50,6 +51,10 @@ def check_engines(engines: Sequence[EngineSettings], levels: Sequence[float]) ->
 def note_of(shape: MeshShape, devices: Devices) -> str:
     where = "CPU ranks" if devices.kind == "cpu" else "ranks, a GPU each"
     return f"on {shape.size} {where} ({spoken(shape)}); seconds and K/V are those of one of them"
+
+
+def not_compiled(options: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("torch.compile has no effect on ranks",) if compiles(options) else ()
 
 
 @contextmanager

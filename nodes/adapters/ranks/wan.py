@@ -19,7 +19,7 @@ from ..wan.sampling import WanSampling, check
 from .choice import NAME, Devices
 from .model_file import frame_rate_of, model_file
 from .prompts import guidance_of, prompts_of_window
-from .run import check_engines, note_of, ranks, run_window, stay_unloaded
+from .run import check_engines, not_compiled, note_of, ranks, run_window, stay_unloaded
 
 
 class WanRanksSampling(WanSampling):
@@ -38,7 +38,7 @@ class WanRanksSampling(WanSampling):
             self.shape = self.ranks_choice.shape(model, self.devices)
         self.shots = self.choice.released.shots(cuts(self.guider.conds)) if self.choice.released else Shots()
         self.window_runs = [self.run_of(part) for part in self.windows]
-        self.progress.notes += (note_of(self.shape, self.devices),)
+        self.progress.notes += (note_of(self.shape, self.devices), *not_compiled(self.options))
 
     def run_of(self, part: VideoWindow) -> WanRun:
         first = part.first_frame // self.choice.chunk_frames

@@ -33,20 +33,21 @@ def outer_sample(
     executor: Any, noise: Any, latent_image: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any
 ) -> Any:
     guider = executor.class_obj
-    slot, ours = settings_of(guider.model_options).slot, isinstance(sampler, ChunkSampler)
+    settings, ours = settings_of(guider.model_options), isinstance(sampler, ChunkSampler)
+    slot = settings.slot
     slot.begin(autoregressive=ours or is_host_ar(sampler), noise=noise if isinstance(noise, Tensor) else None)
     if ours:
         sampler.reserve(guider, latent_image, sigmas)
     elif is_host_ar(sampler):
         attached = attach(guider, sampler, latent_image, sigmas)
         if attached is not None:
-            plan, settings = attached
-            at_start(guider.model_patcher, lambda: [host_run(plan, settings)], latent_image.shape, 1, settings)
+            plan, own = attached
+            at_start(guider.model_patcher, lambda: [host_run(plan, own)], latent_image.shape, 1, own)
     else:
         warn_unused(guider.model_options)
     output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     slot.end(output)
-    if slot.runs[-1].record is not None:
+    if slot.runs[-1].record is not None and settings.ranks is None:  # of one device
         note_speed(guider.model_patcher, slot.runs[-1].record, output.shape[0])
     return output
 
