@@ -36,7 +36,7 @@ def test_the_same_videos_on_two_ranks(tmp_path):
     assert kv[0] == 2 * kv[1]
 
 
-MAGI = ["--model", "mini-magi", "--policy", "chunkwise", "--threshold", "0.3"]
+MAGI = ["--model", "mini-magi", "--policy", "chunkwise", "--threshold", "0.3", "--chunks", "6", "--steps", "8"]
 
 
 def test_the_mini_magi_on_two_ranks_of_either_kind(tmp_path):
