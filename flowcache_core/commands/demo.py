@@ -156,7 +156,11 @@ def configure(options: argparse.Namespace, mini: MiniModel | MiniMagi) -> Demo:
     subject = subject_of(mini)
     plan = subject.plans[0] if options.plan is None else options.plan
     require(plan in subject.plans, "plan", plan, f"{', '.join(subject.plans)} with model {options.model}")
-    reuse = make_reuse(options, steps, subject)
+    if not subject.presets:
+        accepted = f"none with model {options.model}: --policy and its fields"
+        require(options.preset is None, "preset", options.preset, accepted)
+        options = argparse.Namespace(**{**vars(options), "policy": options.policy or Chunkwise.name})
+    reuse = make_reuse(options, steps, subject.shift)
     if reuse.preset is not None and (options.guidance_every > 1 or options.low_frequencies):
         reuse = replace(reuse, preset=replace(reuse.preset, curve=()))  # measured without
     compressor, kept = make_compressor(options.compressor), options.kv_budget
@@ -185,19 +189,16 @@ class Reuse:
     warning: str | None = None
 
 
-def make_reuse(options: argparse.Namespace, steps: int, subject: Subject) -> Reuse:
+def make_reuse(options: argparse.Namespace, steps: int, shift: float | None) -> Reuse:
     """The preset with the given options put into it, or a policy of its own."""
-    accepted = f"none with model {options.model}: --policy and its fields"
-    require(subject.presets or options.preset is None, "preset", options.preset, accepted)
     chosen = {"threshold": options.threshold, "warmup_steps": options.warmup}
     given = {key: value for key, value in chosen.items() if value is not None}
-    own = options.policy is not None or (options.threshold is not None and options.preset is None)
-    if own or not subject.presets:
+    if options.policy is not None or (options.threshold is not None and options.preset is None):
         require(options.preset is None, "preset", options.preset, "no preset together with --policy")
         return Reuse(changed(policy_from_text(options.policy or Chunkwise.name), given), Velocity())
     preset = load_preset(options.model, options.preset or DEFAULT_PRESET)
     # The default is for 50 steps and serves --quick too; a preset asked for by name is not changed unasked.
-    preset, warning = preset.fit(steps, subject.shift, rescale=options.rescale or options.preset is None)
+    preset, warning = preset.fit(steps, shift, rescale=options.rescale or options.preset is None)
     return Reuse(changed(preset.policy, given), preset.quantity, preset, warning)
 
 

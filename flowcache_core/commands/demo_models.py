@@ -30,8 +30,11 @@ class Subject(Protocol):
     presets: whether some come with it.
     """
 
-    presets: bool
-    plans: Sequence[str]
+    @property
+    def presets(self) -> bool: ...
+
+    @property
+    def plans(self) -> Sequence[str]: ...
 
     @property
     def shift(self) -> float | None: ...

@@ -131,8 +131,7 @@ class MagiSampling(Sampling):
             )
         finally:
             self.progress.close()
-            message = self.progress.live.message()
-            self.settings.slot.keep(recorder, message, self.recording, self.settings.chosen)
+            self.keep(recorder)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class MagiRanksSampling(MagiSampling):
                 )
         finally:
             self.progress.close()
-            self.settings.slot.keep(recorder, self.recording)
+            self.keep(recorder)
 
 
 def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tensor) -> None:

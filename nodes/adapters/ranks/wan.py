@@ -71,7 +71,7 @@ class WanRanksSampling(WanSampling):
             run, x = self.window_runs[number], self.x[:, :, frames]
             return run_window(session, run, engine, x, prefix, seed, clean, self.progress)
         finally:
-            self.settings.slot.keep(self.recorder, self.recording)
+            self.keep(self.recorder)
 
 
 def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tensor) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ....flowcache_core.calibrate.recording import Recording
 from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.errors import require
 from ....flowcache_core.report.live import LiveRun
+from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import Schedule
 from ..naming import naming
 from ..shown.live_map import LiveMap
@@ -43,6 +45,9 @@ class Request:
 
 class Sampling:
     """Base of a family's run: everything is checked and planned when it is made, computed in its ``run``."""
+
+    progress: Progress
+    recording: Recording | None
 
     def __init__(self, request: Request) -> None:
         self.request, self.choice, self.x = request, request.choice, request.x
@@ -83,6 +88,11 @@ class Sampling:
         if self.prefix is not None:
             progress.clean[:, :, : self.prefix_frames] = self.prefix
         return progress
+
+    def keep(self, recorder: Recorder) -> None:
+        """Leave what the run has noted so far for the report."""
+        message = self.progress.live.message()
+        self.settings.slot.keep(recorder, message, self.recording, self.settings.chosen)
 
     @property
     def runs(self) -> Sequence[EngineSettings]:

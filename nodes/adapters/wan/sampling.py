@@ -163,8 +163,7 @@ class WanSampling(Sampling):
         try:
             return generate(denoiser, engine, x, prefix=prefix, noise_source=noise, observe=self.progress, cache=cache)
         finally:
-            message = self.progress.live.message()
-            self.settings.slot.keep(self.recorder, message, self.recording, self.settings.chosen)
+            self.keep(self.recorder)
 
     def seed_of(self, window: int) -> int:
         """The host's own seed rule; later windows draw far from earlier ones."""
