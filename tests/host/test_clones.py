@@ -12,11 +12,11 @@ import torch
 SECOND = torch.device("cpu", 0)  # another key than the plain CPU, the same memory
 
 
-def split(model):
-    """What the host's node does, for devices that are not there."""
+def split(model, again=None):
+    """What the host's node does, for devices that are not there. again: what loads the model once more."""
     weights = hostkit.state_dict()
     model = model.clone()
-    model.cached_patcher_init = (lambda: hostkit.load(weights), ())
+    model.cached_patcher_init = (again or (lambda: hostkit.load(weights)), ())
     clone = model.deepclone_multigpu(new_load_device=SECOND)
     clone.is_multigpu_base_clone = True
     model.set_additional_models("multigpu", [clone])
@@ -69,6 +69,50 @@ def test_bidirectional_attention_is_refused_on_clones():
     plan = {**hostkit.STAGGERED, "attention": "bidirectional"}
     with pytest.raises(Exception, match="block-causal with several GPUs"):
         hostkit.sample(split(hostkit.load()), hostkit.ours(plan), negative=hostkit.prompt(8))
+
+
+def mini(name):
+    return hostkit.NODES["FlowCacheMiniModel"].execute(name).args[0]
+
+
+def test_the_bundled_models_can_be_split():
+    """Their loader notes how they are loaded again, which the host's node asks for."""
+    for name in ("wan", "scenes", "magi"):
+        model = mini(name)
+        clone = model.deepclone_multigpu(new_load_device=SECOND)
+        assert clone.model is not model.model and clone.load_device == SECOND
+
+
+MAGI = {"plan": "sliding window", "chunk_frames": 3, "window_chunks": 4, "solver": "euler", "clean_pass": True}
+
+
+def test_magi_is_refused_on_clones():
+    model = split(mini("magi"), lambda: mini("magi"))
+    text = hostkit.node("MiniPrompt", text="a red circle", model="magi")
+    sigmas = hostkit.node("MagiSchedule", steps="8", shortcut_mode="8,16,16")
+    start = hostkit.latent(33, width=64, height=64)
+    with pytest.raises(ValueError, match="model: got 'a model with several GPUs'"):
+        hostkit.sample(model, hostkit.ours(MAGI), positive=text, start=start, sigmas=sigmas)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (lambda model: hostkit.reuse(model, threshold=0.5, quantity="residual"), "quantity: got 'residual'"),
+        (
+            lambda model: hostkit.node(
+                "SparseAttention", model=model, preset={"preset": "xattention", "p": 0.9, "stride": 4, "block": 8},
+                dense_chunks=1,
+            ),
+            "model: got 'sparse attention on several GPUs'",
+        ),
+    ],
+    ids=["residual", "sparse"],
+)  # fmt: skip
+def test_what_works_with_one_model_only_is_refused_on_clones(change, said):
+    with pytest.raises(ValueError) as error:
+        hostkit.sample(split(change(hostkit.load())), hostkit.ours(), negative=hostkit.prompt(8))
+    assert said in str(error.value) and "several GPUs" in str(error.value)
 
 
 def test_raylights_cache_is_refused(monkeypatch):

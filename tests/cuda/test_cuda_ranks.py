@@ -1,0 +1,40 @@
+"""Ranks on two real GPUs over NCCL; one line without them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+if torch.cuda.device_count() < 2:
+    pytest.skip(f"NCCL between ranks needs two GPUs, here are {torch.cuda.device_count()}", allow_module_level=True)
+
+
+from flowcache_core import mini
+from flowcache_core.engine import EngineSettings, generate
+from flowcache_core.kv.settings import KVSettings
+from flowcache_core.noise import host_noise
+from flowcache_core.parallel.asked import Begin, ModelFile, WanRun, Window
+from flowcache_core.parallel.session import Session
+from flowcache_core.parallel.shape import MeshShape
+from flowcache_core.plan import staggered
+from flowcache_core.reuse.chunkwise import Chunkwise
+from flowcache_core.schedule import shifted
+
+
+@pytest.mark.parametrize("shape", [MeshShape(2, 1), MeshShape(1, 2)], ids=str)
+def test_a_run_over_nccl_is_the_run_on_one_gpu(shape):
+    """To rounding: a card may pick other kernels for a batch of one."""
+    model = mini.load_mini("cuda")
+    settings = EngineSettings(
+        staggered(12, 3, 8, 2), shifted(8, model.shift), policy=Chunkwise(warmup_steps=2, threshold=0.2),
+        kv=KVSettings(budget=1.0),
+    )  # fmt: skip
+    heads = model.transformer.config.num_heads
+    run = WanRun({0: [model.encode_prompt(text) for text in ("a red circle moving right", "")]}, 2.0)
+    asked = Window(run, settings, model.noise(4, 1).cpu(), seed=5)
+    file = ModelFile("wan", str(mini.TRANSFORMER_FILE), heads, heads, torch.float32)
+    with Session(Begin(file, shape, "cuda", 120.0)) as ranks:
+        there = ranks.run(asked, lambda told: None)
+    denoiser = run.denoiser(model.transformer, torch.device("cuda"))
+    here = generate(denoiser, settings, model.noise(4, 1), noise_source=host_noise(5)).cpu()
+    assert (there - here).abs().max() <= 1e-3 * here.abs().max()
