@@ -93,7 +93,8 @@ class Preset(Node):
         return True
 
     @classmethod
-    def check_lazy_status(cls, preset: Any = None, hold: bool = False, lists: str = "", **_: Any) -> list[str]:
+    def check_lazy_status(cls, preset: Any = MISSING, hold: bool = False, lists: str = "", **_: Any) -> list[str]:
+        """The host hands over None for a link that it has not followed yet, and nothing where there is no link."""
         return ["preset"] if preset is None and not (hold and lists.strip()) else []
 
     @classmethod

@@ -136,5 +136,7 @@ def dry_run(call: Calibration, forwards: int) -> int:
     seconds = call.seconds_per_step or 0.0
     branches = call.specimen.denoiser([call.pair(0)[0]], call.setup).branches
     passes = f"{forwards} chunk steps, {forwards * branches} forwards of a chunk"
-    print(f"{passes}; about {forwards * seconds / 60:.1f} minutes at {seconds:.3f} s a step, measured on a first chunk")
+    whole = forwards * seconds
+    about = f"{whole / 60:.1f} minutes" if whole >= 60 else f"{whole:.0f} seconds"
+    print(f"{passes}; about {about} at {seconds:.3f} s a step, measured on a first chunk")
     return 0

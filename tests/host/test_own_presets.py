@@ -316,6 +316,11 @@ def changed(preset: Any, **changes: Any) -> str:
     return json.dumps({"schema": 1, "presets": {name: {k: v for k, v in row.items() if v is not None}}})
 
 
+def other_lists(computed: Any) -> Any:
+    """Evidence with lists for another share, as a calibration states them for the slider of auto."""
+    return {"expected": [{"share": 0.4, "psnr": 40.0, "first": [0, 1, 11], "computed": computed}]}
+
+
 BAD = {
     "no JSON": (lambda p: "{", "unreadable"),
     "a list": (lambda p: "[1]", 'JSON with "schema": 1 and "presets"'),
@@ -328,6 +333,9 @@ BAD = {
     "steps of text": (lambda p: changed(p, policy={"name": "schedule", "computed": "0"}), "computed"),
     "an unknown policy": (lambda p: changed(p, policy={"name": "evil"}), "policy"),
     "requires nothing": (lambda p: changed(p, requires={"shift": 5.0}), "requires"),
+    "lists beyond its steps": (lambda p: changed(p, evidence=other_lists([0, 99])), "evidence.expected"),
+    "lists without step 0": (lambda p: changed(p, evidence=other_lists([1, 11])), "evidence.expected"),
+    "lists of text": (lambda p: changed(p, evidence=other_lists("0, 11")), "evidence.expected"),
     "levels of text": (lambda p: changed(p, evidence={"sigmas": ["1"]}), "sigmas"),
     "a name with a path": (lambda p: json.dumps({"schema": 1, "presets": {"../x": p["presets"]["mine"]}}), "name"),
     "NaN": (lambda p: json.dumps(p).replace('"order": 1', '"order": NaN'), "NaN"),
@@ -404,6 +412,7 @@ class TestTheNode:
         assert kind.check_lazy_status(preset=None, hold=False, lists=held) == ["preset"]
         assert kind.check_lazy_status(preset=None, hold=True, lists="") == ["preset"]
         assert kind.check_lazy_status(preset=None, hold=True, lists=held) == []
+        assert kind.check_lazy_status(hold=False, lists=held) == [], "nothing is linked"
         assert next(iter(hold(preset=preset, lists=held).args[0]["presets"])) == "mine"
         assert next(iter(hold(preset=None, hold=True, lists=held).args[0]["presets"])) == "held"
 

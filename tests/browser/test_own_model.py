@@ -1,0 +1,154 @@
+"""A user's own model in the page: presets travel with the workflow, and a comparison runs its rival."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from test_frontend import MINI, open_template, ours, picture
+
+SHOTS = Path(__file__).resolve().parents[2] / "build" / "shots"
+LISTS = json.dumps(
+    {
+        "schema": 1,
+        "presets": {
+            "gone": {
+                "text": "Of another machine.",
+                "policy": {"name": "schedule", "computed": [0, 4, 7], "first": [0, 1, 2, 4, 7]},
+                "quantity": "forecast",
+                "requires": {"steps": 8, "shift": 3.0},
+            }
+        },
+    }
+)
+SHORT = """() => {
+    const set = (kind, name, value) => {
+        for (const node of app.graph.nodes.filter(n => n.type === kind)) {
+            const widget = node.widgets.find(w => w.name === name);
+            widget.value = value;
+            widget.callback?.(value);
+        }
+    };
+    set('BasicScheduler', 'steps', 10);
+    set('EmptyARVideoLatent', 'length', 21);
+    set('FlowCacheChunkwiseReuse', 'preset', 'auto');
+}"""
+COMPARE = """() => {
+    const graph = app.graph;
+    const samplings = graph.nodes.filter(n => n.type === 'SamplerCustomAdvanced');
+    const reuses = node => node.type === 'FlowCacheChunkwiseReuse' || (node.inputs ?? []).some(i => {
+        const link = graph.links.get ? graph.links.get(i.link) : graph.links[i.link];
+        return link && reuses(graph.getNodeById(link.origin_id));
+    });
+    const result = samplings.find(reuses), reference = samplings.find(n => !reuses(n));
+    let node = graph.nodes.find(n => n.type === 'FlowCacheCompare');
+    if (!node) {
+        node = LiteGraph.createNode('FlowCacheCompare');
+        node.pos = [100, 1400];
+        graph.add(node);
+        const loader = graph.nodes.find(n => n.type === 'FlowCacheMiniModel');
+        const model = graph.nodes.find(n => n.type === 'FlowCacheKVCompressor');
+        const at = name => node.inputs.findIndex(i => i.name === name);
+        reference.connect(0, node, at('reference'));
+        result.connect(0, node, at('result'));
+        loader.connect(1, node, at('vae'));
+        loader.connect(0, node, at('model_reference'));
+        model.connect(0, node, at('model_result'));
+    }
+    return node.id;
+}"""
+RIVAL = """id => {
+    const graph = app.graph, node = graph.getNodeById(id);
+    const of = (node, name) => {
+        const link = node.inputs.find(i => i.name === name)?.link;
+        const found = graph.links.get ? graph.links.get(link) : graph.links[link];
+        return found && graph.getNodeById(found.origin_id);
+    };
+    const sampling = of(node, 'result');
+    return {
+        steps: of(sampling, 'sigmas').widgets.find(w => w.name === 'steps').value,
+        reference: of(node, 'reference').id,
+        noise: of(sampling, 'noise').id,
+        prefix: of(of(sampling, 'guider'), 'model').type,
+        loader: of(of(of(sampling, 'guider'), 'model'), 'model')?.type ?? null,
+    };
+}"""
+
+
+def test_the_slider_and_the_rival_of_a_comparison(page: Any) -> None:
+    page.errors.clear()
+    open_template(page, "flowcache_mini_compare")
+    page.evaluate(SHORT)
+    compare = page.evaluate(COMPARE)
+    before = page.evaluate("() => app.graph.nodes.length")
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    page.wait_for_function(
+        "id => app.graph.getNodeById(id).widgets?.some(w => w.name === 'flowcache_rival')", arg=compare, polling=500
+    )
+    page.wait_for_function(
+        """() => [...document.querySelectorAll('.flowcache-slider img')].length === 2
+            && [...document.querySelectorAll('.flowcache-slider img')].every(i => i.naturalWidth > 10)""",
+        polling=500,
+    )
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.wait_for_timeout(1500)
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    picture(page).save(SHOTS / f"compare-{page.renderer.replace(' ', '-')}.png")
+    page.evaluate("id => app.graph.getNodeById(id).widgets.find(w => w.name === 'flowcache_rival').callback()", compare)
+    rival = page.evaluate(
+        "old => app.graph.nodes.filter(n => n.type === 'FlowCacheCompare' && n.id !== old).map(n => n.id)", compare
+    )
+    assert len(rival) == 1
+    made, first = page.evaluate(RIVAL, rival[0]), page.evaluate(RIVAL, compare)
+    assert first["steps"] == 10 and 1 <= made["steps"] < 10
+    assert made["noise"] == first["noise"] and made["reference"] == first["reference"]
+    assert "FlowCacheChunkwiseReuse" not in (made["prefix"], made["loader"])
+    assert page.evaluate("() => app.graph.nodes.length") > before
+    page.wait_for_function("id => app.nodeOutputs?.[id]?.text?.length", arg=rival[0], polling=500)
+    text = "\n".join(page.evaluate("id => app.nodeOutputs[id].text", rival[0]))
+    assert "These are plain steps" in text and "different noise" not in text
+    assert ours(page.errors) == []
+
+
+def test_a_preset_that_is_not_here_is_taken_from_the_workflow(page: Any) -> None:
+    page.errors.clear()
+    open_template(page, MINI)
+    saved = page.evaluate("() => app.graph.serialize()")
+    (node,) = [one for one in saved["nodes"] if one["type"] == "FlowCacheChunkwiseReuse"]
+    node["widgets_values"] = ["my: gone", LISTS]
+    page.evaluate("graph => app.loadGraphData(graph, true, true, null)", saved)
+    page.wait_for_timeout(1000)
+    posted = page.evaluate("async () => (await app.graphToPrompt()).output")
+    (inputs,) = [one["inputs"] for one in posted.values() if one["class_type"] == "FlowCacheChunkwiseReuse"]
+    assert inputs["preset"] == "held in this workflow" and json.loads(inputs["preset.lists"]) == json.loads(LISTS)
+    assert ours(page.errors) == []
+
+
+def test_what_a_preset_was_linked_to_is_saved_with_the_workflow(page: Any) -> None:
+    """One preset node makes what the other is linked to, as FlowCache Calibrate would."""
+    page.errors.clear()
+    page.evaluate("() => app.graph.clear()")
+    ids = page.evaluate(
+        """lists => {
+            const make = (x) => {
+                const node = LiteGraph.createNode('FlowCachePreset');
+                node.pos = [x, 200];
+                app.graph.add(node);
+                return node;
+            };
+            const [from, to] = [make(100), make(700)];
+            const widget = from.widgets.find(w => w.name === 'lists');
+            widget.value = lists;
+            from.connect(0, to, to.inputs.findIndex(i => i.name === 'preset'));
+            return [from.id, to.id];
+        }""",
+        LISTS,
+    )
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    held = "id => app.graph.getNodeById(id).widgets.find(w => w.name === 'lists').value"
+    page.wait_for_function(f"id => ({held})(id).includes('gone')", arg=ids[1], polling=300)
+    saved = page.evaluate("() => JSON.stringify(app.graph.serialize())")
+    (node,) = [one for one in json.loads(saved)["nodes"] if one["id"] == ids[1]]
+    assert any(isinstance(value, str) and '"gone"' in value for value in node["widgets_values"])
+    assert ours(page.errors) == []
