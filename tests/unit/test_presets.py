@@ -7,11 +7,11 @@ import json
 import pytest
 
 from flowcache_core.errors import SettingError
-from flowcache_core.presets import FOLDER, load_preset, model_file, models, preset_names, stretch
+from flowcache_core.presets import FOLDER, load_preset, model_file, models, preset_names
 from flowcache_core.report.events import RunStarted
 from flowcache_core.reuse.chunkwise import Chunkwise
 from flowcache_core.reuse.forecast import Forecast
-from flowcache_core.reuse.schedule import StaticSchedule
+from flowcache_core.reuse.schedule import StaticSchedule, stretch
 from flowcache_core.video.magi import MagiSettings
 from flowcache_core.video.skyreels import SkyReelsSettings
 
