@@ -93,12 +93,11 @@ def allocate(
     profile: ErrorProfile,
     own: bool,
     base: KVSettings,
-    storages: Sequence[str] = (),
 ) -> Allocation:
     """The least error within ``megabytes`` (10^6 bytes, what packed layers are read into included).
 
     own: whether the profile is this model's, so that layers get shares of their own; otherwise all get the same. base:
-    number format and device. storages: which may be chosen, all when empty. SettingError naming the least that works.
+    number format and device. SettingError naming the least that works.
     """
     room = int(megabytes * MEGA)
     whole = replace(base, budget=None, compressor=None)
@@ -106,7 +105,7 @@ def allocate(
         return Allocation(whole, 0.0, run_bytes(spec, whole, plan))
     found: list[tuple[float, int, tuple[float, ...], KVSettings]] = []
     least: list[tuple[int, KVSettings, float]] = []
-    for choice in choices(spec, plan, profile, own, base, storages):
+    for choice in choices(spec, plan, profile, own, base):
         smallest = int(choice.bytes[:, 0].sum()) + choice.read[0]
         least.append((smallest, choice.settings, choice.budgets[0]))
         best = choice.best(room, not own)
@@ -123,14 +122,12 @@ def allocate(
     return Allocation(replace(settings, budget=chosen), error, size)
 
 
-def choices(
-    spec: KVSpec, plan: Plan, profile: ErrorProfile, own: bool, base: KVSettings, storages: Sequence[str]
-) -> Iterator[Choice]:
+def choices(spec: KVSpec, plan: Plan, profile: ErrorProfile, own: bool, base: KVSettings) -> Iterator[Choice]:
     history = history_frames(plan) / largest_chunk_frames(plan)
     for name, by_storage in profile.errors.items():
         compressor = COMPRESSORS[name]()
         budgets = tuple(budgets_up_to(history, compressor))
-        for stored in (one for one in by_storage if not storages or one in storages):
+        for stored in by_storage:
             storage = STORAGES[stored]()
             settings = replace(base, budget=budgets[0], compressor=compressor, storage=storage)
             if not fits(spec, settings, plan):

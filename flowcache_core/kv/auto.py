@@ -17,11 +17,9 @@ from .spec import KVSpec
 class AutoKV(KVSettings):
     """``megabytes``: 10^6 bytes that a run's K/V may take, of all branches and layers, what packed layers are read into
     included. Budget, compressor and storage are chosen (:mod:`.allocate`); those of this object say nothing.
-    ``storages``: those that may be chosen, by name; empty for all that were measured.
     """
 
     megabytes: float = 0.0
-    storages: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,9 +29,6 @@ class AutoKV(KVSettings):
     @property
     def bounded(self) -> bool:
         return True
-
-    def only(self, *storages: str) -> AutoKV:
-        return replace(self, storages=storages)
 
     def settled(self, spec: KVSpec, plan: Plan) -> KVSettings:
         return _allocated(self, replace(spec, device="meta", move=None), plan).settings
@@ -51,4 +46,4 @@ class AutoKV(KVSettings):
 def _allocated(auto: AutoKV, spec: KVSpec, plan: Plan) -> Allocation:
     profile, own = profile_for(spec)
     base = KVSettings(dtype=auto.dtype, device=auto.device)
-    return allocate(spec, plan, auto.megabytes, profile, own, base, auto.storages)
+    return allocate(spec, plan, auto.megabytes, profile, own, base)

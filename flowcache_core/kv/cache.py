@@ -32,6 +32,8 @@ from .settled import Changes
 from .size import heads_at_once, made, place_of
 from .spec import KVSpec
 from .storage.finite import PackedFinite
+from .storage.fused import attend_packed, usable
+from .storage.packed import PackedTokens
 from .storage.tokens import Scratch
 
 
@@ -145,6 +147,9 @@ class KVCache(CacheFigures):
         bias = self.bias(layer, branches, chunk, newest)
         if bias is not None:
             return attend(q, *self._read(layer, branches, chunk, start, end), bias)
+        tokens = self._buffer(layer).tokens
+        if start == 0 and self._sink.move is None and isinstance(tokens, PackedTokens) and usable(tokens, q):
+            return attend_packed(tokens, branches, q, end)
         if step == heads:
             return attend(q, *self._read(layer, branches, chunk, start, end))
         parts: Iterator[slice] = (slice(first, min(first + step, heads)) for first in range(0, heads, step))

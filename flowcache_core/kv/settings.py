@@ -90,10 +90,6 @@ class KVSettings:
         """Whether a run keeps less than everything, as far as its settings say."""
         return self.budget is not None
 
-    def only(self, *storages: str) -> KVSettings:
-        """These settings where a run can store in no other way; what was asked for stays."""
-        return self
-
     def settled(self, spec: KVSpec, plan: Plan) -> KVSettings:
         """These settings for a run of this model over ``plan``."""
         return self

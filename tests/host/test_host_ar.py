@@ -427,10 +427,44 @@ def test_positions_follow_their_tokens_through_every_compression():
     assert compressed == 4
 
 
-def test_packed_storage_is_for_the_other_sampler(model):
-    packed = with_kv(model, 1.5, storage=module("flowcache_core.kv.storage").STORAGES["int4"]())
-    with pytest.raises(errors.SettingError, match="storage: got 'int4', accepted: plain, or AR Video Sampler"):
-        sample(packed, hosts(), start=latent(LONG))
+STORED = module("flowcache_core.kv.storage").STORAGES
+
+
+@pytest.mark.parametrize("storage", ["int8", "int4", "int2", "centroid"])
+def test_packed_kv_in_the_host_s_sampler_is_that_of_ours(model, storage):
+    """The same blocks, solver and clean pass: what is packed and unpacked is the same, so the videos are."""
+    packed = with_kv(model, 1.5, kv.COMPRESSORS["importance-redundancy"](), storage=STORED[storage]())
+    theirs, record = sample(packed, hosts(), start=latent(LONG))[0], settings.last_record(packed)
+    own = with_kv(model, 1.5, kv.COMPRESSORS["importance-redundancy"](), storage=STORED[storage]())
+    mine = sample(own, ours(), start=latent(LONG))[0]
+    plain = sample(with_kv(model, 1.5, kv.COMPRESSORS["importance-redundancy"]()), hosts(), start=latent(LONG))[0]
+    assert theirs.isfinite().all() and not torch.equal(theirs, plain)
+    error = (theirs - plain).square().mean() / plain.square().mean()
+    assert 0 < error < (1e-3 if storage == "int8" else 0.5)
+    assert record.kv_bytes == settings.last_record(own).kv_bytes and len(record.compressions) == 2
+    close(theirs, mine, 1e-3)
+
+
+@pytest.mark.parametrize("fields", [{"dtype": torch.float16}, {"dtype": torch.bfloat16}])
+def test_another_number_format_in_the_host_s_sampler(model, fields):
+    """Without a compression the history is the same: only its rounding differs."""
+    whole = sample(model, hosts(), start=latent(LONG))[0]
+    rounded = sample(with_kv(model, None, **fields), hosts(), start=latent(LONG))[0]
+    error = (rounded - whole).square().mean() / whole.square().mean()
+    assert 0 < error < 1e-3
+
+
+def test_settled_tokens_and_drops_at_a_chunk_s_end_in_the_host_s_sampler(model):
+    for storage in ("plain", "int8"):
+        patched = with_kv(model, 2.0, kv.COMPRESSORS["settled"](), storage=STORED[storage](), at_finish=True)
+        assert sample(patched, hosts(), start=latent(LONG))[0].isfinite().all()
+        seen = [(one.tokens_before, one.tokens_after) for one in settings.last_record(patched).compressions]
+        assert seen == [(3 * 3 * TOKENS, 2 * 3 * TOKENS)]
+
+
+def test_merged_tokens_are_for_the_other_sampler(model):
+    with pytest.raises(errors.SettingError, match="method: got 'merge', accepted: another"):
+        sample(with_kv(model, 2.0, kv.COMPRESSORS["merge"]()), hosts(), start=latent(LONG))
 
 
 def test_budget_per_layer(model):

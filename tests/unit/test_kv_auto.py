@@ -90,11 +90,9 @@ def test_too_few_megabytes_say_the_least_that_works() -> None:
         AutoKV(megabytes=0.0)
 
 
-def test_only_storages_that_may_be_chosen_and_heads_that_fill_bytes() -> None:
-    room = 0.6 * run_bytes(SPEC, KVSettings(), PLAN) / MEGA
-    assert allocate(SPEC, PLAN, room, profile(), True, KVSettings(), ("plain",)).settings.storage.name == "plain"
+def test_only_storages_that_take_the_heads() -> None:
     odd = replace(SPEC, head_dim=15)
-    stored = {one.settings.storage.name for one in choices(odd, PLAN, profile(), True, KVSettings(), ())}
+    stored = {one.settings.storage.name for one in choices(odd, PLAN, profile(), True, KVSettings())}
     assert stored == {"plain"}
 
 

@@ -84,6 +84,11 @@ class PackedTokens(LayerTokens):
         return sink, clean - sink - recent, recent
 
     @property
+    def parts(self) -> tuple[int, int, int]:
+        """Clean tokens in the sink, packed, recent."""
+        return self._parts(self.clean)
+
+    @property
     def _halves(self) -> tuple[Half, Half]:
         return self.keys, self.values
 

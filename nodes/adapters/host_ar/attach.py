@@ -7,13 +7,12 @@ from functools import partial
 from typing import Any
 
 import comfy.k_diffusion.sampling
-import torch
 from comfy.ldm.wan.ar_model import CausalWanModel
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor
 
 from ....flowcache_core.errors import require
-from ....flowcache_core.kv.size import peak_bytes
+from ....flowcache_core.kv.size import run_bytes
 from ....flowcache_core.plan.base import Chunk, Plan, offset_ticks
 from ....flowcache_core.reuse import QUANTITIES
 from ....flowcache_core.schedule import from_sigmas
@@ -63,7 +62,9 @@ def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> tuple[
         settings = settings.settled(run)
         check(guider, settings)
         with naming("KV Cache Compressor"):
-            kv_bytes = peak_bytes(kv_spec(model, latents.shape, 1, "cpu"), settings.kv_settings.only("plain"), plan)
+            kv = settings.kv_settings
+            here = kv.device in (None, guider.model_patcher.load_device.type)
+            kv_bytes = run_bytes(kv_spec(model, latents.shape, 1, "cpu"), kv, plan) if here else 0
         announce(guider, max(chunk.frames for chunk in plan.chunks), kv_bytes)
         for note in image_notes(guider.conds, model.diffusion_model):
             logging.warning("FlowCache: %s", note)
@@ -105,16 +106,9 @@ def check(guider: Any, settings: FlowCacheSettings) -> None:
     require(settings.ranks is None, "model", "FlowCache Multi-GPU", accepted)
     kv = settings.kv_settings
     with naming("KV Cache Compressor"):
-        own = model.get_dtype_inference()
-        require(kv.dtype in (None, own), "dtype", str(kv.dtype), f"same as the model ({own}), or {INSTEAD}")
-        storage = kv.storage
-        require(not storage.packs, "storage", storage.name, f"plain, or {INSTEAD}")
         merges = kv.compressor is not None and kv.compressor.merges
         accepted = f"another: this sampler's attention takes no weights of tokens; or {INSTEAD}"
         require(not merges, "method", kv.compressor and kv.compressor.name, accepted)
-        device = guider.model_patcher.load_device
-        here = kv.device is None or torch.device(kv.device).type == device.type
-        require(here, "device", kv.device, f"same as the model ({device}), or {INSTEAD}")
 
 
 def start_frames(model_options: Any) -> int:

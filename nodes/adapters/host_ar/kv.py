@@ -51,12 +51,16 @@ class Layer:
     events: int = 0
     sink: Tensor | None = None
 
+    def hear(self, rows: int, q: Tensor) -> None:
+        """Keep the last ``rows`` of ``q [B, heads, tokens, head_dim]``."""
+        self.queries = q[:, :, -rows:].clone()
+
 
 class HostKV:
     """One run's K/V in the host's sampler: layout, the tokens' positions and the queries that compressors want."""
 
     def __init__(self, spec: KVSpec, settings: KVSettings, plan: Plan) -> None:
-        settings = settings.only("plain").settled(spec, plan)
+        settings = settings.settled(spec, plan)
         self.spec, self.settings, self.plan = spec, settings, plan
         tokens = spec.tokens_per_frame
         self.chunk_tokens = largest_chunk_frames(plan) * tokens
@@ -136,6 +140,10 @@ class HostKV:
             needs.append(need)
         return CompressionResult(chunk.index, tuple(needs)) if any(needs) else None
 
+    def note_change(self, chunk: Chunk, change: Tensor) -> None:
+        """How much a finished chunk's tokens still changed ``[B, tokens]``, for compressors that ask."""
+        self.changes.note(self.chunk_starts[chunk.index], change)
+
     def release(self) -> None:
         """Drop every tensor."""
         self.layers.clear()
@@ -213,12 +221,12 @@ class HostKV:
         with ExitStack() as stack:
             for layer, block in zip(self.layers, transformer.blocks, strict=True):
                 if rows and layer.positions is not None:
-                    stack.enter_context(replaced(block, "forward", partial(overheard, layer=layer, rows=rows)))
+                    stack.enter_context(replaced(block, "forward", partial(overheard, hear=partial(layer.hear, rows))))
             yield
 
 
-def overheard(forward: Callable[..., Tensor], layer: Layer, rows: int) -> Callable[..., Tensor]:
-    """``forward`` of a block that leaves the last ``rows`` queries of its self-attention in ``layer``."""
+def overheard(forward: Callable[..., Tensor], hear: Callable[[Tensor], None]) -> Callable[..., Tensor]:
+    """``forward`` of a block that has ``hear`` the queries of its self-attention ``[B, heads, tokens, head_dim]``."""
 
     def listening(*args: Any, transformer_options: Any = None, **kwargs: Any) -> Tensor:
         options = dict(transformer_options or {})
@@ -228,7 +236,7 @@ def overheard(forward: Callable[..., Tensor], layer: Layer, rows: int) -> Callab
         def attention(func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, **rest: Any) -> Tensor:
             nonlocal heard
             if not heard:  # a block runs its self-attention first
-                layer.queries = q[:, -rows:].unflatten(-1, (heads, -1)).transpose(1, 2).clone()
+                hear(q.unflatten(-1, (heads, -1)).transpose(1, 2))
                 heard = True
             run = func if previous is None else lambda *a, **kw: previous(func, *a, **kw)
             return run(q, k, v, heads=heads, **rest)

@@ -52,6 +52,7 @@ from ..wan.denoiser import kv_spec
 from .kv import HostKV, LayerCache
 from .order import HOST_SAMPLER, INSTEAD, OUR_SAMPLER, CallOrder
 from .reuse import Embeddings, StepReuse
+from .stored import StoredHostKV, host_kv
 
 KEY = "flowcache"
 
@@ -62,7 +63,7 @@ class HostRun:
 
     model: Any
     settings: EngineSettings
-    kv: HostKV
+    kv: HostKV | StoredHostKV
     bounded: bool
     reuse: StepReuse
     recorder: Recorder
@@ -88,7 +89,7 @@ class HostRun:
         require(last == 0, "sigmas", f"an end at {last:g}", f"an end at 0, or {INSTEAD}")
         chosen = settings.chosen
         picked: dict[str, Any] = {} if chosen is None else chosen.engine_fields
-        kv = settings.kv_settings.only("plain")
+        kv = settings.kv_settings
         solver = SOLVERS["renoise"]()
         embeddings = Embeddings(model, noise.device)
         with naming("FlowCache Chunkwise Reuse"):
@@ -102,7 +103,7 @@ class HostRun:
             reuse = StepReuse(engine, engine.policy.begin(schedule, embeddings), embeddings)
         with naming("KV Cache Compressor"):
             spec = kv_spec(model, noise.shape, 1, noise.device)
-            cache = HostKV(spec, kv, plan)
+            cache = host_kv(spec, kv, plan)
         keep = partial(settings.slot.keep, recording=recording, reuse=chosen)
         live, notes = LiveMap(LiveRun([engine]), settings), reuse_notes(settings, patcher)
         notes += (choice,) if (choice := kv.choice(spec, plan)) else ()
@@ -283,7 +284,7 @@ class HostRun:
         self.observe(CachePass(kind, chunk.index, 1, tokens, context, time.perf_counter() - begun))
         if self.predicted is not None and not given:
             change = token_change(self.predicted, x, self.kv.spec.tokens_per_frame)
-            self.kv.changes.note(self.kv.chunk_starts[chunk.index], change)
+            self.kv.note_change(chunk, change)
         self.told(self.kv.commit, chunk, caches, self.plan.last_tick.get(chunk.index, 0))
         if not given:
             self.reuse.finish(chunk)
