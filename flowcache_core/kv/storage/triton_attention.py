@@ -6,10 +6,12 @@ per channel, in the table's slot of their group; values as codes with a low and 
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-import triton
-import triton.language as tl
+# Not by a statement: nothing that the core needs, and this module is read only where it is.
+triton: Any = import_module("triton")
+tl: Any = import_module("triton.language")
 
 
 @triton.jit
