@@ -27,6 +27,7 @@ from flowcache_core.reuse.motion import Motion
 from flowcache_core.reuse.never import Never
 from flowcache_core.reuse.schedule import StaticSchedule, spread
 from flowcache_core.sparse.settings import SparseSettings
+from flowcache_core.sparse.top_k import TopK
 
 Change = Callable[[EngineSettings], EngineSettings]
 
@@ -67,6 +68,9 @@ def levers() -> Iterator[tuple[str, Change]]:
     yield "reuse", lambda run: replace(run, policy=lists(run))
     yield "token reuse", lambda run: replace(run, policy=tokens(run))
     yield "sparse attention", lambda run: replace(run, sparse=SparseSettings(dense_chunks=1))
+    for density in (0.5, 0.3):  # known beforehand: random weights attend to everything alike
+        sparse = SparseSettings(TopK(density=density), dense_chunks=0)
+        yield f"sparse attention {density:g}", lambda run, sparse=sparse: replace(run, sparse=sparse)  # type: ignore[misc]
     yield "budget", lambda run: replace(run, kv=KVSettings(budget=1.0, compressor=Recent()))
     yield "K/V in fp8", lambda run: replace(run, kv=KVSettings(dtype=torch.float8_e4m3fn))
     for name, kind in STORAGES.items():

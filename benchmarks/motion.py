@@ -2,6 +2,7 @@
 
     python dev.py bench motion                                       the mini model (16 tokens a frame)
     python dev.py bench motion --model scenes                        mini scenes (64 tokens a frame)
+    python dev.py bench motion --seconds                             what gathering and scattering cost
 
 Rows are saved as they are made; a second call goes on where the first stopped.
 """
@@ -36,6 +37,7 @@ from flowcache_core.reuse.token_needs import largest
 from flowcache_core.rows import Rows
 from flowcache_core.schedule import Schedule
 
+from . import motion_seconds
 from .curve import setup_of
 from .methods import Subject, ours
 from .mini_runs import MODELS, Comparison, Row, pairs, run, shape, specimen
@@ -247,10 +249,19 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("--model", default="mini", choices=list(MODELS))
     p.add_argument("--pairs", type=int, help="held-out prompts and seeds (default: 8)")
     p.add_argument("--chunks", type=int, default=3)
+    p.add_argument(
+        "--seconds", type=int, nargs="?", const=7, help="time gathering and scattering instead, so many times"
+    )
     options = p.parse_args(argv)
     count = 8 if options.pairs is None else options.pairs
     require_count("pairs", count, minimum=1, maximum=100)
     require_count("chunks", options.chunks, minimum=1, maximum=100)
+    if options.seconds is not None:
+        require_count("seconds", options.seconds, minimum=1, maximum=1000)
+        rows_timed = motion_seconds.measure(options.seconds)
+        print("\n".join(map(str, rows_timed)))
+        save("motion-seconds", {"repetitions": options.seconds, "rows": [asdict(row) for row in rows_timed]})
+        return 0
     setup, _ = setup_of(options.model, "blockwise")
     setup = replace(setup, chunks=options.chunks)
     name = "motion" if options.model == "mini" else f"motion-{options.model}"

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowcache_core.calibrate.heads import Measuring, Place, relative_error, spread_places
+from flowcache_core.calibrate.head_samples import Measuring, Place, relative_error
+from flowcache_core.calibrate.heads import spread_places
 from flowcache_core.calibrate.runs import Pair, Setup, Specimen, generated, videos
 from flowcache_core.denoiser import ChunkInput
 from flowcache_core.presets.sparse import SparsePreset

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,14 +17,16 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Tokens of one chunk in (frame, row, column) order, the same for all branches and videos of the batch.
+    """Tokens of one chunk in (frame, row, column) order, the same for all videos of the batch.
 
-    index: ``[n]`` ascending, no token twice, n at least 1. grid: of all the chunk's tokens. What is asked for on a
-    device is copied there once.
+    index: ``[n]`` ascending, no token twice, n at least 1. grid: of all the chunk's tokens. each: where guidance
+    branches compute different ones, those of each, None for none (:meth:`by_branch`); ``index`` then has what any
+    computes. What is asked for on a device is copied there once.
     """
 
     index: Tensor
     grid: Grid
+    each: tuple[Rows | None, ...] = ()
     _moved: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -35,9 +38,27 @@ class Rows:
         """The tokens where ``mask [tokens]``, best on the CPU, is true: how many they are is asked where it lies."""
         return cls(mask.flatten().nonzero().flatten(), grid)
 
+    @classmethod
+    def by_branch(cls, each: Sequence[Rows | None], grid: Grid) -> Rows:
+        """Other tokens in every branch; at least one has some."""
+        some = [rows.mask(rows.index.device) for rows in each if rows is not None]
+        index = torch.stack(some).any(0).flatten().nonzero().flatten()
+        return cls(index, grid, tuple(each))
+
+    @property
+    def shared(self) -> Rows:
+        """The same in every branch: what any of them computes."""
+        return Rows(self.index, self.grid) if self.each else self
+
     @property
     def count(self) -> int:
         return self.index.shape[0]
+
+    def share_of(self, tokens: int) -> int:
+        """Of so many tokens, those that a branch computes, on average over branches."""
+        own = self.each or (self,)
+        computed = sum(one.count for one in own if one is not None) / len(own)
+        return round(computed / self.tokens * tokens)
 
     @property
     def tokens(self) -> int:

@@ -12,13 +12,15 @@ from ..flowcache_core.errors import require
 from ..flowcache_core.presets.own import require_name
 from .adapters.declared import Node
 from .adapters.naming import CATEGORY, naming
-from .adapters.run.calibration import Calibration
+from .adapters.run.calibration import Calibration, heads_preset
 from .adapters.shown.curve_picture import draw_curve
+from .adapters.shown.heads_picture import draw_heads
 from .adapters.shown.page import Page
 from .choices import MISSING, check
 from .presets import PresetLink
 
 NAME = "FlowCache Calibrate"
+HEADS = "attention heads"
 
 
 def number(name: str, start: float, least: float, most: float, step: float, text: str) -> io.Input:
@@ -36,8 +38,9 @@ TARGETS: dict[str, tuple[str, list[io.Input]]] = {
         "psnr",
         [number("psnr", 50.0, 1.0, 100.0, 1.0, "dB against the uncached video, as expected from the recording.")],
     ),
+    HEADS: ("density", [number("density", 0.5, 0.01, 1.0, 0.01, "Share of the self-attention that is computed.")]),
 }
-"""Name in the list -> field of a Target, and its input."""
+"""Name in the list -> field of a Target, and its input; the last is for FlowCache Sparse Attention."""
 
 
 class Calibrate(Node):
@@ -110,8 +113,12 @@ class Calibrate(Node):
             chosen = target["target"]
             require(chosen in TARGETS, "target", chosen, ", ".join(TARGETS))
             field = TARGETS[chosen][0]
-            calibration = Calibration.of(model, latent, chunks or None)
-            own, text = calibration.preset(name.strip(), Target(**{field: target[field]}))
-            picture = draw_curve(calibration.chooser, own.preset, Page.now().dark)
+            if chosen == HEADS:
+                heads, text = heads_preset(model, latent, name.strip(), target[field])
+                document, picture = heads.document, draw_heads(heads, Page.now().dark)
+            else:
+                calibration = Calibration.of(model, latent, chunks or None)
+                own, text = calibration.preset(name.strip(), Target(**{field: target[field]}))
+                document, picture = own.document, draw_curve(calibration.chooser, own.preset, Page.now().dark)
         images = ui.PreviewImage(picture, cls=cls).as_dict()
-        return io.NodeOutput(own.document, text, picture, ui={**images, **ui.PreviewText(text).as_dict()})
+        return io.NodeOutput(document, text, picture, ui={**images, **ui.PreviewText(text).as_dict()})

@@ -8,7 +8,9 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..flowcache_core.errors import SettingError, listed
-from ..flowcache_core.presets.own import OwnPreset
+from ..flowcache_core.presets import ACCEPTED
+from ..flowcache_core.presets.own import KINDS, OwnHeads, OwnPreset, OwnRow, own_row
+from ..flowcache_core.reading.json_text import parse_object
 from .adapters.declared import Node
 from .adapters.files import own_presets
 from .adapters.naming import CATEGORY, naming
@@ -29,6 +31,11 @@ def linked(value: Mapping[str, Any]) -> OwnPreset:
         raise SettingError("preset", listed(value), "a link from FlowCache Calibrate or FlowCache Preset")
     ((name, row),) = rows.items()
     return OwnPreset.of(name, row)
+
+
+def linked_row(value: Mapping[str, Any]) -> OwnRow:
+    """As :func:`linked`, a preset of either kind."""
+    return own_row(dict(value), "preset") if value.get(OwnHeads.key) else linked(value)
 
 
 class Preset(Node):
@@ -59,9 +66,12 @@ class Preset(Node):
                 ),
                 io.Combo.Input(
                     "file",
-                    options=[NOTHING, *own_presets.names()],
+                    options=[NOTHING, *files()],
                     default=NOTHING,
-                    tooltip="A preset of your folder (user/default/flowcache/presets); none for the one held below.",
+                    tooltip=(
+                        "A preset of your folder (user/default/flowcache/presets, heads: .../heads); none for the one "
+                        "held below."
+                    ),
                 ),
                 io.String.Input("lists", default="", multiline=True, tooltip=LISTS_TOOLTIP),
                 io.String.Input(
@@ -86,7 +96,7 @@ class Preset(Node):
     @classmethod
     def validate_inputs(cls, file: Any = MISSING, lists: Any = MISSING) -> bool | str:
         """A file that is not there stops nothing where the workflow holds the preset itself."""
-        known, held = (NOTHING, *own_presets.names()), isinstance(lists, str) and bool(lists.strip())
+        known, held = (NOTHING, *files()), isinstance(lists, str) and bool(lists.strip())
         given = file is not MISSING and file is not None  # else the host refuses it, or a link will bring it
         if given and file not in known and not (held and isinstance(file, str) and file):
             raise ValueError(f"file: got {file or 'nothing'}, accepted: {', '.join(known)}")
@@ -106,27 +116,41 @@ class Preset(Node):
             own = own.renamed(name.strip()) if name.strip() else own
             lines = [f"{own.name}, from {source}", *described(own)]
             if save:
-                lines.append(f"saved: {own.save(own_presets.own_folder()).name}")
+                lines.append(f"saved: {own.save(own_presets.own_folder(type(own))).name}")
         text = "\n".join(lines)
         return io.NodeOutput(own.document, text, ui={"lists": (own.text,), **ui.PreviewText(text).as_dict()})
 
 
-def found(preset: Mapping[str, Any] | None, hold: bool, file: str, lists: str) -> tuple[OwnPreset, str]:
+def files() -> dict[str, tuple[type[OwnRow], str]]:
+    """Name in the list -> kind and name of every preset in the user's folder."""
+    return {
+        (f"{kind.folder}: " if kind is not OwnPreset else "") + name: (kind, name)
+        for kind in KINDS
+        for name in own_presets.names(kind)
+    }
+
+
+def found(preset: Mapping[str, Any] | None, hold: bool, file: str, lists: str) -> tuple[OwnRow, str]:
     """The preset and where it is from: the link, the file, or the workflow. SettingError where there is none."""
     held = bool(lists.strip())
     if preset is not None and not (hold and held):
-        return linked(preset), "what is linked"
-    if file != NOTHING and not hold and (file in own_presets.names() or not held):
-        return own_presets.load(file, "file"), "your folder"
+        return linked_row(preset), "what is linked"
+    there = files()
+    if file != NOTHING and not hold and (file in there or not held):
+        kind, name = there.get(file, (OwnPreset, file))
+        return own_presets.load_of(kind, name, "file"), "your folder"
     if held:
-        missing = "" if file in (NOTHING, *own_presets.names()) else f" ({file} is not in your folder)"
-        return OwnPreset.parse(lists, "lists"), f"this workflow{missing}"
+        missing = "" if file in (NOTHING, *there) else f" ({file} is not in your folder)"
+        return own_row(parse_object(lists, "lists", ACCEPTED), "lists"), f"this workflow{missing}"
     accepted = "a link from FlowCache Calibrate, a file of your folder, or a preset as JSON in lists"
     raise SettingError("preset", "nothing", accepted)
 
 
-def described(own: OwnPreset) -> list[str]:
+def described(own: OwnRow) -> list[str]:
     """What it is for, in lines."""
+    if isinstance(own, OwnHeads):
+        return [own.preset.text, f"heads of {own.preset.model}, at density {own.preset.method.density:g}"]
+    assert isinstance(own, OwnPreset)
     preset, evidence = own.preset, own.row.get("evidence", {})
     lines = [preset.text]
     if preset.requires is not None:

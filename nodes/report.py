@@ -24,6 +24,11 @@ class Report(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model that was sampled: the one connected to the guider."),
                 io.Latent.Input("latent", tooltip="The sampler's output: the report is on the run that made it."),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="The decoded video: where steps were computed in part, what was computed is laid over it.",
+                ),
             ],
             outputs=[
                 io.String.Output("text", tooltip="Headline, map of chunks and steps, notes."),
@@ -37,8 +42,8 @@ class Report(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, latent: Any) -> io.NodeOutput:
-        report = RunReport.of(model, latent)
+    def execute(cls, model: Any, latent: Any, images: Any = None) -> io.NodeOutput:
+        report = RunReport.of(model, latent, images)
         images = report.tried("preview", lambda: ui.PreviewImage(report.picture, cls=cls).as_dict(), lambda _: {})
         return io.NodeOutput(
             report.text, report.picture, report.document, ui={**images, **ui.PreviewText(report.on_node).as_dict()}

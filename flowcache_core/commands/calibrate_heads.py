@@ -25,7 +25,7 @@ from ..presets import SCHEMA, read_presets
 from ..presets.sparse import sparse_row
 from ..report.progress import time_left
 from ..sparse.calibrated import Calibrated
-from ..sparse.head_budget import share_out, shared
+from ..sparse.head_budget import predicted
 from ..sparse.head_errors import CANDIDATES, HeadErrors
 from ..sparse.head_table import HeadTable
 from ..sparse.xattention import require_p
@@ -128,18 +128,6 @@ def begin(options: argparse.Namespace) -> tuple[HeadCalibration, dict[str, Any]]
         "dense_chunks": options.dense_chunks,
     }
     return HeadCalibration(specimen, setup, HeadErrors.resume(kept, subject), places, kept), evidence
-
-
-def predicted(table: HeadTable) -> list[dict[str, float]]:
-    """At every candidate's density: summed errors of one p for all heads, and of p per head."""
-    rows = []
-    for index, p in enumerate(table.subject.candidates):
-        if p < 1:
-            one = shared(table, index)
-            best = share_out(table, one.density)
-            row = {"density": one.density, "p": p, "shared": one.error, "per_head": best.error}
-            rows.append({key: float(f"{value:.4g}") for key, value in row.items()})
-    return rows
 
 
 def write(path: Path, name: str, row: dict[str, Any]) -> Path:

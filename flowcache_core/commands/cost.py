@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..cost import Cost, MagiShape, ModelShape, count
-from ..cost.assumed import counted_policy
+from ..cost.assumed import assumption, counted_policy
 from ..cost.counted import counted_events
 from ..cost.ranks import Machine, Run, Sharing, heads_of, shared
 from ..cost.ranks import as_text as ranks_text
@@ -145,6 +145,8 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         shape = MagiShape.of(MAGI_24B, shape.nearly_clean_from, shape.text_tokens)
     result = count(shape, settings, run["tokens_per_frame"], run["branches"])
     output = as_json(arguments.model, preset, run, max(kv.budgets, default=None), result)
+    if (assumed := assumption(preset, steps, arguments.computed)) is not None:
+        output["notes"].append(assumed)
     output["notes"] += [] if warning is None else [f"warning: {warning}"]
     output["notes"] += sorted({note for window in settings if (note := window.kv.note(window.plan))})
     if preset.attention == "bidirectional":
@@ -225,6 +227,7 @@ def as_json(model: str, preset: Preset, run: Mapping[str, Any], budget: float | 
         "computed_steps": cost.computed_steps,
         "total_steps": cost.total_steps,
         "compressions": cost.compressions,
+        "part_steps": cost.part_steps,
         "notes": [preset.text],
     }
 
@@ -240,7 +243,8 @@ def as_text(result: Mapping[str, Any]) -> str:
     if "pflops_dense_attention" in result:
         lines.append(f"  all attention   {result['pflops_dense_attention']:.1f} PFLOPs")
     computed, total = result["computed_steps"], result["total_steps"]
-    lines.append(f"  chunk steps     {computed} of {total} computed ({computed / total:.0%})")
+    parts = f", {result['part_steps']} in part" if result["part_steps"] else ""
+    lines.append(f"  chunk steps     {computed} of {total} computed ({computed / total:.0%}){parts}")
     budget = "whole video" if result["kv_budget"] is None else f"budget {result['kv_budget']:g} chunks + active"
     lines.append(
         f"  K/V             {result['kv_bytes'] / 2**30:.2f} GiB, {result['kv_tokens']} tokens per layer ({budget})"

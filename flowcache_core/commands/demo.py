@@ -31,7 +31,7 @@ from ..parallel.run import generate_on_ranks
 from ..parallel.shape import MeshShape, mesh_from_text
 from ..plan import PLANS
 from ..presets import Preset, load_preset, preset_names
-from ..report import document, figure, text
+from ..report import document, figure, places_figure, text
 from ..report.events import Event
 from ..report.progress import Progress
 from ..report.quality import Quality, compare
@@ -51,7 +51,8 @@ EXTRAS = {"matplotlib": "matplotlib", "av": "av"}  # module -> package
 LONG, QUICK = (8, 50), (4, 30)  # chunks and steps, by default and with --quick
 DEFAULT_PRESET = "balanced"
 VANILLA, FLOWCACHE = "vanilla", "flowcache"
-FILES = (f"{VANILLA}.mp4", f"{FLOWCACHE}.mp4", "compare.mp4", "map.png", "report.json")
+WHERE = "where.png"
+FILES = (f"{VANILLA}.mp4", f"{FLOWCACHE}.mp4", "compare.mp4", "map.png", WHERE, "report.json")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -254,13 +255,15 @@ def described(options: argparse.Namespace, demo: Demo) -> dict[str, Any]:
 def write(
     out: Path, fps: int, records: dict[str, RunRecord], videos: dict[str, Tensor], content: dict[str, Any]
 ) -> None:
-    """All five files into ``out``, or none: they belong together."""
+    """All files into ``out``, or none: they belong together. Where the compute went only for steps in part."""
     labels = [f"{name}: {r.computed_steps} steps, {r.seconds or 0:.1f} s" for name, r in records.items()]
     with whole_folder(out) as folder:
         for name, video in videos.items():
             write_video(folder / f"{name}.mp4", video, fps=fps)
         write_video(folder / "compare.mp4", side_by_side(list(videos.values()), labels), fps=fps)
         figure.save(records[FLOWCACHE], folder / "map.png")
+        if records[FLOWCACHE].places:
+            places_figure.save(records[FLOWCACHE], videos[FLOWCACHE].numpy(), folder / WHERE)
         document.write_document(folder / "report.json", content)
 
 
@@ -284,6 +287,7 @@ def summary(
     out: Path, records: dict[str, RunRecord], quality: Quality | None, machine: dict[str, Any], remarks: Sequence[str]
 ) -> str:
     """What the terminal shows at the end."""
+    where = f"{out / WHERE}     where the compute went, over the video\n" if records[FLOWCACHE].places else ""
     processor = f"{machine['processor']}, {machine['cores']} cores, {machine['threads']} threads"
     return f"""
 {text.table(records, {FLOWCACHE: quality} if quality else None)}
@@ -295,7 +299,7 @@ PSNR and SSIM compare the two videos with one another.
 
 {out / "compare.mp4"}   both side by side: shape, colour and path should be the same
 {out / "map.png"}       which steps were reused, and the K/V memory against the budget
-{out / "report.json"}   all figures; {VANILLA}.mp4 and {FLOWCACHE}.mp4 beside it"""
+{where}{out / "report.json"}   all figures; {VANILLA}.mp4 and {FLOWCACHE}.mp4 beside it"""
 
 
 def main(argv: Sequence[str]) -> int:

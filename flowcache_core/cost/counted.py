@@ -19,6 +19,8 @@ from ..rows import Rows
 from ..sparse.forward import SparseForward
 from .shapes import ModelShape
 
+PARTED = 20  # latent pixels of a side where steps are computed in part: shares of a chunk come out to 1 %
+
 
 class CountedCache:
     """The K/V cache's bookkeeping without its tensors."""
@@ -112,6 +114,7 @@ class Cost:
     computed_steps: int
     total_steps: int
     compressions: int
+    part_steps: int = 0
 
 
 def count(
@@ -132,6 +135,7 @@ def count(
         computed_steps=sum(step.action == "compute" for step in steps),
         total_steps=len(steps),
         compressions=sum(isinstance(event, CacheCompressed) for event in events),
+        part_steps=sum(step.action == "part" for step in steps),
     )
 
 
@@ -148,7 +152,8 @@ def counted_events(
             cache = CountedCache(settings, tokens_per_frame, branches * shape.kv_bytes_per_token)
             kv_tokens = max(kv_tokens, cache.capacity_tokens)
         plan = settings.plan
-        noise = torch.zeros(1, 1, plan.frames, 1, 1)
+        side = 1 if settings.policy.parts == "never" else PARTED
+        noise = torch.zeros(1, 1, plan.frames, side, side)
         prefix = noise[:, :, : plan.prefix_frames] if plan.prefix_frames else None
         denoiser = CountingDenoiser(tokens_per_frame, branches)
         generate(denoiser, settings, noise, prefix=prefix, observe=events.append, cache=cache)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -22,6 +22,7 @@ from ..sparse.run import SparseRun
 from .chunk import ActiveChunk
 from .finite import FiniteWatch
 from .passes import Passes
+from .places import PlaceCounts
 from .settings import EngineSettings
 from .settling import Settling
 
@@ -42,8 +43,10 @@ class Run:
     first_low: Tensor | None = None
     kv_choice: str = ""
     settling: Settling | None = None
+    places: PlaceCounts = field(init=False)
 
     def __post_init__(self) -> None:
+        self.places = PlaceCounts(self.settings.plan.steps)
         self.policy.read_with(self.reader)
 
     @classmethod
@@ -82,13 +85,11 @@ class Run:
         self.passes.prefix()
         for tick in self.settings.plan.ticks:
             self.tick(tick)
-        for event in self.finite.rest():
-            self.observe(event)
+        self.tell((*self.finite.rest(), *self.places.rest()))
         if self.passes.cache is not None:
             self.passes.cache.require_finite()
         if self.sparse is not None:
-            for told in self.sparse.rest():
-                self.observe(told)
+            self.tell(self.sparse.rest())
         seconds = time.perf_counter() - self.started
         self.observe(RunFinished(seconds, seconds - self.passes.seconds))
         return self.passes.latents
@@ -119,14 +120,16 @@ class Run:
         for item, decision in zip(items, decisions, strict=True):
             self.step(item, decision, tick, window, joint)
         self.finite.send()
-        for event in self.finite.arrived():
-            self.observe(event)
+        self.tell((*self.finite.arrived(), *self.places.arrived()))
         if self.sparse is not None:
-            for told in self.sparse.arrived():
-                self.observe(told)
+            self.tell(self.sparse.arrived())
         for item in items:
             if item.step == plan.steps - 1:
                 self.finish(item.chunk, tick)
+
+    def tell(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self.observe(event)
 
     @property
     def sparse(self) -> SparseRun | None:
@@ -191,12 +194,16 @@ class Run:
             velocity, taken, count = output.velocity, item, tokens
             branches = branches if output.branches is None else output.branches
             if output.rows is not None:
-                velocity, count = active.take_part(item, output, self.reused(item)), output.rows.count
+                velocity, count = active.take_part(item, output, self.reused(item)), output.rows.share_of(tokens)
+                self.places.part(item.chunk.index, output.rows)
             else:
+                self.places.whole(item.chunk.index)
                 decision = self.policy.override(item, decision, "whole only")
                 taken = active.take(item, velocity, computed=True, residual=output.residual)
         if decision.action == "compute":
             self.policy.observe(taken, velocity)
+        if self.settings.policy.reads_residual:
+            self.policy.behind(item, active.history[-1])
         if passes.cache is None:
             passes.frames(item.chunk).copy_(active.latents)
         self.finite.note((tick.index, item.chunk.index, item.step), velocity, active.latents)
@@ -253,6 +260,7 @@ class Run:
         self.passes.finished(chunk, latents, tick.index)
         if self.sparse is not None:
             self.sparse.finish(chunk.index)
+        self.places.finish(chunk)
         self.observe(ChunkFinished(tick.index, chunk.index, chunk.first_frame, latents))
 
     def anchored(self, done: ActiveChunk) -> Tensor:

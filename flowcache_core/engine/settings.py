@@ -128,6 +128,8 @@ class EngineSettings:
         )
         correction = getattr(quantity, "correction", True)
         require(self.policy.parts != "often" or not quantity.corrects, "forecast_correction", correction, accepted)
+        accepted = f"residual with {name}, which weighs tokens by the model's hidden states"
+        require(not self.policy.reads_residual or quantity.needs_residual, "reused quantity", quantity.name, accepted)
 
     def computes_all(self, tick: int) -> bool:
         """Whether no chunk may reuse at this tick."""

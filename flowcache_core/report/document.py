@@ -52,6 +52,7 @@ def to_json(record: RunRecord) -> dict[str, Any]:
             "attention_density": record.attention_density,
             "densities": [asdict(event) for event in record.densities],
             "head_densities": [asdict(event) for event in record.head_densities],
+            "places": [asdict(event) for event in record.places],
             "fault": record.fault,
             "notes": list(record.notes),
         }

@@ -130,6 +130,18 @@ class WindowPass:
 
 
 @dataclass(frozen=True)
+class PlacesComputed:
+    """How often each place of a finished chunk was computed in its ``steps``, of chunks with steps in part. Told when
+    it is known, and before ``RunFinished``. counts: ``[latent frames][rows][columns]`` of tokens.
+    """
+
+    chunk: int
+    first_frame: int
+    steps: int
+    counts: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+@dataclass(frozen=True)
 class AttentionDensity:
     """How much of its self-attention a forward of a chunk computed where that was not all. Told when it is known, which
     may be ticks later, and before ``RunFinished``.
@@ -221,6 +233,7 @@ Event = (
     | CacheCompressed
     | AttentionDensity
     | HeadDensities
+    | PlacesComputed
     | Remarked
     | ChunkFinished
     | RunFinished

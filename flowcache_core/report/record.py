@@ -15,6 +15,7 @@ from .events import (
     Event,
     HeadDensities,
     NotFinite,
+    PlacesComputed,
     Remarked,
     RunFinished,
     RunStarted,
@@ -74,6 +75,7 @@ class RunRecord:
     not_finite: tuple[NotFinite, ...]
     densities: tuple[AttentionDensity, ...]
     head_densities: tuple[HeadDensities, ...]
+    places: tuple[PlacesComputed, ...]
     remarks: tuple[str, ...]
     chunks_finished: int
     seconds: float | None
@@ -248,12 +250,24 @@ class Recorder:
             not_finite=tuple(e for e in events if isinstance(e, NotFinite)),
             densities=tuple(e for e in events if isinstance(e, AttentionDensity)),
             head_densities=tuple(e for e in events if isinstance(e, HeadDensities)),
+            places=tuple(e for e in events if isinstance(e, PlacesComputed)),
             remarks=tuple(dict.fromkeys(e.text for e in events if isinstance(e, Remarked))),
             chunks_finished=self._chunks_finished,
             seconds=sum(e.seconds for e in finished) if complete else None,
             engine_seconds=sum(e.engine_seconds for e in finished) if complete else None,
             flops=None if self.flops is None else self._flops,
         )
+
+
+_OF_CHUNKS = (
+    StepTaken,
+    NotFinite,
+    CacheCompressed,
+    CachePass,
+    AttentionDensity,
+    HeadDensities,
+    PlacesComputed,
+)
 
 
 def _numbers(values: Iterable[float | None]) -> Iterator[float]:
@@ -299,7 +313,7 @@ def in_one_row(events: Iterable[Event], spans: Sequence[WindowSpan]) -> Iterator
         if isinstance(event, StepTaken | NotFinite | CacheCompressed | WindowPass | AttentionDensity):
             event = replace(event, tick=first_tick + event.tick)
             next_tick = max(next_tick, event.tick + 1)
-        if isinstance(event, StepTaken | NotFinite | CacheCompressed | CachePass | AttentionDensity | HeadDensities):
+        if isinstance(event, _OF_CHUNKS):
             event = replace(event, chunk=spans[window].first_chunk + event.chunk)
         yield event
 

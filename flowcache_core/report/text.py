@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from . import places
 from .quality import Quality
 from .record import Kind, RunRecord
 
@@ -114,6 +115,8 @@ def details(record: RunRecord) -> list[str]:
     lines = []
     if (sparse := attention(record)) is not None:
         lines.append(sparse)
+    if (where := places.sentence(record)) is not None:
+        lines.append(where)
     if record.compressions:
         last = record.compressions[-1]
         tokens = f"{last.tokens_before} to {last.tokens_after} tokens a layer"

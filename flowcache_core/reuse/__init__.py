@@ -13,6 +13,7 @@ from .front_loaded import FrontLoaded
 from .interval import Interval
 from .magcache import MagCache
 from .motion import Motion
+from .motion_reference import ReferenceMotion
 from .never import Never
 from .partial_schedule import PartialSchedule
 from .published import Published
@@ -32,6 +33,7 @@ POLICIES: dict[str, type[ReusePolicy]] = {
         FrontLoaded,
         Published,
         Motion,
+        ReferenceMotion,
         PartialSchedule,
         Never,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from ..options import option
 from ..rows import Rows
 from ..schedule import Schedule
 from .read import OneRead
+
+if TYPE_CHECKING:
+    from .quantity import Computed
 
 Reason = Literal[
     "first step",
@@ -82,6 +85,8 @@ class ReusePolicy(ABC):
     name: ClassVar[str]
     reads_model: ClassVar[bool] = False
     parts: ClassVar[Parts] = "never"
+    reads_residual: ClassVar[bool] = False
+    """Whether :meth:`PolicyState.behind` is called; the reused quantity then is the residual."""
 
     warmup_steps: int = option(
         5,
@@ -172,6 +177,11 @@ class PolicyState(ABC):
 
     def observe(self, item: ChunkInput, velocity: Tensor) -> None:  # noqa: B027 - most policies do not look at velocities
         """Told after a computed step: ``velocity [branches, B, ...]`` at ``item``. Must not sync with the device."""
+
+    def behind(self, item: ChunkInput, last: Computed) -> None:  # noqa: B027 - most policies do not look at the model
+        """Told after every step ``item``, computed or not, where the policy reads the residual: what is kept of the
+        last computed one, every token's own.
+        """
 
     def overridden(self, chunk: int) -> None:
         """A reuse that was decided for ``chunk`` was not made, its whole step is computed: count from here again."""

@@ -58,7 +58,7 @@ def build_part(what: str, registry: Mapping[str, type[Part]], settings: object) 
     if not isinstance(name, str) or name not in registry:
         raise SettingError(what, name, ", ".join(sorted(registry)))
     kind = registry[name]
-    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
+    known = {field.name: field for field in fields(kind) if field.init}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise SettingError(f"{what} {name}", unknown[0], ", ".join(sorted(known)) or "no fields")

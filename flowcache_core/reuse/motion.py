@@ -114,7 +114,7 @@ class Motion(ByDistance):
     relative: bool = option(
         True,
         "Only for motion: measure the motion between frames relative to their size, as for SkyReels-V2. Off: as it is, "
-        "as for MAGI-1.",
+        "and the video's first frame weighs 1, as for MAGI-1.",
         label="relative_motion",
         optional=True,
         place=32,
@@ -153,7 +153,7 @@ class Motion(ByDistance):
             return f"{why}: no token decides on its own, this is chunkwise reuse"
         return None
 
-    def begin(self, schedule: Schedule, denoiser: ModelView) -> MotionState:
+    def begin(self, schedule: Schedule, denoiser: ModelView) -> PolicyState:
         return MotionState(schedule, self, self.distance.begin(schedule, denoiser))
 
 
@@ -197,7 +197,8 @@ class MotionState(PolicyState):
 
     def weights(self, item: ChunkInput) -> Tensor:
         policy = self.policy
-        return motion_weights(item.latents, item.before, policy.floor, PATCH, relative=policy.relative)
+        ways = {"relative": policy.relative, "copies_second": policy.relative}
+        return motion_weights(item.latents, item.before, policy.floor, PATCH, **ways)
 
     def needs(self, item: ChunkInput) -> TokenNeeds:
         found = self.tokens.get(item.chunk.index)

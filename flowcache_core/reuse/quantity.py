@@ -74,6 +74,12 @@ class Part:
         branches, videos = velocity.shape[:2]
         places = rows.pixels(velocity)
         velocities, tokens = places[None, None, None], rows.mask(velocity.device).flatten()[None, :, None]
+        if rows.each:
+            none = torch.zeros_like(places)
+            own = [none if one is None else one.pixels(velocity) for one in rows.each]
+            velocities = torch.stack(own)[:, None, None]
+            flat = [torch.zeros_like(tokens) if one is None else _flat(one, tokens) for one in rows.each]
+            tokens = torch.cat([one for one in flat for _ in range(videos)])
         if repeated:
             ran = [branch not in repeated for branch in range(branches)]
             velocities = torch.stack([velocities[0] & one for one in ran])
@@ -84,6 +90,10 @@ class Part:
         if device is None:
             return self
         return Part(self.places.to(device), self.velocities.to(device), self.tokens.to(device))
+
+
+def _flat(rows: Rows, like: Tensor) -> Tensor:
+    return rows.mask(like.device).flatten()[None, :, None]
 
 
 def history_with_part(history: Sequence[Computed], newer: Computed, part: Part) -> list[Computed]:

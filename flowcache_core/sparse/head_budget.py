@@ -48,6 +48,18 @@ def shared(errors: Measured, candidate: int) -> HeadBudget:
     return _budget(errors, choice, float(error[:, candidate].sum()), float(density[:, candidate].mean()))
 
 
+def predicted(table: Measured) -> list[dict[str, float]]:
+    """At every candidate's density: summed errors of one p for all heads, and of p per head."""
+    rows = []
+    for index, p in enumerate(table.subject.candidates):
+        if p < 1:
+            one = shared(table, index)
+            best = share_out(table, one.density)
+            row = {"density": one.density, "p": p, "shared": one.error, "per_head": best.error}
+            rows.append({key: float(f"{value:.4g}") for key, value in row.items()})
+    return rows
+
+
 def _budget(errors: Measured, choice: tuple[int, ...], error: float, density: float) -> HeadBudget:
     subject = errors.subject
     p = np.array(subject.candidates)[list(choice)].tolist()

@@ -54,6 +54,11 @@ class Subject:
         ascending = len(self.candidates) > 0 and all(a < b for a, b in zip(self.candidates, self.candidates[1:]))
         require(ascending, "candidates", self.candidates, "at least one p, ascending")
 
+    @property
+    def cells(self) -> int:
+        """Measurements of one sample."""
+        return self.layers * self.heads * sum(p < 1 for p in self.candidates)
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -109,12 +114,17 @@ class HeadErrors:
             self.error[sample] = np.where(dense, np.zeros(shape), np.nan)
             self.density[sample] = np.where(dense, np.ones(shape), np.nan)
 
+    @property
+    def complete(self) -> tuple[Sample, ...]:
+        """Samples that lack no measurement."""
+        return tuple(sample for sample, error in self.error.items() if not np.isnan(error).any())
+
     def means(self) -> tuple[Array, Array]:
         """Errors and densities ``[layers * heads, candidates]``, means over the samples that are complete.
 
         SettingError when there is none.
         """
-        whole = [sample for sample, error in self.error.items() if not np.isnan(error).any()]
+        whole = self.complete
         require(len(whole) > 0, "samples", f"{len(self.error)} begun, none complete", "at least one complete sample")
         tables = (np.mean([of[sample] for sample in whole], axis=0) for of in (self.error, self.density))
         error, density = (table.reshape(-1, len(self.subject.candidates)) for table in tables)

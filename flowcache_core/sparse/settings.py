@@ -53,6 +53,7 @@ class SparseSettings:
     def __post_init__(self) -> None:
         require_count("dense_chunks", self.dense_chunks, minimum=0)
         require_count("dense_steps", self.dense_steps, minimum=0)
+        require(isinstance(self.dense_lasting, bool), "dense_lasting", self.dense_lasting, "true or false")
         require(self.engine in ENGINE_NAMES, "engine", self.engine, " or ".join(ENGINE_NAMES))
 
     def check(self, chunk_tokens: Sequence[int], layers: int, heads: int) -> None:

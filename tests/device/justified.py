@@ -37,6 +37,7 @@ JUSTIFIED: Mapping[tuple[str, str], Reason] = {
         "tick", "the same with how far masks have drifted, and what the tokens of a tick's chunks need"
     ),
     (BACK, "reuse/read.py arrived"): Reason("tick", "how far masks have drifted, where no policy looks at the video"),
+    (BACK, "engine/places.py _tell"): Reason("asked", "how often places were computed, by chunk, of a fixed share"),
     (BACK, "sparse/run.py _tell"): Reason("run", "what share of its attention every step computed, read at the end"),
     (INTO, "rows.py on"): Reason("asked", "which tokens of a chunk are computed"),
     # drawn on the host, so that a seed means the same on every device

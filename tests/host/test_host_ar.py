@@ -297,7 +297,7 @@ def same_in_both_samplers(patched, sigmas):
 
 
 def test_rows_name_every_policy_and_every_quantity():
-    assert {*POLICIES, *BY_TOKEN} == {*reuse.POLICIES}
+    assert {*POLICIES, *BY_TOKEN, "motion reference"} == {*reuse.POLICIES}
     assert {name if isinstance(name, str) else name["name"] for name in QUANTITIES} == {
         name for name, kind in reuse.QUANTITIES.items() if not kind.needs_residual
     }
@@ -325,8 +325,8 @@ def test_every_preset_of_the_node(name):
     made_for = {"steps": 10, "shift": 5.0} | (row.requires or {})
     model = load(shift=made_for["shift"])
     patched, sigmas = node("ChunkwiseReuse", model=model, preset={"preset": name}), sigmas_of(model, made_for["steps"])
-    if row.quantity.needs_residual:
-        with pytest.raises(errors.SettingError, match=r"Chunkwise Reuse, reused quantity.*AR Video Sampler"):
+    if row.quantity.needs_residual or row.policy.parts != "never":
+        with pytest.raises(errors.SettingError, match=r"AR Video Sampler"):
             sample(patched, hosts(), sigmas=sigmas)
         return
     record = same_in_both_samplers(patched, sigmas)

@@ -255,6 +255,8 @@ def test_the_frame_rate_is_told_to_both(loaded):
 
 
 PARTIAL = {"policy": "partial schedule", "computed_steps": "0, 1, 3, 5", "partial_steps": "2, 4", "partial_share": 0.4}
+NEED = {"policy": "motion", "threshold": 0.15, "warmup_steps": 1, "uniform_updates": 0, "motion_floor": 0.1}
+NEED |= {"minimum_share": 0.0, "quantity": "velocity"}
 SHARE = {"policy": "motion", "threshold": 0.5, "fixed_share": 0.4, "warmup_steps": 2, "uniform_updates": 0}
 
 
@@ -264,8 +266,9 @@ SHARE = {"policy": "motion", "threshold": 0.5, "fixed_share": 0.4, "warmup_steps
         (PARTIAL, None, 1.0),
         ({**PARTIAL, "quantity": "residual"}, 1.0, 4.0),
         ({**SHARE, "quantity": "velocity"}, 1.0, 4.0),
+        (NEED, None, 4.0),
     ],
-    ids=["partial schedule", "residual, compressed, cfg", "motion, compressed, cfg"],
+    ids=["partial schedule", "residual, compressed, cfg", "motion, compressed, cfg", "motion by need, cfg"],
 )
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_steps_in_part(loaded, plan, fields, budget, cfg):
@@ -273,6 +276,24 @@ def test_steps_in_part(loaded, plan, fields, budget, cfg):
     record = agree(loaded["1.3B"], Case(plan, cfg, fields, budget))
     assert record.part_steps > 0
     assert all(0 < step.computed_tokens < step.tokens for step in record.steps_taken if step.action == "part")
+
+
+def test_the_published_rule_by_branch_is_refused_where_only_the_guided_velocity_exists(loaded):
+    fields = {"policy": "motion reference", "threshold": 0.1, "quantity": "residual"}
+    with pytest.raises(module("flowcache_core.errors").SettingError, match="Reuse, policy: .*guided velocity"):
+        by_host(loaded["1.3B"], Case(CAUSAL, 4.0, fields))
+
+
+def test_latents_that_the_patch_does_not_divide(loaded):
+    """The host pads them: tokens at the edge are smaller, and steps are computed in part all the same."""
+    model = loaded["1.3B"].host
+    start = {"samples": torch.zeros(1, 16, 8, 5, 9)}
+    outs = []
+    for fields in (None, {**NEED, "threshold": 0.0}, NEED):
+        patched = model if fields is None else reuse(model, **fields)
+        outs.append(sample(patched, ours(CAUSAL), start=start, sigmas=sigmas_of(model, STEPS))[0])
+    assert torch.equal(outs[0], outs[1]) and outs[2].isfinite().all() and not torch.equal(outs[0], outs[2])
+    assert last_record(patched).part_steps > 0 and last_record(patched).places
 
 
 def test_steps_are_whole_where_another_node_looks_at_the_tokens(loaded):

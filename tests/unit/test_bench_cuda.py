@@ -95,7 +95,7 @@ def test_every_published_model_has_a_small_one():
 def test_every_lever_runs_on_every_model(name, monkeypatch):
     # Blocks of few tokens, as the tiny videos have.
     small = SparseSettings(XAttention(block=16, stride=4), dense_chunks=1)
-    monkeypatch.setattr(cuda_levers, "SparseSettings", lambda **fields: small)
+    monkeypatch.setattr(cuda_levers, "SparseSettings", lambda *method, **fields: small)
     told = []
     result = cuda_levers.measure(SMALL[name], CPU, told.append)
     rows = result["levers"]

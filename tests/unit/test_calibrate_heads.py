@@ -13,14 +13,8 @@ import torch
 
 from flowcache_core.__main__ import main
 from flowcache_core.calibrate.bundled import Mini
-from flowcache_core.calibrate.heads import (
-    HeadCalibration,
-    Measuring,
-    OneHead,
-    relative_error,
-    spread_places,
-    subject_of,
-)
+from flowcache_core.calibrate.head_samples import Measuring, OneHead, relative_error
+from flowcache_core.calibrate.heads import HeadCalibration, spread_places, subject_of
 from flowcache_core.calibrate.runs import Setup, generated, paired
 from flowcache_core.denoiser import ChunkInput
 from flowcache_core.errors import SettingError

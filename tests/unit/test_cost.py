@@ -200,3 +200,27 @@ def test_published_rows_bring_their_score_and_order():
 def test_a_row_with_other_kv_is_refused(row, message):
     with pytest.raises(SettingError, match=message):
         parse_row("mini", "x", {"text": "", "policy": {"name": "never"}, "kv": row})
+
+
+def test_rows_that_compute_some_tokens_say_what_they_assume(capsys):
+    """As many steps as the chunkwise row, those of the uniform phase whole, the others at the mean weight."""
+    chunkwise, motion = (cost(capsys, *SKYREELS, "--preset", f"reference-{name}slow") for name in ("", "motion-"))
+    assert motion["computed_steps"] == 9 * 11 and motion["part_steps"] == 9 * 12 and chunkwise["part_steps"] == 0
+    # FLOPs are proportional to the tokens: 11 + 12 x 0.8 of the 23 steps of the chunkwise row.
+    assert motion["pflops"] == pytest.approx(chunkwise["pflops"] * (11 + 12 * 0.8) / 23, rel=0.01)
+    assert any(
+        "12 in part at 80% of the tokens (weights spread evenly from 0.6 to 1)" in one for one in motion["notes"]
+    )
+    published = 26.0 / 30.0  # fast over slow, of MotionCache's own table
+    fast = cost(capsys, *SKYREELS, "--preset", "reference-motion-fast")["pflops"]
+    assert fast / motion["pflops"] == pytest.approx(published, abs=0.08)
+    by_share = cost(capsys, *SKYREELS, "--policy", '{"name": "motion", "share": 0.5}', "--computed", "50")
+    assert any("at 50% of the tokens (fixed_share 0.5)" in one for one in by_share["notes"])
+
+
+def test_magis_motion_row_comes_near_the_published_share(capsys):
+    base, motion = (
+        cost(capsys, *MAGI, "--preset", name, "--chunks", "7")
+        for name in ("reference-no-reuse", "reference-motion-slow")
+    )
+    assert motion["pflops"] / base["pflops"] == pytest.approx(100 / 139, abs=0.02)

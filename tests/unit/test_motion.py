@@ -11,9 +11,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from flowcache_core.denoiser import ChunkInput
+from flowcache_core.plan.base import Chunk
+from flowcache_core.reuse.distance import Change
 from flowcache_core.reuse.motion import Motion
+from flowcache_core.reuse.motion_reference import ReferenceMotion
 from flowcache_core.reuse.motion_weights import hidden_motion, motion_weights, rescaled
+from flowcache_core.reuse.quantity import Computed
 from flowcache_core.reuse.token_needs import TokenNeeds
+from flowcache_core.schedule import shifted
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 WEIGHTS = load_file(GOLDEN / "motion_weights.safetensors")
@@ -108,3 +114,63 @@ def test_golden_decisions(branch: int, chunk: int) -> None:
             weights = golden_weights(row)
             assert torch.allclose(weights.flatten(), EVENTS["W_after"][row], rtol=0, atol=5e-6)
     assert {"reuse", "compute"} <= seen
+
+
+class Given:
+    """A distance and a model that say what was recorded: distances by step, hidden states as residuals."""
+
+    def sums(self, items: list[ChunkInput]) -> list[Change | None]:
+        return [None if item.step == 0 else Change(EXAMPLE["distance_by_step"][item.step], 1.0) for item in items]
+
+    def finish(self, chunk: int) -> None:
+        return None
+
+    def patch_embedding(self, item: ChunkInput) -> Tensor:
+        return torch.zeros(1, EXAMPLE["frames"] * EXAMPLE["height"] * EXAMPLE["width"], EVENTS["h"].shape[-1])
+
+
+def test_the_reference_policy_decides_as_published_branch_by_branch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole recorded sequence, chunks staggered, both branches at once: every mask of every event."""
+    policy = ReferenceMotion(
+        threshold=EXAMPLE["threshold"],
+        warmup_steps=EXAMPLE["warmup"] + 1,
+        floor=EXAMPLE["floor"],
+        uniform_updates=EXAMPLE["phase1_updates"],
+        vote=EXAMPLE["vote"],
+        minimum=EXAMPLE["min_ratio"],
+        always_last=False,
+    )
+    monkeypatch.setattr("flowcache_core.reuse.motion_reference.relative_change", lambda change, of: change.difference)
+    state = policy.begin(shifted(EXAMPLE["steps"], 1.0), Given())  # type: ignore[arg-type]
+    state.distance = state.model = Given()  # type: ignore[attr-defined]
+    latents = torch.zeros(1, 16, EXAMPLE["frames"], 2 * EXAMPLE["height"], 2 * EXAMPLE["width"])
+    frames, width = EXAMPLE["frames"], EVENTS["h"].shape[-1]
+    events: dict[tuple[int, int], dict[int, int]] = {}
+    for row in range(len(EVENTS["step"])):
+        place = (int(EVENTS["group"][row]), int(EVENTS["step"][row]))
+        events.setdefault(place, {})[int(EVENTS["branch"][row])] = row
+    ticks: dict[int, list[tuple[int, int]]] = {}
+    for chunk, step in events:
+        ticks.setdefault(step + chunk * EXAMPLE["stagger"], []).append((chunk, step))
+    seen, apart = set(), 0
+    for tick in sorted(ticks):
+        items = [
+            ChunkInput(Chunk(chunk, chunk * frames, frames), step, 0.5, 500.0, latents)
+            for chunk, step in sorted(ticks[tick])
+        ]
+        for item, decision in zip(items, state.decide(items), strict=True):
+            rows = events[item.chunk.index, item.step]
+            each = decision.rows.each if decision.rows is not None else [None] * len(rows)
+            for branch, row in rows.items():
+                wanted = EVENTS["computed"][row].bool()
+                own = each[branch] if decision.action == "part" else None
+                found = own.mask(torch.device("cpu")).flatten() if own is not None else torch.zeros_like(wanted)
+                found = torch.ones_like(wanted) if decision.action == "compute" else found
+                assert torch.equal(found, wanted), (item.chunk.index, item.step, branch)
+                seen.add(["reuse", "part", "compute"][int(EVENTS["action"][row])])
+            apart += not torch.equal(*(EVENTS["computed"][row] for row in rows.values()))
+            hidden = [int(EVENTS["h_index"][row]) for row in rows.values()]
+            known = all(index >= 0 for index in hidden)
+            residual = torch.stack([EVENTS["h"][index].view(-1, width) for index in hidden]) if known else None
+            state.behind(item, Computed(item, torch.zeros(2, 1, 1), latents, residual))
+    assert {"reuse", "part", "compute"} <= seen and apart > 0

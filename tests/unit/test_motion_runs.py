@@ -15,17 +15,24 @@ from flowcache_core.denoiser import ChunkInput
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
 from flowcache_core.kv import ImportanceRedundancy
+from flowcache_core.kv.cache import KVCache
 from flowcache_core.kv.settings import KVSettings
+from flowcache_core.kv.storage import STORAGES
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.plan import blockwise, staggered
 from flowcache_core.plan.base import Plan
 from flowcache_core.plan.window import window
-from flowcache_core.report.events import Event, StepTaken
+from flowcache_core.report.events import Event, PlacesComputed, StepTaken
+from flowcache_core.report.places import laid_over, sentence, tiles
+from flowcache_core.report.record import Recorder
 from flowcache_core.reuse import QUANTITIES
 from flowcache_core.reuse.base import ReusePolicy
 from flowcache_core.reuse.chunkwise import Chunkwise
+from flowcache_core.reuse.distance import LatentDistance
 from flowcache_core.reuse.forecast import Forecast, Taylor
-from flowcache_core.reuse.motion import Motion
+from flowcache_core.reuse.motion import Motion, grid_of
+from flowcache_core.reuse.motion_reference import ReferenceMotion
+from flowcache_core.reuse.motion_weights import motion_weights
 from flowcache_core.reuse.never import Never
 from flowcache_core.reuse.partial_schedule import PartialSchedule
 from flowcache_core.reuse.quantity import Residual, Velocity
@@ -353,3 +360,152 @@ def test_a_partial_schedule_says_what_it_cannot() -> None:
     with pytest.raises(SettingError, match="gone through again"):
         often = PartialSchedule(computed=(0, 6), partial=(2, 3))
         EngineSettings(PLANS["blockwise"], SCHEDULE, policy=often, quantity=Forecast())
+
+
+# ---- K/V that is packed, or elsewhere --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_with_packed_kv_and_kv_on_the_cpu(storage: str, device: str | None) -> None:
+    """The first chunk sees no packed chunk: what is written by rows is bit for bit what it is in plain K/V."""
+    plain, steps = run(PARTLY)
+    kv = KVSettings(budget=1.0, compressor=ImportanceRedundancy(), storage=STORAGES[storage](), device=device)
+    found, taken = run(PARTLY, kv=kv)
+    assert torch.equal(found[:, :, :2], plain[:, :, :2]) and found.isfinite().all()
+    assert sum(step.action == "part" for step in taken) > 0
+    assert [step.computed_tokens for step in taken if step.chunk == 0] == [
+        step.computed_tokens for step in steps if step.chunk == 0
+    ]
+
+
+# ---- a mask for every branch -----------------------------------------------------------------------------------------
+
+APART = ReferenceMotion(
+    threshold=0.1,
+    warmup_steps=2,
+    uniform_updates=1,
+    floor=0.1,
+    minimum=0.1,
+    always_last=False,
+    distance=LatentDistance(),
+)
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_branches_compute_tokens_of_their_own(plan: Plan) -> None:
+    model = denoiser()
+    latents, steps = run(APART, plan, model, quantity=Residual())
+    assert latents.isfinite().all()
+    apart = [rows.each for _, _, rows in model.forwards if rows is not None]
+    assert apart and all(len(each) == 2 for each in apart)
+    masks = [[None if one is None else one.index.tolist() for one in each] for each in apart]
+    assert any(one != other for one, other in masks)
+    part = [step for step in steps if step.action == "part"]
+    expected = [round(sum(0 if one is None else one.count for one in each) / 2) for each in apart]
+    assert [step.computed_tokens for step in part] == expected
+
+
+def test_a_branch_is_computed_as_it_would_be_alone() -> None:
+    """Other rows in every branch: velocity and K/V of each are those of a forward in which all branches have them."""
+    x = torch.randn(1, 16, 6, 4, 6, generator=torch.Generator().manual_seed(2))
+    plan, each = PLANS["blockwise"], (Rows(torch.tensor([0, 5]), (2, 2, 3)), Rows(torch.tensor([3, 7, 11]), (2, 2, 3)))
+
+    def after(rows: Rows) -> tuple[Tensor, Tensor]:
+        model = denoiser()
+        cache = KVCache(model.kv_spec(x), KVSettings(), plan)
+        cache.begin(plan.chunks[0])
+        item = ChunkInput(plan.chunks[0], 0, 0.9, 900.0, x[:, :, :2])
+        model.compute(item, cache)
+        out = model.compute(replace(item, latents=2 * x[:, :, :2]), cache, rows=rows)
+        return out.velocity, torch.stack([cache.context(0, range(b, b + 1), plan.chunks[0])[0] for b in range(2)])
+
+    velocity, keys = after(Rows.by_branch(each, (2, 2, 3)))
+    for branch, own in enumerate(each):
+        alone, stored = after(own)
+        places = own.pixels(x)
+        assert torch.allclose(velocity[branch][..., places], alone[branch][..., places], atol=1e-5)
+        assert torch.allclose(keys[branch], stored[branch], atol=1e-5)
+    only = Rows.by_branch((None, each[1]), (2, 2, 3))
+    assert torch.allclose(after(only)[1][0], denoised_keys(x, plan), atol=1e-6)
+
+
+def denoised_keys(x: Tensor, plan: Plan) -> Tensor:
+    """K of the first branch behind a whole step."""
+    model = denoiser()
+    cache = KVCache(model.kv_spec(x), KVSettings(), plan)
+    cache.begin(plan.chunks[0])
+    model.compute(ChunkInput(plan.chunks[0], 0, 0.9, 900.0, x[:, :, :2]), cache)
+    return cache.context(0, range(1), plan.chunks[0])[0]
+
+
+def test_the_published_rule_keeps_the_laws() -> None:
+    plain = run(Never(), quantity=Residual())[0]
+    assert torch.equal(run(replace(APART, threshold=0.0), quantity=Residual())[0], plain)
+    even = replace(APART, floor=1.0, vote=None, minimum=0.0)
+    by_chunk = Chunkwise(threshold=0.1, warmup_steps=2, always_last=False, distance=LatentDistance())
+    assert torch.equal(run(even, quantity=Residual())[0], run(by_chunk, quantity=Residual())[0])
+    with pytest.raises(SettingError, match="reused quantity"):
+        run(APART)
+    with pytest.raises(SettingError, match="fixed_share"):
+        replace(APART, share=0.5)
+
+
+# ---- where the compute went ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [PARTLY, replace(PARTLY, share=0.5, vote=None)], ids=["by need", "fixed share"])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_places_add_up_to_what_was_computed(policy: Motion, plan: Plan) -> None:
+    events: list[Event] = []
+    recorder = Recorder()
+    noise = torch.randn(1, 16, 6, 4, 6, generator=torch.Generator().manual_seed(1))
+
+    def observe(event: Event) -> None:
+        events.append(event)
+        recorder(event)
+
+    generate(denoiser(), EngineSettings(plan, SCHEDULE, policy=policy), noise, observe=observe)
+    record = recorder.record()
+    told = {event.chunk: event for event in events if isinstance(event, PlacesComputed)}
+    parted = {step.chunk for step in record.steps_taken if step.action == "part"}
+    assert parted and set(told) == parted == {one.chunk for one in record.places}
+    for chunk, event in told.items():
+        counts = torch.tensor(event.counts)
+        computed = sum(step.computed_tokens for step in record.steps_taken if step.chunk == chunk)
+        assert counts.shape == (2, 2, 3) and int(counts.sum()) == computed and int(counts.max()) <= STEPS
+    video = (torch.rand(21, 32, 48, 3) * 255).byte().numpy()
+    shown = tiles(record, video)
+    assert [one.chunk for one in shown] == sorted(parted) and all(one.picture.shape == (32, 48, 3) for one in shown)
+    assert "places: computed" in (sentence(record) or "")
+
+
+def test_runs_without_steps_in_part_tell_nothing_of_places() -> None:
+    recorder = Recorder()
+    noise = torch.randn(1, 16, 6, 4, 6, generator=torch.Generator().manual_seed(1))
+    settings = EngineSettings(PLANS["blockwise"], SCHEDULE, policy=Chunkwise(threshold=0.1))
+    generate(denoiser(), settings, noise, observe=recorder)
+    assert recorder.record().places == () and sentence(recorder.record()) is None and tiles(recorder.record()) == []
+
+
+def test_colours_stand_where_the_counts_are() -> None:
+    often = torch.tensor([[0.0, 1.0], [0.0, 0.0]]).double().numpy()
+    alone = laid_over(often, None)
+    assert alone.shape == (32, 32, 3) and (alone[0, 16] < alone[0, 0]).all() and (alone[31, 31] == alone[0, 0]).all()
+    grey = torch.full((7, 9, 3), 100).byte().numpy()  # a frame that the grid does not divide
+    assert laid_over(often, grey).shape == (7, 9, 3)
+
+
+# ---- odd sizes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(5, 7), (4, 5), (1, 1)])
+def test_grids_that_the_patch_does_not_divide(size: tuple[int, int]) -> None:
+    """The core's model refuses them by name; a host pads them, and the policy's tokens are smaller at the edge."""
+    noise = torch.randn(1, 16, 6, *size, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(SettingError, match="multiple of 2"):
+        generate(denoiser(), EngineSettings(PLANS["staggered"], SCHEDULE, policy=PARTLY), noise)
+    frames, rows, columns = 2, -(-size[0] // 2), -(-size[1] // 2)
+    assert grid_of(noise[:, :, :2]) == (frames, rows, columns)
+    assert motion_weights(noise[:, :, :2]).shape == (frames, rows * columns)
+    assert Rows(torch.tensor([0]), (frames, rows, columns)).pixels(noise[:, :, :2]).shape == (frames, *size)

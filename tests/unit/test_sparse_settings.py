@@ -11,6 +11,7 @@ import torch
 from flowcache_core.cost import WanShape
 from flowcache_core.errors import SettingError
 from flowcache_core.sparse import TopK, Window, XAttention
+from flowcache_core.sparse.build import sparse_from_text
 from flowcache_core.sparse.context_layout import ContextLayout
 from flowcache_core.sparse.cost import (
     Forward,
@@ -50,6 +51,8 @@ def test_defaults_leave_short_contexts_and_lasting_passes_dense() -> None:
         (lambda: SparseSettings(dense_chunks=1.5), "dense_chunks"),  # type: ignore[arg-type]
         (lambda: SparseSettings(dense_steps=-1), "dense_steps"),
         (lambda: SparseSettings(engine="triton"), "engine"),
+        (lambda: SparseSettings(dense_lasting="no"), "dense_lasting"),  # type: ignore[arg-type]
+        (lambda: sparse_from_text('{"name": "xattention", "tables": {}}'), "sparse xattention"),
         (lambda: SparseSettings().check([48, 48], 2, 4), "block"),  # 128 tokens in a chunk of 48
         (lambda: SparseSettings(Window(64)).check([48], 2, 4), "block"),
         (lambda: SparseSettings(XAttention(16, [[0.5] * 4] * 3, 4)).check([48], 2, 4), "p"),

@@ -131,8 +131,7 @@ class MagiDenoiser:
         it out, and where distilled weights need it the step is a whole one.
         """
         self.share_finished(cache, cache.plan.first_tick[item.chunk.index] + item.step)
-        if self.mixes(item, cache):
-            rows = None
+        rows = None if rows is None or self.mixes(item, cache) else rows.shared
         repeated = frozenset({ALONE} if rows is not None and self.guidance is not None else ())
         parts = [
             self.nothing(item, cache) if branch in repeated else self.forward(item, branch, cache, keep_residual, rows)

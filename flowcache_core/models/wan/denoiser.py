@@ -18,6 +18,7 @@ from ..common.attention import attend_heads
 from ..common.cached_attention import CachedAttention, JointAttention
 from ..common.rope import RopeAxes, moved
 from ..common.token_share import TokenShare
+from .branch_rows import compute_by_branch
 from .transformer import PreparedText, WanTransformer
 
 
@@ -72,6 +73,8 @@ class WanDenoiser:
     def compute(
         self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
     ) -> ChunkOutput:
+        if rows is not None and rows.each:
+            return compute_by_branch(self, item, cache, rows, keep_residual)
         result = self.forward(item, cache, keep_residual, rows)
         velocity, residual = result if isinstance(result, tuple) else (result, None)
         return ChunkOutput(self.split(velocity), residual, rows)

@@ -37,7 +37,7 @@ def warn_unused(model_options: Any) -> None:
     chosen = (
         ("FlowCache Chunkwise Reuse", settings.reuse),
         ("KV Cache Compressor", settings.kv),
-        ("FlowCache Sparse Attention", settings.sparse),
+        ("FlowCache Sparse Attention", settings.sparse or settings.measure),
     )
     names = " and ".join(name for name, setting in chosen if setting is not None)
     if names:
@@ -101,7 +101,7 @@ def check(guider: Any, settings: FlowCacheSettings) -> None:
             usable = f"{', '.join(free)}, or {INSTEAD}"
             require(not quantity.needs_residual, "reused quantity", quantity.name, usable)
     accepted = f"none: this sampler's attention is its own; or {INSTEAD}"
-    require(settings.sparse is None, "model", "FlowCache Sparse Attention", accepted)
+    require(settings.sparse is None and settings.measure is None, "model", "FlowCache Sparse Attention", accepted)
     accepted = f"none: this sampler runs on one device; or {INSTEAD}"
     require(settings.ranks is None, "model", "FlowCache Multi-GPU", accepted)
     kv = settings.kv_settings

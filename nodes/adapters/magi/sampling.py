@@ -28,13 +28,14 @@ from ....flowcache_core.video.magi import DISTILLED_STEPS
 from ..naming import naming
 from ..run.finite import require_finite_inputs
 from ..run.foreign import FUNCTIONS, around, compiles, listed, name_of
+from ..run.measured import MeasuredRun, texts_of
 from ..run.memory import announce, make_room
 from ..run.plan_choice import PlanChoice
 from ..run.prompt_schedule import recached
 from ..run.recorded import recorded
-from ..run.request import Request, Sampling, refuse_clashes, reuse_fields
+from ..run.request import Request, Sampling, refuse_clashes, reuse_fields, sparse_notes
 from ..run.settings import FlowCacheSettings, run_of, settings_of
-from ..run.sparse import before_run, check_sparse, mask_memory, with_attention
+from ..run.sparse import check_sparse, mask_memory, with_attention
 from ..shown.live_preview import Display, LivePreview
 from .model import MagiLatents, MagiVariant
 from .text import ChunkCaptions
@@ -95,10 +96,11 @@ class MagiSampling(Sampling):
         self.denoiser.clean = self.progress.clean
         spec = self.denoiser.kv_spec(self.x)
         check_sparse([self.engine], spec, self.options)
-        if self.settings.sparse is not None:
-            self.progress.notes += before_run(
-                self.settings.sparse, self.model.diffusion_model, self.engine, spec.tokens_per_frame, self.options
-            )
+        texts = texts_of(self.guider.conds)
+        measure, patcher, on_ranks = self.settings.measure, self.guider.model_patcher, self.settings.ranks is not None
+        video = (self.seed, self.x, *texts)
+        self.measured = MeasuredRun.of(measure, [self.engine], spec, patcher, guidance, video, on_ranks)
+        self.progress.notes += sparse_notes(self, spec, texts)
 
     def check(self) -> None:
         check(self.guider, self.model, self.choice, self.x, self.options)
@@ -126,9 +128,8 @@ class MagiSampling(Sampling):
         self.progress.begin(0, recorder)
         try:
             noise = host_noise(self.seed, engine.plan.prefix_chunks)
-            return generate(
-                self.denoiser, engine, self.x, prefix=self.prefix, noise_source=noise, observe=self.progress
-            )
+            denoiser = self.denoiser if self.measured is None else self.measured.around(self.denoiser)
+            return generate(denoiser, engine, self.x, prefix=self.prefix, noise_source=noise, observe=self.progress)
         finally:
             self.progress.close()
             self.keep(recorder)

@@ -8,8 +8,10 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ....flowcache_core.calibrate.measured_heads import MeasureHeads
 from ....flowcache_core.errors import SettingError
 from ....flowcache_core.kv.settings import KVSettings
+from ....flowcache_core.presets.sparse import SparsePreset
 from ....flowcache_core.sparse.settings import SparseSettings
 from ..before.speed import note_speed
 from ..before.tell import at_start
@@ -47,7 +49,8 @@ def outer_sample(
         warn_unused(guider.model_options)
     output = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
     slot.end(output)
-    if slot.runs[-1].record is not None and settings.ranks is None:  # of one device
+    measured = settings.measure is not None  # most of its time went there
+    if slot.runs[-1].record is not None and settings.ranks is None and not measured:  # of one device
         note_speed(guider.model_patcher, slot.runs[-1].record, output.shape[0])
     return output
 
@@ -75,15 +78,24 @@ def with_kv(model: Any, kv: KVSettings) -> Any:
     return _carry(model, replace(current, kv=kv, slot=RecordSlot()))
 
 
-def with_sparse(model: Any, sparse: SparseSettings) -> Any:
-    """A clone of the host's ModelPatcher that carries ``sparse``; SettingError when it already carries some, or another
-    node's sparse attention.
+def with_sparse(model: Any, sparse: SparseSettings, heads: SparsePreset | None = None) -> Any:
+    """A clone of the host's ModelPatcher that carries ``sparse``, from the preset ``heads``; SettingError when it
+    already carries some, or another node's sparse attention.
     """
+    return _carry(model, replace(_without_sparse(model), sparse=sparse, heads=heads, slot=RecordSlot()))
+
+
+def with_measuring(model: Any, measure: MeasureHeads) -> Any:
+    """A clone of the host's ModelPatcher whose runs measure its heads; SettingError as in :func:`with_sparse`."""
+    return _carry(model, replace(_without_sparse(model), measure=measure, slot=RecordSlot()))
+
+
+def _without_sparse(model: Any) -> FlowCacheSettings:
     current = settings_of(model.model_options)
-    if current.sparse is not None:
+    if current.sparse is not None or current.measure is not None:
         raise SettingError("model", "already has FlowCache Sparse Attention", "one such node; remove one of the two")
     refuse_other_sparse(model.model_options)
-    return _carry(model, replace(current, sparse=sparse, slot=RecordSlot()))
+    return current
 
 
 def with_ranks(model: Any, ranks: RanksChoice | None) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ....flowcache_core.calibrate.measured_heads import MeasuredHeads
 from ....flowcache_core.calibrate.recording import Recording
 from ....flowcache_core.report.record import Recorder, RunRecord
 
@@ -33,6 +34,10 @@ OTHER_SAMPLER = (
 NO_STEP = "No report: the sampler was given no step to take (sigmas with one value)."
 NOT_RECORDED = (
     "No recording: choose the preset record on FlowCache Chunkwise Reuse, make one video, and connect its MODEL here."
+)
+NOT_MEASURED = (
+    "No heads were measured: choose measure heads on FlowCache Sparse Attention, make one video with AR Video Sampler "
+    "(FlowCache), and connect its MODEL here."
 )
 LATEST_SHOWN = "note: this latent is no output of the model's last runs; the latest of them is shown"
 
@@ -66,8 +71,8 @@ class Sketch:
 @dataclass
 class Run:
     """autoregressive: whether a sampler ran it that leaves a record, as soon as it takes a step. noise: what it began
-    from. made: its latents. recording: for a calibration, where that was asked for. reuse: what it reused, None for
-    nothing. message: the last one of its live map (docs/live-map.md).
+    from. made: its latents. recording, heads: for a calibration, where that was asked for. reuse: what it reused, None
+    for nothing. message: the last one of its live map (docs/live-map.md).
     """
 
     autoregressive: bool
@@ -75,6 +80,7 @@ class Run:
     record: RunRecord | None = None
     made: Sketch | None = None
     recording: Recording | None = None
+    heads: MeasuredHeads | None = None
     reuse: ReuseSettings | None = None
     message: Mapping[str, Any] = field(default_factory=dict)
 
@@ -95,12 +101,13 @@ class RecordSlot:
         message: Mapping[str, Any],
         recording: Recording | None = None,
         reuse: ReuseSettings | None = None,
+        heads: MeasuredHeads | None = None,
     ) -> None:
         """Note the run as far as it went; nothing on a MODEL without settings, whose slot nobody will ask."""
         if not self.runs:
             return
         run = self.runs[-1]
-        run.recording, run.reuse, run.message = recording, reuse, message
+        run.recording, run.reuse, run.message, run.heads = recording, reuse, message, heads
         with suppress(ValueError):  # it did not even start
             self.runs[-1].record = recorder.record()
 
@@ -135,6 +142,14 @@ class RecordSlot:
         if run is None or run.recording is None:
             raise NoRecordError(NOT_RECORDED if self.runs else NOT_SAMPLED)
         return run
+
+    def measured_run(self, latents: Tensor | None) -> MeasuredHeads:
+        """Heads of the run that made ``latents``, or of the latest that measured some; NoRecordError where none did."""
+        run = None if latents is None else self.run_of(latents)
+        for one in [run] if run is not None else reversed(self.runs):
+            if one.heads is not None:
+                return one.heads
+        raise NoRecordError(NOT_MEASURED if self.runs else NOT_SAMPLED)
 
     def report_on(self, latents: Tensor) -> tuple[Run, str | None]:
         """The run that made ``latents``, or the latest one and a note; it has a record. NoRecordError without any."""

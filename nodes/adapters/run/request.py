@@ -11,6 +11,7 @@ from torch import Tensor
 from ....flowcache_core.calibrate.recording import Recording
 from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.errors import require
+from ....flowcache_core.kv.spec import KVSpec
 from ....flowcache_core.report.live import LiveRun
 from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import Schedule
@@ -18,10 +19,13 @@ from ..naming import naming
 from ..shown.live_map import LiveMap
 from ..shown.live_preview import Display
 from ..shown.progress import Progress
+from .measured import MeasuredRun
 from .plan_choice import PlanChoice
 from .prefix import clean_frames
 from .settings import FlowCacheSettings, refuse_other_caches, settings_of
+from .sparse import before_run
 from .start_image import image_notes
+from .table_fit import heads_notes
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Request:
 class Sampling:
     """Base of a family's run: everything is checked and planned when it is made, computed in its ``run``."""
 
+    measured: MeasuredRun | None = None
     progress: Progress
     recording: Recording | None
 
@@ -92,7 +97,8 @@ class Sampling:
     def keep(self, recorder: Recorder) -> None:
         """Leave what the run has noted so far for the report."""
         message = self.progress.live.message()
-        self.settings.slot.keep(recorder, message, self.recording, self.settings.chosen)
+        heads = self.measured and self.measured.heads
+        self.settings.slot.keep(recorder, message, self.recording, self.settings.chosen, heads)
 
     @property
     def runs(self) -> Sequence[EngineSettings]:
@@ -112,6 +118,18 @@ class Sampling:
 def reuse_notes(settings: FlowCacheSettings, patcher: Any) -> tuple[str, ...]:
     """Sentences on what the reuse node chose, for this model."""
     return () if settings.chosen is None else settings.chosen.notes(patcher)
+
+
+def sparse_notes(sampling: Sampling, spec: KVSpec, texts: Sequence[Tensor]) -> tuple[str, ...]:
+    """Sentences on what the sparse attention node chose, for this model, video and prompt."""
+    settings, model = sampling.settings, sampling.model
+    if settings.sparse is None:
+        return () if sampling.measured is None else (sampling.measured.note,)
+    tokens = max((text.shape[1] for text in texts), default=None)
+    sentences = before_run(
+        settings.sparse, model.diffusion_model, sampling.runs[0], spec.tokens_per_frame, sampling.options, tokens
+    )
+    return (*sentences, *heads_notes(settings.heads, sampling.guider.model_patcher))
 
 
 def refuse_clashes(options: Mapping[str, Any], *, clones: bool = False) -> None:

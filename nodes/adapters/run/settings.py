@@ -7,11 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ....flowcache_core.architecture import architecture_of
+from ....flowcache_core.calibrate.measured_heads import MeasureHeads
 from ....flowcache_core.errors import Found, SettingError, require
 from ....flowcache_core.kv.settings import KVSettings
+from ....flowcache_core.models.magi.transformer import MagiTransformer
 from ....flowcache_core.plan.base import Plan
 from ....flowcache_core.presets import Preset
 from ....flowcache_core.presets.auto import Run, choose, nearest_title
+from ....flowcache_core.presets.sparse import SparsePreset
 from ....flowcache_core.report.record import RunRecord
 from ....flowcache_core.reuse.base import ReusePolicy
 from ....flowcache_core.reuse.quantity import Quantity
@@ -56,6 +59,9 @@ class ReuseSettings:
                 instead = other_preset(run_of(patcher, schedule))
                 raise SettingError(error.field, error.value, f"{error.accepted}; {instead}") from error
         self.policy.check(schedule.steps)
+        shown = not isinstance(patcher.model.diffusion_model, MagiTransformer)
+        accepted = "motion: ComfyUI hands out the guided velocity and no branch's hidden states (the core has them)"
+        require(not (self.policy.reads_residual and shown), "policy", self.policy.name, accepted)
 
     def notes(self, patcher: Any) -> tuple[str, ...]:
         """Sentences on the choice, and on a preset that was made for another file of the same architecture."""
@@ -135,11 +141,16 @@ def fit(source: Preset, name: str, schedule: Schedule) -> None:
 
 @dataclass(frozen=True)
 class FlowCacheSettings:
-    """Settings carried by a MODEL clone (in ``model_options``, where objects are shared, not copied)."""
+    """Settings carried by a MODEL clone (in ``model_options``, where objects are shared, not copied).
+
+    heads: the preset that sparse attention is from. measure: heads are measured, and attention stays dense.
+    """
 
     reuse: ReuseSettings | AutoReuse | None = None
     kv: KVSettings | None = None
     sparse: SparseSettings | None = None
+    heads: SparsePreset | None = None
+    measure: MeasureHeads | None = None
     ranks: RanksChoice | None = None
     slot: RecordSlot = field(default_factory=RecordSlot, compare=False)
 

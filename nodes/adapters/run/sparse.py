@@ -9,7 +9,7 @@ from typing import Any
 import comfy.model_management
 import torch
 
-from ....flowcache_core.cost import MagiShape, ModelShape, WanShape
+from ....flowcache_core.cost import MagiShape, WanShape
 from ....flowcache_core.cost.sparse_gain import CARDS, Card, card_of, expectation
 from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.errors import require
@@ -69,13 +69,20 @@ def mask_memory(sparse: SparseSettings | None, spec: KVSpec, plan: Plan, kv: KVS
     return sparse.memory(spec, plan, capacity_tokens(plan, spec.tokens_per_frame, max(kv.budgets, default=None)))
 
 
-def shape_of(transformer: Any) -> ModelShape | None:
-    """What its FLOPs are counted with; None for a model we do not know."""
+def shape_of(transformer: Any, text_tokens: int | None = None) -> WanShape | MagiShape | None:
+    """What its FLOPs are counted with; None for a model we do not know.
+
+    text_tokens: of the prompt; None before there is one: then the most that the model takes, or was published with.
+    """
     if isinstance(transformer, MagiTransformer):
-        return MagiShape.of(transformer.config)
-    dim, ffn, blocks = (getattr(transformer, name, None) for name in ("dim", "ffn_dim", "blocks"))
-    known = isinstance(dim, int) and isinstance(ffn, int) and blocks is not None
-    return WanShape(dim, ffn, len(blocks)) if known else None  # type: ignore[arg-type]
+        magi, most = MagiShape.of(transformer.config), transformer.config.text_len
+        return magi if text_tokens is None else replace(magi, text_tokens=min(text_tokens, most))
+    dim, ffn, blocks, most = (getattr(transformer, name, None) for name in ("dim", "ffn_dim", "blocks", "text_len"))
+    if not isinstance(dim, int) or not isinstance(ffn, int) or blocks is None:
+        return None
+    shape = WanShape(dim, ffn, len(blocks), text_dim=getattr(transformer, "text_dim", WanShape.text_dim))
+    known = text_tokens if text_tokens is not None else most
+    return replace(shape, text_tokens=known) if isinstance(known, int) else shape
 
 
 def sage() -> bool:
@@ -121,15 +128,18 @@ def before_run(
     engine: EngineSettings,
     tokens_per_frame: int,
     model_options: Mapping[str, Any],
+    text_tokens: int | None = None,
 ) -> tuple[str, ...]:
-    """What is said before the first step."""
-    found = (expected(settings, transformer, engine, tokens_per_frame), bypassed(model_options))
+    """What is said before the first step. text_tokens: of the longest prompt."""
+    found = (expected(settings, transformer, engine, tokens_per_frame, text_tokens), bypassed(model_options))
     return tuple(note for note in found if note is not None)
 
 
-def expected(settings: SparseSettings, transformer: Any, engine: EngineSettings, tokens_per_frame: int) -> str | None:
+def expected(
+    settings: SparseSettings, transformer: Any, engine: EngineSettings, tokens_per_frame: int, text_tokens: int | None
+) -> str | None:
     """What this run may gain, in one sentence; None for a model or a device of which nothing is known."""
-    shape = shape_of(transformer)
+    shape = shape_of(transformer, text_tokens)
     if shape is None:
         return None
     tokens = largest_chunk_frames(engine.plan) * tokens_per_frame
@@ -146,8 +156,10 @@ def described(settings: SparseSettings, transformer: Any) -> str:
         return f"{settings.method.name}; {stays}"
     sizes, frames = {"832x480": (832, 480), "1280x720": (1280, 720)}, 3
     density, stride = inner_density(settings), stride_of(settings)
+    text = f"a prompt of {shape.text_tokens} tokens"
     lines = [
-        f"{settings.method.name}, density about {density:.2g} where it is sparse; {stays}. Computed, not measured:"
+        f"{settings.method.name}, density about {density:.2g} where it is sparse; {stays}. Computed for {text}, not "
+        "measured:"
     ]
     for one in CARDS:
         gains = []

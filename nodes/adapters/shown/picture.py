@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....flowcache_core.report.figure import KINDS, map_codes
 from ....flowcache_core.report.record import Kind, RunRecord
-from . import densities
+from . import densities, places
 from .theme import LABEL, LINE, MARGIN, TITLE, WIDTH, Theme, font, tensor, text, theme_of, ticks_of, wrapped
 
 GUTTER = 72  # left of the map, for numbers of chunks
@@ -44,9 +44,10 @@ class Cells:
         return round(x), round(y), round(x + self.width) - 1 - right, round(y + self.height) - 1 - below
 
 
-def draw(record: RunRecord, title: str, dark: bool) -> Tensor:
+def draw(record: RunRecord, title: str, dark: bool, images: Tensor | None = None) -> Tensor:
     """``[1, H, W, 3]`` from 0 to 1: what was computed and reused, of the attention too where it is sparse, and
-    below it the K/V tokens held at every tick.
+    below it the K/V tokens held at every tick; last, where steps were computed in part, how often every place was, over
+    the decoded video ``images [T, H, W, 3]`` where that is known.
     """
     theme = theme_of(dark=dark)
     image = Image.new("RGB", (WIDTH, 4000), theme.paper)
@@ -64,6 +65,8 @@ def draw(record: RunRecord, title: str, dark: bool) -> Tensor:
         y = densities.strip(pen, record, (cells.left, y), width, theme)
     if record.kv_tokens and record.started.kv_tokens:
         y = kv_plot(pen, record, (cells.left, y), width, theme)
+    if record.places:
+        y = places.drawn(image, record, images, y + LINE, theme)
     return tensor(image.crop((0, 0, WIDTH, round(y) + MARGIN)))
 
 

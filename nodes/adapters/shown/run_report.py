@@ -47,8 +47,10 @@ class RunReport:
         return "\n".join([*self.lead, *([""] if self.lead and details else []), *details])
 
     @classmethod
-    def of(cls, model: Any, latent: Any) -> RunReport:
-        """On the run of ``model`` that made ``latent``; one sentence when there is none. Raises nothing."""
+    def of(cls, model: Any, latent: Any, images: Any = None) -> RunReport:
+        """On the run of ``model`` that made ``latent``, decoded to ``images``; one sentence when there is none. Raises
+        nothing.
+        """
         report, page = cls(), Page.now()
         found = report.tried("record", lambda: slot_of(model).report_on(latent["samples"]), lambda _: None)
         if found is None:
@@ -65,7 +67,7 @@ class RunReport:
         expected = report.tried("expectation", lambda: expectation(run), lambda _: None)
         report.lines += [line for line in (expected, note) if line]
         title = "" if came_to is None else came_to.headline()  # the pictures' letters are Latin
-        report.picture = report.tried("picture", lambda: draw(record, title, page.dark), blank)
+        report.picture = report.tried("picture", lambda: draw(record, title, page.dark, images), blank)
         report.document = report.tried(
             "JSON", lambda: json.dumps(to_json(record), allow_nan=False), lambda why: json.dumps({"notes": [why]})
         )

@@ -69,6 +69,7 @@ class HostDenoiser:
     def compute(
         self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
     ) -> ChunkOutput:
+        rows = None if rows is None else rows.shared  # the guider is asked for all branches at once
         x, final = item.latents, item.step == cache.plan.steps - 1
         if rows is not None and (self.elsewhere or not takes_rows(self.guided.model_options)):
             rows = None

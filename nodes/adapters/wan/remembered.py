@@ -7,7 +7,7 @@ is found where such functions keep it: in variables of the function around them,
 from __future__ import annotations
 
 import dis
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from types import CellType, FunctionType
 from typing import Any
@@ -34,6 +34,15 @@ class Remembered:
         finally:
             self.values[part] = [cell.cell_contents for cell in self.cells]
             self.put(before)
+
+    def rewind(self) -> Callable[[], None]:
+        """What puts back what is remembered now, for a call that is made again."""
+        values = dict(self.values)
+
+        def back() -> None:
+            self.values = dict(values)
+
+        return back
 
     def put(self, values: list[Any]) -> None:
         for cell, value in zip(self.cells, values, strict=True):

@@ -12,6 +12,7 @@ from comfy.ldm.wan.model import WanModel
 from comfy.model_sampling import CONST
 from torch import Tensor
 
+from ....flowcache_core.denoiser import Denoiser
 from ....flowcache_core.engine import EngineSettings, generate
 from ....flowcache_core.errors import Found, require
 from ....flowcache_core.kv.branched import BranchedCache
@@ -26,13 +27,14 @@ from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import Schedule, from_sigmas
 from ..naming import naming
 from ..run.finite import require_finite_inputs
+from ..run.measured import MeasuredRun, texts_of
 from ..run.memory import announce, make_room
 from ..run.plan_choice import PlanChoice
 from ..run.prompt_schedule import cuts, recached, starts
 from ..run.recorded import recorded
-from ..run.request import Request, Sampling, refuse_clashes, reuse_fields
+from ..run.request import Request, Sampling, refuse_clashes, reuse_fields, sparse_notes
 from ..run.settings import FlowCacheSettings, run_of, settings_of
-from ..run.sparse import before_run, check_sparse, mask_memory, with_attention
+from ..run.sparse import check_sparse, mask_memory, with_attention
 from .attention import Forward, attached
 from .branches import Branches, names_that_run
 from .clones import all_attached, check_clones, others
@@ -90,16 +92,16 @@ class WanSampling(Sampling):
         check_clones(self.clones, self.engines)
         spec = kv_spec(self.model, x.shape, self.branches.count, x.device)
         check_sparse(self.engines, spec, self.options)
+        video = (self.seed, x, *texts_of(conds))
+        measure, patcher, on_ranks = self.settings.measure, self.guider.model_patcher, self.settings.ranks is not None
+        self.measured = MeasuredRun.of(measure, self.engines, spec, patcher, guidance, video, on_ranks)
         ends_clean = self.schedule.sigmas[-1] == 0
         self.progress = self.progress_of(
             self.engines,
             ends_clean=ends_clean,
             preview=request.display.preview(x) if ends_clean else None,
         )
-        if self.settings.sparse is not None:
-            self.progress.notes += before_run(
-                self.settings.sparse, self.model.diffusion_model, self.engines[0], spec.tokens_per_frame, self.options
-            )
+        self.progress.notes += sparse_notes(self, spec, texts_of(conds))
 
     def check(self) -> None:
         check(self.model, self.x, self.options, self.choice.released)
@@ -158,10 +160,13 @@ class WanSampling(Sampling):
         noise = host_noise(self.seed_of(number), engine.plan.prefix_chunks)
         prefix = clean[:, :, : part.prefix_frames].clone() if part.prefix_frames else None
         x, cache = self.x[:, :, frames], None
+        asked: Denoiser = denoiser
+        if self.measured is not None and number == 0:
+            asked = self.measured.around(denoiser, denoiser.guided.remembered.rewind)
         if self.clones:
             cache = BranchedCache(denoiser.kv_spec(x), engine.kv, engine.plan)
         try:
-            return generate(denoiser, engine, x, prefix=prefix, noise_source=noise, observe=self.progress, cache=cache)
+            return generate(asked, engine, x, prefix=prefix, noise_source=noise, observe=self.progress, cache=cache)
         finally:
             self.keep(self.recorder)
 
