@@ -2,8 +2,9 @@
 
     python dev.py bench length
 
-Prints K/V bytes and how much the process grew beyond the latents it keeps; two steps per chunk, since memory does not
-depend on their number. Without a budget, for comparison, at 20 and 100 chunks.
+Then with finished chunks packed in 8, 4 and 2 bits. Prints K/V bytes and how much the process grew beyond the latents
+it keeps; two steps per chunk, since memory does not depend on their number. Without a budget, for comparison, at 20 and
+100 chunks.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from flowcache_core.engine import generate
 from flowcache_core.kv.settings import KVSettings
+from flowcache_core.kv.storage import STORAGES
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.report.events import ChunkFinished, Event, RunStarted
 from flowcache_core.report.refusing import refusing
@@ -35,10 +37,12 @@ def resident() -> int:
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else -1
 
 
-def measure(chunks: int, budget: float | None) -> dict[str, float]:
+def measure(chunks: int, budget: float | None, storage: str = "plain") -> dict[str, float]:
     """K/V bytes, and process growth between the first tenth of the run and its end, latents apart."""
     model = specimen().model
-    settings = specimen().settings(replace(LONG, chunks=chunks, steps=2), kv=KVSettings(budget=budget))
+    settings = specimen().settings(
+        replace(LONG, chunks=chunks, steps=2), kv=KVSettings(budget=budget, storage=STORAGES[storage]())
+    )
     text = model.encode_prompt("a red circle moving right")
     sizes: list[int] = []
     kv_bytes = 0
@@ -68,13 +72,18 @@ def main(argv: Sequence[str]) -> int:
     torch.set_grad_enabled(False)
     measure(20, BUDGET)
     rows = []
-    print(f"{'chunks':>6} {'budget':>7} {'K/V MB':>8} {'latents MB':>10} {'grown after chunk 16, MB':>25}")
-    for budget, lengths in ((BUDGET, (20, 100, 400)), (None, (20, 100))):
+    print(
+        f"{'chunks':>6} {'budget':>7} {'storage':>7} {'K/V MB':>8} {'latents MB':>10} {'grown after chunk 16, MB':>25}"
+    )
+    runs = [(BUDGET, "plain", (20, 100, 400)), (None, "plain", (20, 100))]
+    runs += [(BUDGET, storage, (20, 100)) for storage in ("int8", "int4", "int2")]
+    for budget, storage, lengths in runs:
         for chunks in lengths:
-            row = measure(chunks, budget)
-            rows.append({**row, "budget": budget})
+            row = measure(chunks, budget, storage)
+            rows.append({**row, "budget": budget, "storage": storage})
             shown = "none" if budget is None else f"{budget:g}"
-            print(f"{chunks:6} {shown:>7} {row['kv_mb']:8.2f} {row['latents_mb']:10.2f} {row['grown_mb']:25.2f}")
+            sizes = f"{row['kv_mb']:8.2f} {row['latents_mb']:10.2f} {row['grown_mb']:25.2f}"
+            print(f"{chunks:6} {shown:>7} {storage:>7} {sizes}")
             sys.stdout.flush()
     print(f"\nsaved: {save('length', {'rows': rows})}")
     return 0

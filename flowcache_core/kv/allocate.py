@@ -33,11 +33,13 @@ _SHY = 1 - 1e-9
 
 @dataclass(frozen=True)
 class Allocation:
-    """settings: without a budget where everything fits. error: mean over layers; bytes: what a run takes at most."""
+    """settings: without a budget where everything fits. error: mean over layers; bytes: what a run takes at most.
+    guessed: less is kept than was ever measured."""
 
     settings: KVSettings
     error: float
     bytes: int
+    guessed: bool = False
 
     def text(self, megabytes: float, profile: ErrorProfile, own: bool) -> str:
         """In one line: what was chosen, for how much, and by whose errors."""
@@ -52,7 +54,9 @@ class Allocation:
         how = f", {settings.compressor.name}" if budgets and settings.compressor else ""
         where = f"measured on {profile.model}" if own else f"on {profile.model}, not on this model"
         size = f"{self.bytes / MEGA:.3g} of {megabytes:g} MB"
-        return f"{kept}{how}, storage {settings.storage.name}: {size}; attention error {self.error:.1%}, {where}"
+        error = f"{'about ' if self.guessed else ''}{self.error:.1%}"
+        beyond = ", where less of the history was never kept" if self.guessed else ""
+        return f"{kept}{how}, storage {settings.storage.name}: {size}; attention error {error}, {where}{beyond}"
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,11 @@ def allocate(
         raise SettingError("megabytes", megabytes, accepted)
     error, size, budgets, settings = min(found, key=lambda one: one[:2])
     chosen: float | tuple[float, ...] = budgets if len(set(budgets)) > 1 else budgets[0]
-    return Allocation(replace(settings, budget=chosen), error, size)
+    assert settings.compressor is not None
+    history = history_frames(plan) / largest_chunk_frames(plan)
+    least_share = profile.least_share(settings.compressor.name, settings.storage.name)
+    guessed = min(budgets) < least_share * history
+    return Allocation(replace(settings, budget=chosen), error, size, guessed)
 
 
 def choices(spec: KVSpec, plan: Plan, profile: ErrorProfile, own: bool, base: KVSettings) -> Iterator[Choice]:

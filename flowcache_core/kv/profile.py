@@ -50,16 +50,22 @@ class ErrorProfile:
     errors: Errors
 
     def error(self, compressor: str, storage: str, share: float, layer: int | None) -> float:
-        """Of one layer, or the mean over all, where so much of the history is kept; linear between what was measured,
-        and towards 1, nothing kept, below it."""
+        """Of one layer, or the mean over all, where so much of the history is kept: linear between what was measured;
+        below it, where nobody knows, inversely as the share, at most 1."""
         rows = self.errors[compressor][storage]
         shares = self.shares[-len(rows) :]
         values = [sum(row) / len(row) if layer is None else row[layer] for row in rows]
+        if share <= shares[0]:
+            return min(1.0, values[0] * shares[0] / max(share, 1e-9))
         at = min(bisect_left(shares, share), len(values) - 1)
-        low, below = (0.0, 1.0) if at == 0 else (shares[at - 1], values[at - 1])
+        low, below = shares[at - 1], values[at - 1]
         high, above = shares[at], values[at]
         part = min(max((share - low) / (high - low), 0.0), 1.0)
         return below + (above - below) * part
+
+    def least_share(self, compressor: str, storage: str) -> float:
+        """The smallest that was measured."""
+        return self.shares[-len(self.errors[compressor][storage])]
 
     def as_json(self) -> str:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, separators=(",", ":")) + "\n"

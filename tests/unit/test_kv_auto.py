@@ -123,7 +123,7 @@ def test_a_table_between_and_below_what_was_measured() -> None:
     table = ErrorProfile("x", Sizes(2, 1, 1, 1), (0.25, 0.5, 1.0), errors)  # the compressor begins at a half
     assert table.error("recent", "plain", 0.5, 0) == 0.4
     assert table.error("recent", "plain", 0.75, None) == pytest.approx(0.15)
-    assert table.error("recent", "plain", 0.25, 1) == pytest.approx(0.6) and table.error("recent", "plain", 2.0, 0) == 0
+    assert table.error("recent", "plain", 0.25, 1) == pytest.approx(0.4) and table.error("recent", "plain", 2.0, 0) == 0
 
 
 def test_shipped_tables_are_whole_and_of_the_bundled_models() -> None:
