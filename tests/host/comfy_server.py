@@ -30,8 +30,11 @@ class ServerError(Exception):
 
 @dataclass(frozen=True)
 class ComfyServer:
+    """cancel_route: where a host takes the end of one job; older ones have no such route."""
+
     url: str
     base: Path
+    cancel_route: str = "/api/jobs/{}/cancel"
 
     def get(self, path: str) -> Any:
         """JSON of a GET request."""
@@ -46,16 +49,34 @@ class ComfyServer:
         except urllib.error.HTTPError as error:
             return error.code
 
-    def run(self, prompt: Mapping[str, Any]) -> dict[str, Any]:
-        """Post a prompt in API format and wait; its outputs by node id. ServerError with the host's own words."""
-        body = json.dumps({"prompt": prompt}).encode()
-        request = urllib.request.Request(self.url + "/prompt", body, {"Content-Type": "application/json"})
+    def send(self, path: str, content: Mapping[str, Any]) -> bytes:
+        """The answer to a POST of JSON; HTTPError where the host refuses it."""
+        body = json.dumps(content).encode()
+        request = urllib.request.Request(self.url + path, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            found: bytes = answer.read()
+        return found
+
+    def queue(self, prompt: Mapping[str, Any]) -> str:
+        """Post a prompt in API format; its id. ServerError with the host's own words."""
         try:
-            with urllib.request.urlopen(request, timeout=60) as answer:
-                number = json.load(answer)["prompt_id"]
+            return str(json.loads(self.send("/prompt", {"prompt": prompt}))["prompt_id"])
         except urllib.error.HTTPError as error:
             raise ServerError(error.read().decode()) from error
-        return self.outputs(number)
+
+    def run(self, prompt: Mapping[str, Any]) -> dict[str, Any]:
+        """Post a prompt in API format and wait; its outputs by node id. ServerError with the host's own words."""
+        return self.outputs(self.queue(prompt))
+
+    def cancel(self, prompt_id: str) -> None:
+        """End a prompt that is queued or running, and no other."""
+        try:
+            self.send(self.cancel_route.format(prompt_id), {})
+        except urllib.error.HTTPError as error:
+            if error.code not in (404, 405):
+                raise
+            self.send("/queue", {"delete": [prompt_id]})
+            self.send("/interrupt", {"prompt_id": prompt_id})
 
     def outputs(self, prompt_id: str) -> dict[str, Any]:
         """Wait for a prompt that is queued or running."""
@@ -64,12 +85,16 @@ class ComfyServer:
             entry = self.get(f"/history/{prompt_id}").get(prompt_id, {})
             status = entry.get("status", {})
             if status.get("status_str") == "error":
-                told = [message for kind, message in status["messages"] if kind == "execution_error"]
-                raise ServerError("\n".join(f"{m['node_type']}: {m['exception_message']}" for m in told))
+                told = dict(status["messages"])
+                if "execution_interrupted" in told:
+                    raise ServerError(f"interrupted in {told['execution_interrupted']['node_type']}")
+                error = told["execution_error"]
+                raise ServerError(f"{error['node_type']}: {error['exception_message']}")
             if status.get("completed"):
                 outputs: dict[str, Any] = entry["outputs"]
                 return outputs
             time.sleep(0.2)
+        self.cancel(prompt_id)
         raise ServerError(f"no result within {PATIENCE:.0f} s")
 
     def file(self, entry: Mapping[str, str]) -> Path:

@@ -59,6 +59,21 @@ EXPECTED = {
     "flowcache_magi_text_to_video": Expected(
         192, (64, 64), 8 * 64, small=tuple(("FlowCacheEmptyMagiLatent", side, 64) for side in ("width", "height"))
     ),
+    "flowcache_reward_forcing": Expected(69, (64, 64), 6 * 4, reuses=False, small=smaller(69)),
+    "flowcache_causal_forcing_2_steps": Expected(
+        29, (64, 64), 4 + 7 * 2, reuses=False, compresses=False, small=smaller(29)
+    ),
+    "flowcache_rolling_forcing": Expected(165, (64, 64), 14 * 4, reuses=False, small=smaller(165)),
+    "flowcache_longlive_2": Expected(
+        189,
+        (64, 64),
+        6 * 4,
+        reuses=False,
+        small=tuple(
+            ("Wan22ImageToVideoLatent", field, value)
+            for field, value in (("width", 64), ("height", 64), ("length", 189))
+        ),
+    ),
     "flowcache_skyreels_v2_df": Expected(97, (64, 64), 5 * 50, compresses=False, small=smaller(97)),
 }
 
@@ -84,6 +99,10 @@ def prompt_of(name: str) -> dict[str, Any]:
         if node["class_type"] in ("CLIPTextEncode", "FlowCacheMagiPrompt"):
             node["class_type"] = "TinyTextEncode"
             node["inputs"] = {"text": node["inputs"]["text"]}
+        # The VAE of 48-channel latents has one size, that of its 1.4 GB.
+        if node["class_type"] == "VAEDecode" and name == "flowcache_longlive_2":
+            node["class_type"] = "TinyDecode"
+            node["inputs"] = {"samples": node["inputs"]["samples"], "scale": 16}
     return {number: node for number, node in prompt.items() if node["class_type"] != "CLIPLoader"}
 
 

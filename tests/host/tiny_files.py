@@ -19,10 +19,10 @@ DIM = 128
 MINI_VAE = ROOT / "flowcache_core" / "mini" / "weights" / "flowcache_mini_vae.safetensors"
 
 
-def wan_weights(seed: int = 0) -> dict[str, Tensor]:
+def wan_weights(seed: int = 0, channels: int = 16) -> dict[str, Tensor]:
     """Two layers of a text-to-video model that takes 4096-wide text, random but of sound scale."""
     model = CausalWanModel(
-        model_type="t2v", dim=DIM, ffn_dim=2 * DIM, num_layers=2, num_heads=1, in_dim=16, out_dim=16,
+        model_type="t2v", dim=DIM, ffn_dim=2 * DIM, num_layers=2, num_heads=1, in_dim=channels, out_dim=channels,
         operations=comfy.ops.disable_weight_init, device="cpu", dtype=torch.float32,
     )  # fmt: skip
     return filled({key: value.shape for key, value in model.state_dict().items()}, seed)
@@ -60,6 +60,11 @@ def write_models(folder: Path) -> None:
     save_file(weights, diffusion / "causal_forcing-framewise.safetensors", metadata=tagged)
     trained = {f"model.{key}": value for key, value in weights.items()}
     torch.save({"generator_ema": trained}, diffusion / "self_forcing_dmd.pt")
+    for name in ("rewardforcing.pt", "framewise-2step.pt", "longvideo.pt"):
+        torch.save({"generator_ema": trained}, diffusion / name)
+    large = {f"model.{key}": value for key, value in wan_weights(channels=48).items()}
+    torch.save({"generator": large}, diffusion / "model_bf16.pt")
+    (folder / "vae" / "wan2.2_vae.safetensors").symlink_to(MINI_VAE)  # only named: nothing is encoded with it
     name = "Wan2_1-SkyReels-V2-DF-1_3B-540P_fp32.safetensors"
     save_file({**weights, **frame_rate_weights()}, diffusion / name)
     shutil.copyfile(MINI_VAE, folder / "vae" / "wan_2.1_vae.safetensors")
