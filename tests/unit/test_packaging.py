@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from pathlib import Path
@@ -72,3 +73,16 @@ def test_pages_that_notes_tooltips_and_messages_name_are_in_the_archive() -> Non
     for page, place in named:
         assert (ROOT / page).is_file(), (place, page)
         assert not any(f"/{page}".startswith(pattern) for pattern in ignored), (place, page)
+
+
+def test_the_list_of_nodes_names_every_node_once_and_no_other() -> None:
+    """``locales/en`` is what a running host says of the nodes (``tests/host/test_texts.py``). A node that the page
+    speaks of elsewhere is in its list too."""
+    texts = json.loads(text("locales/en/nodeDefs.json"))
+    there = {node["display_name"] for node in texts.values()}
+    page = text("docs/nodes.md")
+    rows = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| ")][1:]
+    told = [name for row in rows for name in row.split(", ")]
+    assert sorted(told) == sorted(there)
+    for name in texts:
+        assert (ROOT / "web" / "docs" / f"{name}.md").is_file(), name
