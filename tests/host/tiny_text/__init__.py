@@ -1,5 +1,5 @@
-"""A node pack for the tests: conditioning of UMT5's width without UMT5, pictures of 48-channel latents without a VAE, and
-released models in the size of the tests' files. Any text gives the same vectors every time.
+"""A node pack for the tests: conditioning of UMT5's width without UMT5, pictures of 48-channel latents without a VAE,
+and released models in the size of the tests' files. Any text gives the same vectors every time.
 """
 
 from __future__ import annotations
