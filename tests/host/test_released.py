@@ -111,21 +111,41 @@ def test_longlive_computes_its_history_again_under_a_new_prompt(small, model):
     assert "recache" in kinds
 
 
+def averaged(weights):
+    """Self Forcing's trainer, and those that grew out of it, where weights are not sharded."""
+    return {"generator": under("model.", zeros(weights)), "generator_ema": under("model.", weights)}
+
+
+def sharded(weights):
+    """The same under FSDP."""
+    return {"generator": under("model.", zeros(weights)), "generator_ema": under(WRAPPED, weights)}
+
+
+def plain(weights):
+    return {"generator": under("model.", weights)}
+
+
+WRAPPED = "model._fsdp_wrapped_module."
 LAYOUTS = {
-    # As each project saves its generator: under an average of the weights, by a trainer, or plain.
+    # As each project saves its generator, and None for one that gives out safetensors.
     "Self-Forcing 1.3B": lambda weights: {"generator_ema": under("model.", weights)},
-    "Causal-Forcing 1.3B, chunks of 3": lambda weights: {
-        "generator": under("model.", zeros(weights)),
-        "generator_ema": under("model._fsdp_wrapped_module.", weights),
-    },
-    "Reward-Forcing 1.3B": lambda weights: {
-        "generator": under("model.", zeros(weights)),
-        "generator_ema": under("model.", weights),
-    },
-    "LongLive 1.3B": lambda weights: {"generator": under("model.", weights)},
-    "StreamDiffusionV2 1.3B, video to video": lambda weights: {"generator": under("model.", weights)},
+    "Causal-Forcing 1.3B, chunks of 3": sharded,
+    "Causal-Forcing 1.3B, single frames": sharded,
+    "Causal-Forcing++ 1.3B, 2 steps": sharded,
+    "Causal-Forcing++ 1.3B, 1 step": sharded,
+    "Causal-Forcing 1.3B, long video": sharded,
+    "Rolling Forcing 1.3B": sharded,
+    "Self Gradient Forcing 1.3B, chunks of 3": averaged,
+    "Self Gradient Forcing 1.3B, single frames": averaged,
+    "Reward-Forcing 1.3B": averaged,
+    "LongLive 1.3B": plain,
+    "StreamDiffusionV2 1.3B, video to video": plain,
     "Krea Realtime 14B": None,
 }
+
+
+def test_every_model_of_wans_16_channels_has_its_file_here():
+    assert {*LAYOUTS, "LongLive 2.0 5B"} == set(ROWS)
 
 
 def under(prefix, weights):
