@@ -204,7 +204,7 @@ ROWS = (
     ),
     Released(
         "LongLive 2.0 5B",
-        "Efficient-Large-Model/LongLive-2.0-5B, on Wan 2.2 TI2V 5B",
+        "Efficient-Large-Model/LongLive-2.0-5B: model_bf16.pt, on Wan 2.2 TI2V 5B",
         MIDDLE,
         chunk_frames=8,
         timesteps=(999, 749.25, 499.5, 249.75),
