@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -148,6 +148,13 @@ def cases() -> list[Case]:
         ),
         Case("bidirectional", {"attention": "bidirectional", "policy": FIXED}),
         Case("given", {"attention": "bidirectional", "prefix_frames": 2, "prefix_noise": 0.02}, reuses=False),
+        Case("joint", {"attention": "joint", "clean_pass": True, "joint_frames": 8}, reuses=False),
+        Case(
+            "joint-kv-cpu",
+            {"attention": "joint", "prefix_frames": 4, "kv": replace(BUDGET, device="cpu")},
+            reuses=False,
+        ),
+        Case("joint-reused", {"attention": "joint", "policy": FIXED}),
         Case("one-branch", {"policy": FIXED}, {"branches": 1}),
         Case("prompt-switch", {"policy": FIXED}, {"switches": (0, 3)}),
         Case("forcing", {"plan": "blockwise", "solver": ReNoise(), "clean_pass": True, "kv": BUDGET}, reuses=False),
