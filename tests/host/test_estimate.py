@@ -54,6 +54,17 @@ class TestFromTheGraph:
         long = one(mini(n10={"length": 45}))
         assert long["kv"] < long["whole_kv"]
 
+    def test_chunks_side_by_side_are_counted_with_what_is_kept(self):
+        """Rolling Forcing: sink, six chunks of history and four in work, of three frames each."""
+        title = "Causal-Forcing 1.3B, long video"
+        prompt = mini(n10={"length": 165}, n6={"model": ["1", 0]}, n12={"model": ["1", 0]})
+        prompt[SAMPLER]["inputs"] = {"plan": "as released", "plan.model": title}
+        prompt[LEVELS] = {"class_type": "FlowCacheReleasedSchedule", "inputs": {"model": title}}
+        found = one(prompt)
+        assert found["total"] == found["computed"] == 14 * 4
+        tokens = 33 * 16 * 2 * 6 * 2  # of a frame, keys and values, layers, branches; and where each token stands
+        assert found["kv"] == tokens * 128 * 4 + tokens // 2 * 4 * 4
+
     def test_guidance_and_steps_count(self):
         single, double = one(mini(n6={"cfg": 1.0})), one(mini())
         assert double["kv"] == 2 * single["kv"]

@@ -114,6 +114,7 @@ def engines(
             kv=kv_of(choice, settings, ()),
             clean_pass=choice.clean_pass,
             attention=choice.attention,
+            joint_frames=choice.joint_frames,
             prefix_noise=choice.prefix_noise,
             **reuse,
         )

@@ -63,6 +63,11 @@ class PlanChoice:
     def chunk_frames(self) -> int:
         return self.kind.chunk_frames
 
+    @property
+    def joint_frames(self) -> int:
+        """Latent frames that a forward over several chunks sees, 0 for all that is kept."""
+        return 0 if self.released is None else self.released.joint_frames
+
     def check_windows(self) -> None:
         """SettingError when a video longer than a window could not be cut into such windows."""
         room = f"0, or at least the {self.chunk_frames} latent frames of a chunk"

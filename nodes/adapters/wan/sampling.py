@@ -216,7 +216,7 @@ def engine_settings(
         kv=kv_of(choice, settings, cuts(conds)),
         clean_pass=choice.clean_pass,
         attention=choice.attention,
-        joint_frames=choice.released.joint_frames if choice.released else 0,
+        joint_frames=choice.joint_frames,
         prefix_noise=choice.prefix_noise,
         recache=recache,
         **reuse,
