@@ -71,10 +71,12 @@ def as_rank(work: Callable[[], int], follow: Callable[[], None] = follow_starter
 
 
 def main(argv: Sequence[str]) -> int:
-    from ..__main__ import COMMANDS
+    def command() -> int:
+        from ..__main__ import COMMANDS
 
-    module = importlib.import_module(COMMANDS[argv[0]], "flowcache_core")
-    return as_rank(lambda: int(module.main(argv[1:])))
+        return int(importlib.import_module(COMMANDS[argv[0]], "flowcache_core").main(argv[1:]))
+
+    return as_rank(command)  # which follows the starter from the first, before what takes long to import
 
 
 if __name__ == "__main__":

@@ -31,13 +31,24 @@ from .rank import LOST, as_rank
 from .run import generate_on_ranks
 
 ROOT = str(Path(__file__).resolve().parents[2])
-BOOT = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from flowcache_core.parallel.serve import main; sys.exit(main())"
-)
+BOOT = """
+import os, sys, threading, time
+def follow(parent):
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(75)
+threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
+sys.path.insert(0, sys.argv.pop(1))
+from flowcache_core.parallel.serve import main
+sys.exit(main())
+"""
 
 
 def command() -> list[str]:
-    """What starts one: the package is found wherever this process has it, also by a Python that heeds no variables."""
+    """What starts one: the package is found wherever this process has it, also by a Python that heeds no variables.
+
+    That its starter has gone is noticed from the first, while torch is still being imported.
+    """
     return [sys.executable, "-c", BOOT, ROOT]
 
 

@@ -20,7 +20,7 @@ from flowcache_core.parallel.errors import RankError
 from flowcache_core.parallel.mesh import backend_for, joined
 from flowcache_core.parallel.shape import MeshShape
 
-TIMEOUT = 6.0
+TIMEOUT = 20.0  # two processes must have started within it, on a busy machine too
 ROOM = 60.0  # seconds for a busy machine to start two processes and end them
 
 
@@ -59,8 +59,8 @@ def test_ranks_that_are_not_alike(what, tmp_path):
     [
         ("dies", "rank 1 ended (SIGKILL)"),
         ("fails", "rank 1: ZeroDivisionError: a fault on this rank"),
-        ("hangs", "rank 1 did not answer within 6 s"),
-        ("stops", "rank 1 did not answer within 6 s"),
+        ("hangs", "rank 1 did not answer within 20 s"),
+        ("stops", "rank 1 did not answer within 20 s"),
     ],
 )
 def test_a_rank_that_fails_ends_them_all(what, said, tmp_path):

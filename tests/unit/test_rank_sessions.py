@@ -225,15 +225,27 @@ def test_heads_that_cannot_be_shared_are_refused():
         ranks.run(asked, lambda told: None)
 
 
-def test_ranks_end_with_a_starter_that_was_killed(tmp_path):
-    script = f"""
-import sys, time
-sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2])!r}]
-from test_rank_sessions import MeshShape, session
+READY = """
 with session(MeshShape(1, 2)) as ranks:
     print(*(process.pid for process in ranks.ranks.processes), flush=True)
     time.sleep(600)
 """
+AT_ONCE = """
+from flowcache_core.parallel.launch import Ranks
+from flowcache_core.parallel.serve import command
+with Ranks(command(), 2, 60.0) as ranks:
+    print(*(process.pid for process in ranks.processes), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("work", [READY, AT_ONCE], ids=["ready", "importing"])
+def test_ranks_end_with_a_starter_that_was_killed(work):
+    script = f"""
+import sys, time
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2])!r}]
+from test_rank_sessions import MeshShape, session
+{work}"""
     starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     pids = [int(word) for word in starter.stdout.readline().split()]
     assert len(pids) == 2
