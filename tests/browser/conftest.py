@@ -34,18 +34,32 @@ def find_chromium() -> str | None:
     return named or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-HOST, CHROMIUM = find_host(), find_chromium()
+def find_frontends() -> dict[str, tuple[str, ...]]:
+    """Name -> options of the server: the frontend that the host pins, and an unpacked ``comfyui-frontend-package``
+    where FLOWCACHE_FRONTEND names its folder, or a folder that has it.
+    """
+    found: dict[str, tuple[str, ...]] = {"pinned": ()}
+    if named := os.environ.get("FLOWCACHE_FRONTEND"):
+        folder = Path(named)
+        static = folder if (folder / "index.html").is_file() else folder / "comfyui_frontend_package" / "static"
+        if not (static / "index.html").is_file():
+            raise FileNotFoundError(f"FLOWCACHE_FRONTEND: no index.html in {static}")
+        found["newest"] = ("--front-end-root", str(static))
+    return found
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+HOST, CHROMIUM, FRONTENDS = find_host(), find_chromium(), find_frontends()
+
+
+@pytest.fixture(scope="session", params=FRONTENDS)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     if HOST is None or CHROMIUM is None:
         pytest.skip(HOW_TO)
     base = tmp_path_factory.mktemp("comfy")
     lay_out(base)
     if PICTURES:
         name_checkpoints(base / "models")
-    with comfy_server(HOST, Path(sys.executable), base) as running:
+    with comfy_server(HOST, Path(sys.executable), base, *FRONTENDS[request.param]) as running:
         yield running
 
 

@@ -82,7 +82,13 @@ def near(page: Any, kind: str, scale: float = 1.3) -> None:
 
 
 def queue(page: Any) -> None:
+    """Press Run; returns when the prompt runs."""
+    page.evaluate(
+        "() => { window.begun = false;"
+        " app.api.addEventListener('execution_start', () => { window.begun = true; }, {once: true}); }"
+    )
     page.get_by_test_id("queue-button").first.click()
+    page.wait_for_function("() => window.begun", polling=100)
 
 
 def idle(page: Any) -> None:

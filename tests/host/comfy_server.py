@@ -120,12 +120,12 @@ def lay_out(base: Path) -> None:
 
 
 @contextlib.contextmanager
-def comfy_server(host: Path, python: Path, base: Path) -> Iterator[ComfyServer]:
-    """A running server over ``base``, which :func:`lay_out` has prepared; stopped at the end."""
+def comfy_server(host: Path, python: Path, base: Path, *options: str) -> Iterator[ComfyServer]:
+    """A running server over ``base``, which :func:`lay_out` has prepared; stopped at the end. options: of its own."""
     port = free_port()
     command = [
         str(python), str(host / "main.py"), "--cpu", "--listen", "127.0.0.1", "--port", str(port),
-        "--disable-api-nodes", "--base-directory", str(base), "--database-url", "sqlite:///:memory:",
+        "--disable-api-nodes", "--base-directory", str(base), "--database-url", "sqlite:///:memory:", *options,
     ]  # fmt: skip
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     log = base / "server.log"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -188,12 +189,37 @@ def test_the_host_lists_and_serves_them(server: ComfyServer) -> None:
 def test_the_host_serves_help_pages_and_translations(server: ComfyServer) -> None:
     for name in NODES:
         assert server.status(f"/extensions/{PACK_NAME}/docs/{name}.md") == 200
+        assert server.status(f"/extensions/{PACK_NAME}/docs/{name}/zh.md") == 200
     served = server.get("/i18n")
     for language in ("en", "zh"):
         assert {name: served[language]["nodeDefs"][name] for name in NODES} == read(
             LOCALES / language / "nodeDefs.json"
         )
         assert "FlowCache" in served[language]["nodeCategories"]
+
+
+def test_the_host_offers_the_subgraph(server: ComfyServer) -> None:
+    """ComfyUI serves ``subgraphs/`` of packs: it stands in the library of nodes."""
+    ours = {
+        number: entry
+        for number, entry in server.get("/global_subgraphs").items()
+        if entry["info"]["node_pack"] == f"custom_nodes.{PACK_NAME}"
+    }
+    assert [entry["name"] for entry in ours.values()] == ["FlowCache for AR video"]
+    (number,) = ours
+    (definition,) = json.loads(server.get(f"/global_subgraphs/{number}")["data"])["definitions"]["subgraphs"]
+    assert {node["type"] for node in definition["nodes"]} <= set(NODES)
+
+
+def test_every_note_is_there_in_chinese() -> None:
+    chinese = read(WORKFLOWS.parent / "web" / "notes.zh.json")
+    assert sorted(chinese) == names()
+    for name in names():
+        (note,) = [n for n in read(WORKFLOWS / f"{name}.json")["nodes"] if n["type"] == "MarkdownNote"]
+        assert note["properties"]["flowcache_note"] == name
+        english = note["widgets_values"][0]
+        assert chinese[name].count("\n\n") == english.count("\n\n"), name
+        assert re.findall(r"https://[^)\s]+", chinese[name]) == re.findall(r"https://[^)\s]+", english)
 
 
 @pytest.mark.parametrize("name", names())
@@ -239,6 +265,25 @@ def test_given_chunks_are_marked_as_given(name: str, server: ComfyServer, result
     (text,) = run(name, server, results).texts.values()
     rows = re.findall(r"chunk +\d+ \|(.*)\|", text)
     assert [set(row) == {"="} for row in rows] == [True] * 4 + [False] * 4
+
+
+@pytest.mark.parametrize("name", ["flowcache_mini_extend_video", "flowcache_mini_magi_extend_video"])
+def test_the_extension_does_what_its_prompt_says(name: str, server: ComfyServer, results: dict[str, Result]) -> None:
+    """To the right in the first part (45 frames), then up."""
+    assert {node["inputs"]["text"] for node in read(COPIES / f"{name}.json").values() if "text" in node["inputs"]} == {
+        "a yellow circle moving right",
+        "a yellow circle moving up",
+        *([""] if "magi" not in name else []),
+    }
+    frames = run(name, server, results).frames.astype(int)
+    yellow = (frames[..., 0] > 150) & (frames[..., 1] > 120) & (frames[..., 2] < 110)
+
+    def place(time: int) -> tuple[float, float]:
+        rows, columns = np.nonzero(yellow[time])
+        return rows.mean(), columns.mean()
+
+    assert place(16)[1] > place(0)[1] + 20
+    assert place(76)[0] < place(48)[0] - 40
 
 
 def test_the_video_follows_each_prompt_of_its_schedule(server: ComfyServer, results: dict[str, Result]) -> None:

@@ -72,6 +72,17 @@ def test_every_node_has_a_help_page_that_names_its_fields(name: str, schema: dic
         assert heading in page
 
 
+@pytest.mark.parametrize("name", sorted(NODES))
+def test_every_node_has_a_chinese_help_page_that_names_its_fields(name: str) -> None:
+    """Where the frontend looks for it first when it speaks Chinese."""
+    page, texts = (HELP / name / "zh.md").read_text(encoding="utf-8"), locale("zh")[name]
+    assert page.startswith(f"# {texts['display_name']}\n")
+    for entry in texts["inputs"].values():
+        assert f"`{without_number(entry['name'])}" in page, entry["name"]
+    for heading in ("## 何时有用", "## 何时无用", "## 示例"):
+        assert heading in page
+
+
 def without_number(field: str) -> str:
     """``prompt_3`` and ``start_3`` are explained together with the other rows."""
     return field.rstrip(string.digits)
