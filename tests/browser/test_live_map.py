@@ -12,7 +12,7 @@ import pytest
 from comfy_server import ComfyServer
 from panels import RUNNING, idle, near, panel, panel_when, queue, told, write_down
 from test_errors import change, look
-from test_frontend import MINI, open_template, ours
+from test_frontend import MINI, PICTURES, ROOT, open_template, ours, picture
 
 COMPUTED, REUSED = "0072b2", "f5c77e"
 LONG = 1533  # frames: 128 chunks
@@ -47,6 +47,48 @@ def test_it_grows_and_stays(page: Any, server: ComfyServer) -> None:
     assert ended["colours"][COMPUTED] > 100 and ended["colours"][REUSED] > 100, ended["colours"]
     assert "saved" in ended["text"] and "dB" in ended["text"], ended["text"]
     assert ours(page.errors) == []
+    if PICTURES and page.renderer == "classic":
+        save_replay(page, messages)
+
+
+def save_replay(page: Any, messages: list[dict[str, Any]]) -> None:
+    """README's first picture: the node that sampled, shown its own messages once more, with its video."""
+    near(page, RUNNING, 1.0)
+    page.locator("video").first.wait_for()
+    shots = []
+    for number, message in enumerate([*messages, *messages[-1:] * 4]):
+        page.evaluate(
+            """([kind, run, share]) => {
+                const node = app.graph.nodes.find(n => n.type === kind);
+                node.widgets.find(w => w.name === 'flowcache_run').flowcache.tell({run});
+                for (const video of document.querySelectorAll('video')) {
+                    video.pause();
+                    video.currentTime = share * (video.duration || 0);
+                }
+            }""",
+            [RUNNING, message, number / (len(messages) + 4)],
+        )
+        page.wait_for_timeout(250)
+        shots.append(picture(page))
+    left, top, width, height = page.evaluate(
+        """kind => {
+            const node = app.graph.nodes.find(n => n.type === kind), ds = app.canvas.ds;
+            const box = app.canvas.canvas.getBoundingClientRect();
+            return [box.left + (node.pos[0] + ds.offset[0]) * ds.scale,
+                box.top + (node.pos[1] - 30 + ds.offset[1]) * ds.scale, node.size[0], node.size[1] + 30];
+        }""",
+        RUNNING,
+    )
+    frames = [shot.crop((int(left), int(top), int(left + width), int(top + height))) for shot in shots]
+    frames[0].save(
+        ROOT / "docs" / "images" / "live.webp",
+        "WEBP",
+        save_all=True,
+        append_images=frames[1:],
+        duration=300,
+        loop=0,
+        quality=70,
+    )
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
