@@ -50,6 +50,7 @@ def marked(page: Any) -> list[str]:
 
 def test_a_field_that_fails_when_its_node_runs(page: Any) -> None:
     open_template(page, MINI)
+    change(page, "FlowCacheKVCompressor", "method", "importance-redundancy")
     change(page, "FlowCacheKVCompressor", "method.pool_kernel", 4)
     text = run(page).inner_text()
     look(page, "field")
@@ -60,6 +61,7 @@ def test_a_field_that_fails_when_its_node_runs(page: Any) -> None:
 def test_settings_that_do_not_fit_together_name_the_node(page: Any) -> None:
     """They meet in the sampler, which is all that the host can mark; what can be read of the sentence says where."""
     open_template(page, MINI)
+    change(page, "FlowCacheChunkwiseReuse", "preset", "mini: balanced")
     change(page, "BasicScheduler", "steps", 4)
     box = run(page)
     look(page, "preset")

@@ -101,11 +101,6 @@ def test_mini_template_runs_and_shows_video_and_report(page: Any, server: ComfyS
         page.wait_for_function("() => [...document.querySelectorAll('img')].some(i => i.naturalWidth === 960)")
     else:
         assert report["images"] == 1
-    places = page.evaluate(
-        "() => Object.fromEntries(app.graph.nodes.map(n => [n.type, {top: n.pos[1], bottom: n.pos[1] + n.size[1]}]))"
-    )
-    title = 30
-    assert places["SamplerCustomAdvanced"]["bottom"] <= places["FlowCacheReport"]["top"] - title, places
     assert ours(page.errors) == []
     if PICTURES:
         page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
