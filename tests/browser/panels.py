@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
+PATIENCE = 900  # seconds, for a machine with other work
 RUNNING = "SamplerCustomAdvanced"
 OURS = ("FlowCacheChunkwiseReuse", "FlowCacheKVCompressor", "FlowCacheARSampler", "FlowCacheReport")
 
@@ -92,8 +94,13 @@ def queue(page: Any) -> None:
 
 
 def idle(page: Any) -> None:
-    page.wait_for_function(
-        "async () => { const q = await (await fetch('/queue')).json();"
-        " return !q.queue_running.length && !q.queue_pending.length; }",
-        polling=500,
-    )
+    """Wait until nothing runs and nothing waits. Asked again from here: a promise alone counts as true to Playwright."""
+    busy = """async () => {
+        const queue = await (await fetch('/queue')).json();
+        return queue.queue_running.length + queue.queue_pending.length;
+    }"""
+    end = time.monotonic() + PATIENCE
+    while page.evaluate(busy):
+        assert time.monotonic() < end, f"still running after {PATIENCE} s"
+        page.wait_for_timeout(500)
+    page.wait_for_timeout(500)  # what was told last has been drawn
