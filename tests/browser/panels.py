@@ -94,7 +94,7 @@ def queue(page: Any) -> None:
 
 
 def idle(page: Any) -> None:
-    """Wait until nothing runs and nothing waits. Asked again from here: a promise alone counts as true to Playwright."""
+    """Wait until nothing runs and nothing waits. Asked from here: to Playwright a promise is true."""
     busy = """async () => {
         const queue = await (await fetch('/queue')).json();
         return queue.queue_running.length + queue.queue_pending.length;
