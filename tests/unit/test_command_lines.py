@@ -35,7 +35,7 @@ LINES: dict[str, tuple[list[str], str]] = {
     "guidance never": (["demo", "--guidance-every", "0"], "guidance_every"),
     "guidance now and then without any": (["demo", "--guidance", "1", "--guidance-every", "2"], "guidance_every"),
     "low frequencies": (["demo", "--low-frequencies", "2"], "strength"),
-    "a preset of mini scenes": (["demo", "--model", "scenes", "--preset", "fast-20"], "slow, balanced, fast"),
+    "a preset of mini scenes": (["demo", "--model", "scenes", "--preset", "fast-30"], "slow, balanced, fast, slow-20"),
     "a threshold": (["demo", "--threshold", "inf"], "threshold"),
     "a warm-up": (["demo", "--policy", "chunkwise", "--warmup", "99999999999999999999"], "warmup_steps"),
     "a budget": (["demo", "--kv-budget", "nan"], "budget"),
