@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from flowcache_core import __main__ as command_line
-from flowcache_core.commands import demo
+from flowcache_core.commands import demo, demo_models
 from flowcache_core.mini import GUIDANCE, MiniModel
 from flowcache_core.mini.text import TEXT_DIM, VOCABULARY, encode_prompt
 from flowcache_core.models.wan.config import WanConfig
-from flowcache_core.models.wan.guidance_refresh import GuidanceRefresh
+from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.models.wan.vae import WanVAE
 from flowcache_core.models.wan.vae_layers import WanVAEConfig
@@ -185,7 +185,7 @@ def test_a_folder_in_the_place_of_a_result_is_said_first(call: Any, tmp_path: Pa
     assert (status, out) == (2, "") and "map.png', accepted: a file, not a folder" in err and err.count("\n") == 1
 
 
-class SpoiledDenoiser(GuidanceRefresh):
+class SpoiledDenoiser(WanDenoiser):
     """NaN from one step of chunk 1 on."""
 
     def compute(self, item: Any, cache: Any, *, keep_residual: bool = False, rows: Any = None) -> Any:
@@ -200,7 +200,7 @@ class SpoiledDenoiser(GuidanceRefresh):
 def test_a_run_that_turns_nan_writes_everything_and_says_so(
     call: Any, tmp_path: Path, monkeypatch: Any, options: Any, policy: Any
 ) -> None:
-    monkeypatch.setattr(demo, "GuidanceRefresh", SpoiledDenoiser)
+    monkeypatch.setattr(demo_models, "WanDenoiser", SpoiledDenoiser)
     status, out, err = call(*options, *policy)
     assert status == 1
     last = err.splitlines()[-1]
