@@ -53,7 +53,7 @@ class Allocation:
             kept = f"budget {mean:.3g} chunks ({min(budgets):g} to {max(budgets):g} by layer)"
         how = f", {settings.compressor.name}" if budgets and settings.compressor else ""
         where = f"measured on {profile.model}" if own else f"on {profile.model}, not on this model"
-        size = f"{self.bytes / MEGA:.3g} of {megabytes:g} MB"
+        size = f"{self.bytes / MEGA:.4g} of {megabytes:g} MB"
         error = f"{'about ' if self.guessed else ''}{self.error:.1%}"
         beyond = ", where less of the history was never kept" if self.guessed else ""
         return f"{kept}{how}, storage {settings.storage.name}: {size}; attention error {error}, {where}{beyond}"

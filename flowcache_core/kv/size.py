@@ -79,7 +79,7 @@ def read_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
     settings = settings.settled(spec, plan)
     if not settings.storage.packs:
         return 0
-    tokens = max(capacity_tokens(plan, spec.tokens_per_frame, one) for one in settings.layer_budgets(spec.layers))
+    tokens = max(capacity_tokens(plan, spec.tokens_per_frame, one) for one in set(settings.layer_budgets(spec.layers)))
     streams = spec.branches * spec.batch
     return 2 * streams * heads_at_once(spec, streams, tokens) * tokens * spec.head_dim * spec.dtype.itemsize
 
@@ -91,7 +91,7 @@ def ahead_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
     place = place_of(spec, settings)
     if not place.apart or settings.storage.packs:
         return 0
-    tokens = max(capacity_tokens(plan, spec.tokens_per_frame, one) for one in settings.layer_budgets(spec.layers))
+    tokens = max(capacity_tokens(plan, spec.tokens_per_frame, one) for one in set(settings.layer_budgets(spec.layers)))
     return 2 * 2 * spec.branches * spec.batch * spec.kv_heads * tokens * spec.head_dim * place.dtype.itemsize
 
 
