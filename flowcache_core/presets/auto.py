@@ -95,6 +95,10 @@ class Offer:
         same = not run.architecture or self.architecture == run.architecture
         return same and (self.own or not self.file or not run.model or self.file == run.model)
 
+    def of_other_file(self, run: Run) -> bool:
+        """Whether it is the user's, made from another file of the same architecture."""
+        return self.own and run.model != "" and self.architecture != "" and self.preset.model != run.model
+
     def fits(self, run: Run) -> bool:
         """Whether it was made for runs of this model at these noise levels."""
         return self.of_model(run) and self.steps == run.steps and self.off(run) <= SAME
@@ -123,7 +127,7 @@ class Offer:
             *apart(self.architecture, run.architecture),
             round(abs(math.log(self.steps / run.steps)), 3),
             round(self.off(run), 2),
-            self.own and run.model != "" and preset.model != run.model,
+            self.of_other_file(run),
             sum(map(bool, unlike)),
             guided,
         )
@@ -139,10 +143,11 @@ def choose(run: Run, fidelity: float, own: Iterable[Preset] = ()) -> Chosen:
         return Chosen(Never(), Velocity(), NAME, None, (note,))
     nearest = best(run, [*offers_of(own), *shipped()])
     taken = at(fidelity, nearest, run)
-    name, quantity = f"{NAME} ({taken.title})", taken.quantity
+    share = "" if taken.own or ": " in taken.title else f", {taken.share(run):.0%}"
+    name, quantity = f"{NAME} ({taken.title}{share})", taken.quantity
     if taken.fits(run):
         unlike = unlike_notes(taken, run)
-        curve = () if unlike else taken.preset.curve
+        curve = () if taken.of_other_file(run) else taken.preset.curve
         count = len(taken.policy.computed)
         source = replace(taken.preset, policy=taken.policy, quantity=quantity, computed_steps=count, curve=curve)
         return Chosen(taken.policy, quantity, name, source, unlike)
@@ -203,13 +208,21 @@ def far_note(offer: Offer, run: Run) -> str:
 def unlike_notes(offer: Offer, run: Run) -> tuple[str, ...]:
     """What else is not as it was when the list was made; the list holds, the expected dB may not."""
     preset, found = offer.preset, []
-    if offer.own and run.model and preset.architecture and preset.model != run.model:
+    if offer.of_other_file(run):
         found.append(f"on {preset.model}, and this is {run.model}")
-    if preset.guidance is not None and run.guidance is not None and abs(preset.guidance - run.guidance) > 0.05:
+    if far_guidance(preset.guidance, run.guidance):
         found.append(f"at guidance {preset.guidance:g}, and this run has {run.guidance:g}")
     if preset.solver and run.solver and preset.solver != run.solver:
         found.append(f"with solver {preset.solver}, and this run has {run.solver}")
     return (f"preset {offer.title} was made {'; '.join(found)}",) if found else ()
+
+
+def far_guidance(one: float | None, other: float | None) -> bool:
+    """More than twice or less than half as strong; at 1 and below there is none."""
+    if one is None or other is None:
+        return False
+    least, most = sorted((max(1.0, one), max(1.0, other)))
+    return most > 2 * least
 
 
 def apart(one: str, other: str) -> tuple[float, float]:

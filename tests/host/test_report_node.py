@@ -138,6 +138,12 @@ class TestWhatAPersonWantsToKnow:
         assert lead[0].startswith("mini: fast-20: saved ") and " dB" in lead[0] and "K/V" in lead[0]
         assert lead[1].startswith("Beside the uncached video: ") and lead[2].startswith("Next: FlowCache Compare with ")
 
+    def test_numbers_and_units_stay_together_and_every_sign_can_be_drawn(self):
+        theme = module("nodes.adapters.shown.theme")
+        title = "auto (mini): saved 5 min 29 s of 7 min 57 s (3.2 x), K/V 3.3 of 5.3 MB, expected 65 dB"
+        lines = theme.wrapped(title, theme.TITLE)
+        assert len(lines) > 1 and " ".join(lines) == title and not any(line.startswith(("MB", "dB")) for line in lines)
+
     def test_few_steps_and_bounded_memory(self, plain):
         model = compress(plain, 1)
         out = sample(model, start=latent(57))[0]

@@ -45,6 +45,7 @@ def test_the_slider_goes_from_the_fewest_to_the_most_computed_steps():
         first, later = counts(choose(MINI, tenth / 10).policy)
         shares.append(first + 3 * later)
     assert shares == sorted(shares) and shares[0] < 0.5 * shares[-1]
+    assert choose(MINI, 1.0).name == "auto (mini, 60%)"  # of the curve: no entry has this list
     assert 0.15 <= shares[0] / 200 and shares[-1] / 200 <= 0.65
 
 
@@ -74,10 +75,12 @@ def test_every_run_has_lists_made_for_it(other):
     assert found.name != choose(MINI, 0.5).name
 
 
-def test_guidance_of_another_size_takes_the_list_and_promises_nothing():
-    found = choose(replace(MINI, guidance=6.0), 0.5)
-    assert found.source is not None and found.source.curve == ()
-    assert "at guidance 3, and this run has 6" in found.notes[0]
+@pytest.mark.parametrize(("guidance", "said"), [(2.0, False), (5.9, False), (7.0, True), (1.0, True), (0.0, True)])
+def test_guidance_of_another_size_is_said(guidance, said):
+    found = choose(replace(MINI, guidance=guidance), 0.5)
+    assert found.policy == choose(MINI, 0.5).policy
+    notes = (f"preset mini: balanced was made at guidance 3, and this run has {guidance:g}",) if said else ()
+    assert found.notes == notes
 
 
 STRANGERS = {
@@ -144,6 +147,7 @@ class TestTheUsersOwn:
     def test_of_the_same_architecture_but_another_file_is_said(self):
         found = choose(replace(self.run, model="other.safetensors"), 0.5, [own()])
         assert found.name == "auto (my: mine)" and "on tune.safetensors, and this is other" in found.notes[0]
+        assert found.source is not None and found.source.curve == (), "what was measured was of another file"
 
     def test_the_same_file_goes_before_another(self):
         others = [replace(own("a"), model="x"), own("b")]

@@ -63,7 +63,7 @@ def wrapped(sentence: str | None, size: int = LABEL, width: int = WIDTH - 2 * MA
         if all(pen.textlength(line, font=font(size)) <= width for line in lines):
             break
         letters -= 2
-    return lines
+    return [line.replace("\u00a0", " ") for line in lines]  # the host's letters have no sign for it
 
 
 def text(
