@@ -84,7 +84,8 @@ class Outcome:
         if self.expected is None:
             return say["not measured"]
         level = next(least for least, _ in SEEN if self.expected >= least)
-        return say["near" if self.measured else "near recorded"].format(seen=say[f"{level:g}"])
+        near = say["near" if self.measured else "near recorded"].format(seen=say[f"{level:g}"])
+        return near + say["on top"] if self.bounded else near
 
     def advice(self, language: str = "en") -> str:
         say = words(language)

@@ -38,6 +38,10 @@ def test_how_near(least, seen):
     assert seen in foretold and "recording" in foretold
 
 
+def test_what_bounded_memory_changes_comes_on_top():
+    assert "comes on top" in RUN.nearness() and "on top" not in replace(RUN, kv_bytes=4.7e6).nearness()
+
+
 ADVICE = {
     "rival": (RUN, "with 25 plain steps"),
     "long": (replace(RUN, chunks=20, kv_bytes=4.7e6), "KV Cache Compressor"),
