@@ -33,7 +33,7 @@ from flowcache_core.schedule import Schedule, skyreels
 from .mini_runs import HELD_OUT, run
 from .results import save
 
-REPEATS, SHORT = 9, Setup(chunks=3, steps=20)
+REPEATS, SHORT = 9, Setup(chunks=2, steps=10)
 MODEL, CHANNELS, HEIGHT, WIDTH = "skyreels-v2-1.3b-540p", 16, 68, 120
 GEMM_ROWS = 2048
 
