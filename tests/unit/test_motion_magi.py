@@ -100,7 +100,7 @@ def test_the_base_models_forward_of_a_chunk_alone_is_not_run_for_some_tokens(mod
 def test_the_reference_preset(model, data) -> None:
     """Its phases: whole chunks to own step 25, tokens from there on, the run's very last tick computed."""
     preset = load_preset("magi-1-4.5b", "reference-motion-slow")
-    policy = replace(preset.policy, threshold=0.012)  # of these weights' size  # type: ignore[call-arg]
+    policy = replace(preset.policy, threshold=0.03)  # of these weights' size  # type: ignore[call-arg]
     settings = {"steps": 32, "quantity": preset.quantity, "nearly_clean": False, "clean_pass": False}
     latents, steps = run(model, data, policy, **settings)
     assert latents.isfinite().all()
