@@ -2,7 +2,7 @@
 
     python dev.py bench motion --seconds
 
-One chunk of 1536 tokens (3 frames of 16 x 32) behind two others, a Wan transformer of 4 layers with random weights.
+One chunk of 1536 tokens (3 frames of 16 x 32) behind two others, a Wan transformer of 2 layers with random weights.
 Every repetition times all ways one after the other, so that what else the machine does falls on all of them; medians.
 """
 
@@ -26,7 +26,7 @@ from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.plan import blockwise
 from flowcache_core.rows import Rows
 
-CONFIG = WanConfig(dim=1024, ffn_dim=4096, num_layers=4, num_heads=8)
+CONFIG = WanConfig(dim=512, ffn_dim=2048, num_layers=2, num_heads=4, text_dim=512)
 FRAMES, ROWS, COLUMNS = 3, 16, 32
 SHARES = (0.8, 0.5, 0.3)
 TEXT = 64  # tokens of the prompt
