@@ -3,7 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { nodeOf, openGraph, panelOn } from "./place.js";
-import { KINDS } from "./lines.js";
+import { KINDS, marks } from "./lines.js";
 
 const EVENT = "flowcache.estimate";
 const PAUSE = 500; // ms without a change, before it is asked
@@ -22,13 +22,13 @@ async function ask() {
   const headers = { "Content-Type": "application/json" };
   const answer = await api.fetchApi("/flowcache/estimate", { method: "POST", headers, body });
   if (!answer.ok || mine !== newest) return; // something newer is on its way
-  show((await answer.json()).nodes);
+  show((await answer.json()).nodes, (estimates) => ({ estimates, asked: marks(estimates) }));
 }
 
-function show(nodes) {
+function show(nodes, news) {
   for (const [id, estimates] of Object.entries(nodes)) {
     const node = nodeOf(id);
-    if (node && KINDS[node.comfyClass ?? node.type]) panelOn(node).tell({ estimates });
+    if (node && KINDS[node.comfyClass ?? node.type]) panelOn(node).tell(news(estimates));
   }
 }
 
@@ -50,6 +50,6 @@ export function listenForEstimates(changed) {
     changed();
   });
   api.addEventListener(EVENT, ({ detail }) => {
-    if (openGraph(detail.workflow)) show(detail.nodes);
+    if (openGraph(detail.workflow)) show(detail.nodes, (estimates) => ({ estimates }));
   });
 }

@@ -11,7 +11,7 @@ export const KINDS = {
 };
 
 // {headline, lines, details} of a panel on a node of ``kind``; null where there is nothing to say.
-export function content(kind, { run, estimates, ran, text }) {
+export function content(kind, { run, estimates, asked, ran, text }) {
   const subject = KINDS[kind];
   const folded = text ? [text] : [];
   if (!subject) return run ? ofSampling(run) : null;
@@ -21,7 +21,7 @@ export function content(kind, { run, estimates, ran, text }) {
     const [first, ...others] = foretold;
     return { headline: first.short, lines: others.map((one) => one.short), details: [...unfolded(foretold), ...folded] };
   }
-  const changed = estimates?.length && ran && ran !== marks(estimates);
+  const changed = estimates?.length && ran && ran !== asked;
   const next = changed ? foretold.map((one) => words().next(one.short)) : [];
   const lines = [...behind(subject, run), ...next];
   return { headline: result(subject, run), lines, details: [...folded, ...(text ? [] : unfolded(foretold))] };

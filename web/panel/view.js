@@ -1,5 +1,5 @@
 // A panel as an element: a headline, lines, the map and the K/V of a run where it samples, and details that unfold.
-import { content, KINDS, marks, memory } from "./lines.js";
+import { content, KINDS, memory } from "./lines.js";
 import { draw, heightFor } from "./map.js";
 import { themeOf } from "./theme.js";
 import { words } from "./words.js";
@@ -17,7 +17,7 @@ export class Panel {
   // kind: class of the node. resized(before, now): called when the panel needs another height.
   constructor(kind, resized) {
     this.kind = kind;
-    this.state = { run: null, estimates: null, ran: null, text: null };
+    this.state = { run: null, estimates: null, asked: null, ran: null, text: null };
     this.frame = null;
     this.needed = 0;
     this.told = 0;
@@ -75,13 +75,12 @@ export class Panel {
     this.watch.observe(this.content);
   }
 
-  // News, whole or in part: {run} its newest message, {estimates} of what runs will cost, {text} of a report. False
-  // where nothing is left to show.
+  // News, whole or in part: {run} its newest message, {estimates} of what runs will cost ({asked}: marks of those that
+  // follow from the graph alone), {text} of a report. False where nothing is left to show.
   tell(news) {
     const begins = news.run && news.run.prompt !== this.state.run?.prompt;
     Object.assign(this.state, news);
-    if (begins) this.state.ran = this.state.estimates ? marks(this.state.estimates) : null;
-    else if (this.state.run && !this.state.ran && this.state.estimates) this.state.ran = marks(this.state.estimates);
+    if (begins || (this.state.run && !this.state.ran)) this.state.ran = this.state.asked;
     this.said = content(this.kind, this.state);
     this.paintSoon();
     return this.said !== null;
