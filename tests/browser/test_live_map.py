@@ -56,7 +56,8 @@ def save_replay(page: Any, messages: list[dict[str, Any]]) -> None:
     near(page, RUNNING, 1.0)
     page.locator("video").first.wait_for()
     shots = []
-    for number, message in enumerate([*messages, *messages[-1:] * 4]):
+    shown = [*messages[:: max(1, len(messages) // 30)], *messages[-1:] * 4]
+    for number, message in enumerate(shown):
         page.evaluate(
             """([kind, run, share]) => {
                 const node = app.graph.nodes.find(n => n.type === kind);
@@ -66,7 +67,7 @@ def save_replay(page: Any, messages: list[dict[str, Any]]) -> None:
                     video.currentTime = share * (video.duration || 0);
                 }
             }""",
-            [RUNNING, message, number / (len(messages) + 4)],
+            [RUNNING, message, number / len(shown)],
         )
         page.wait_for_timeout(250)
         shots.append(picture(page))

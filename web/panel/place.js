@@ -62,7 +62,7 @@ export function clear(node) {
 
 // A node grows and shrinks with its panel, and keeps what its user gave it beyond that.
 function fit(node, change) {
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1] + change, height)]);
+  const height = node.computeSize()[1];
+  node.setSize([node.size[0], Math.max(node.size[1] + change, height)]); // its width is its user's
   node.setDirtyCanvas?.(true, true);
 }
