@@ -114,7 +114,8 @@ def test_the_nearest_is_of_the_same_family_and_size():
     sizes = {
         LARGE: "skyreels-v2-14b",
         "wan, 1536 wide, 30 layers": "skyreels-v2-1.3b",
-        "magi, 96 wide, 6 layers": "magi",
+        "magi, 3072 wide, 34 layers": "magi-1-4.5b",
+        "magi, 96 wide, 6 layers": "mini-magi",
     }
     for architecture, name in sizes.items():
         assert choose(Run(37, None, architecture), 0.5).name.startswith(f"auto ({name}")
