@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from ..flowcache_core.kv.settings import KVSettings
+from ..flowcache_core.presets.own import OwnPreset
 from . import kv, presets, reuse
 from .adapters.before.graph import Graph, NotKnownError
 from .adapters.before.tell import Numbers, before
@@ -26,7 +27,10 @@ def read_reuse(graph: Graph, node: str) -> ReuseSettings | AutoReuse:
     if graph.kind(linked) != PRESET or graph.source(linked, "preset") is not None:
         raise NotKnownError("which steps the linked preset computes")
     hold, file, lists = (graph.value(linked, name) for name in ("hold", "file", "lists"))
-    return reuse.chosen(fields, presets.found(None, hold, file, lists)[0])
+    row, _ = presets.found(None, hold, file, lists)
+    if not isinstance(row, OwnPreset):  # measured heads, which the run will refuse
+        raise NotKnownError("which steps the linked preset computes")
+    return reuse.chosen(fields, row)
 
 
 def read_kv(graph: Graph, node: str) -> KVSettings:

@@ -175,7 +175,7 @@ def chosen(preset: Mapping[str, Any], own: OwnPreset | None) -> ReuseSettings | 
     """What the node's fields and its link say. SettingError names the field that cannot work."""
     if preset["preset"] == AUTO:
         require_finite("fidelity", preset["fidelity"], minimum=0.0, maximum=1.0)
-        return AutoReuse(preset["fidelity"], own and own.preset)
+        return AutoReuse(preset["fidelity"], None if own is None else own.preset)
     return settings(preset) if own is None else own_settings(own)
 
 

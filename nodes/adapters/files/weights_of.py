@@ -16,8 +16,9 @@ def file_of(patcher: Any) -> Path | None:
     """As its loader noted it, ours or the host's; None where none did, or the file is gone."""
     loader = getattr(patcher, "cached_patcher_init", None)
     found = loader[1][0] if loader is not None and loader[1] else None
-    known = isinstance(found, str | Path) and str(found) and Path(found).is_file()
-    return Path(found) if known else None
+    if not isinstance(found, str | Path) or not str(found):
+        return None
+    return Path(found) if Path(found).is_file() else None
 
 
 def identity(patcher: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ....flowcache_core.errors import Found, listed, require
+from ....flowcache_core.errors import Found, SettingError, listed, require
 from ....flowcache_core.models.common.scaled_fp8 import FP8
 from ....flowcache_core.models.magi.transformer import MagiTransformer
 from ....flowcache_core.parallel.asked import ModelFile
@@ -41,8 +41,8 @@ def path_of(patcher: Any) -> str:
     """What its loader noted."""
     made = getattr(patcher, "cached_patcher_init", None)
     path = made[1][0] if made is not None and made[1] else None
-    known = isinstance(path, str | Path) and bool(str(path))
-    require(known, "model", Found("a model whose loader notes no file"), LOADED)
+    if not isinstance(path, str | Path) or not str(path):
+        raise SettingError("model", Found("a model whose loader notes no file"), LOADED)
     require(Path(path).is_file(), "model", Found(f"{Path(path).name}, which is not there any more"), LOADED)
     return str(path)
 

@@ -97,7 +97,7 @@ class Sampling:
     def keep(self, recorder: Recorder) -> None:
         """Leave what the run has noted so far for the report."""
         message = self.progress.live.message()
-        heads = self.measured and self.measured.heads
+        heads = None if self.measured is None else self.measured.heads
         self.settings.slot.keep(recorder, message, self.recording, self.settings.chosen, heads)
 
     @property

@@ -75,8 +75,9 @@ def shape_of(transformer: Any, text_tokens: int | None = None) -> WanShape | Mag
     text_tokens: of the prompt; None before there is one: then the most that the model takes, or was published with.
     """
     if isinstance(transformer, MagiTransformer):
-        magi, most = MagiShape.of(transformer.config), transformer.config.text_len
-        return magi if text_tokens is None else replace(magi, text_tokens=min(text_tokens, most))
+        magi = MagiShape.of(transformer.config)
+        longest = transformer.config.text_len
+        return magi if text_tokens is None else replace(magi, text_tokens=min(text_tokens, longest))
     dim, ffn, blocks, most = (getattr(transformer, name, None) for name in ("dim", "ffn_dim", "blocks", "text_len"))
     if not isinstance(dim, int) or not isinstance(ffn, int) or blocks is None:
         return None

@@ -103,21 +103,20 @@ def step_map(pen: ImageDraw.ImageDraw, record: RunRecord, cells: Cells, theme: T
             pen.rectangle(cells.box(row, column), fill=theme.cells[kind])
     for step in record.steps_taken:
         if step.action == "part":  # filled from below as far as it was computed
-            x, y, right, bottom = cells.box(step.chunk, step.step)
-            pen.rectangle(
-                (x, bottom - round((bottom - y) * step.computed_share), right, bottom), theme.cells["computed"]
-            )
+            left, top, right, below = cells.box(step.chunk, step.step)
+            filled = below - round((below - top) * step.computed_share)
+            pen.rectangle((left, filled, right, below), theme.cells["computed"])
     chunks, steps = len(record.kinds), record.started.steps
     bottom = cells.top + chunks * cells.height
     for window in record.windows[1:]:
         y = cells.top + window.first_chunk * cells.height - 1
         pen.line((cells.left, y, WIDTH - MARGIN, y), fill=theme.ink, width=2)
     for row in ticks_of(chunks, LABEL, cells.height):
-        y = cells.top + (row + 0.5) * cells.height
-        pen.text((cells.left - 12, y), str(row), fill=theme.ink, font=font(LABEL), anchor="rm")
+        middle = cells.top + (row + 0.5) * cells.height
+        pen.text((cells.left - 12, middle), str(row), fill=theme.ink, font=font(LABEL), anchor="rm")
     for column in ticks_of(steps, len(str(steps)) * LABEL * 0.62 + 12, cells.width):
-        x = cells.left + (column + 0.5) * cells.width
-        pen.text((x, bottom + 6), str(column), fill=theme.ink, font=font(LABEL), anchor="mt")
+        middle = cells.left + (column + 0.5) * cells.width
+        pen.text((middle, bottom + 6), str(column), fill=theme.ink, font=font(LABEL), anchor="mt")
     pen.text((MARGIN, cells.top - 4), "chunk", fill=theme.soft, font=font(LABEL), anchor="lb")
     pen.text((WIDTH - MARGIN, bottom + LINE), "own step", fill=theme.soft, font=font(LABEL), anchor="rt")
 

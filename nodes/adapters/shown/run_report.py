@@ -60,6 +60,7 @@ class RunReport:
             return report
         run, note = found
         record = run.record
+        assert record is not None  # report_on finds runs that left one
         came_to = report.tried("outcome", lambda: outcome(run, record), lambda _: None)
         report.lead = [] if came_to is None else came_to.lines(page.language)
         report.step_map = report.tried("map", lambda: step_map(record).splitlines(), lambda _: [])

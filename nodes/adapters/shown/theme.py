@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ....flowcache_core.report.figure import COLOURS
+from ....flowcache_core.report.record import Kind
 
 WIDTH, MARGIN = 960, 28
 TITLE, LABEL = 34, 27
@@ -35,7 +36,7 @@ class Theme:
     budget: str
     mark: str
     area: str
-    cells: Mapping[str, str]
+    cells: Mapping[Kind, str]
 
 
 LIGHT = Theme("#FFFFFF", "#222222", "#6B6B6B", "#E2E2E2", "#C34A00", "#B3206A", "#CFE8F7", COLOURS)
