@@ -114,8 +114,10 @@ def test_the_subgraph_is_in_the_library_and_runs(page: Any) -> None:
             const guider = app.graph.nodes.find(n => n.type === 'CFGGuider');
             model.connect(model.findOutputSlot('MODEL'), put, 0);
             put.connect(0, guider, guider.findInputSlot('model'));
-            return {widgets: put.widgets.map(w => w.name), listed: Object.keys(LiteGraph.registered_node_types)
-                .filter(name => name.includes('SubgraphBlueprint') && name.includes('FlowCache')).length};
+            const stores = document.querySelector('#vue-app').__vue_app__.config.globalProperties.$pinia._s;
+            const titles = stores.get('subgraph').subgraphBlueprints.map(entry => entry.display_name);
+            return {widgets: put.widgets.map(w => w.name),
+                listed: titles.filter(title => title === 'FlowCache for AR video').length};
         }"""
     )
     assert added["listed"] == 1

@@ -61,7 +61,7 @@ def test_nothing_covers_anything_and_all_is_in_sight(page: Any, name: str) -> No
     load(page, name)
     boxes = rectangles(page)
     assert overlaps(boxes) == []
-    first = min(boxes, key=lambda box: box["left"])
+    first = min(boxes, key=lambda box: (box["left"], box["top"]))
     assert first["name"].startswith("MarkdownNote") and first["top"] == min(box["top"] for box in boxes)
     view = page.evaluate(VIEW)
     assert view["scale"] >= SMALLEST, view

@@ -37,7 +37,7 @@ def test_what_a_run_will_cost_then_what_it_did(page: Any) -> None:
         near(page, kind)
         foretold[kind] = panel_when(page, "p.shown && !p.cut && p.headline", kind)["headline"]
         look(page, f"panel-before-{kind}")
-    assert "of 200 steps" in foretold["FlowCacheChunkwiseReuse"]
+    assert "of 400 steps" in foretold["FlowCacheChunkwiseReuse"]
     assert foretold["FlowCacheKVCompressor"].startswith("K/V ") and foretold["FlowCacheKVCompressor"].endswith("MB")
     assert "at the peak" in foretold["FlowCacheARSampler"]
     queue(page)
@@ -56,7 +56,7 @@ def test_what_a_run_will_cost_then_what_it_did(page: Any) -> None:
     page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.checkState?.()")
     page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState?.()")
     found = panel_when(page, "p.text.includes('next run')", "FlowCacheChunkwiseReuse")
-    assert "of 300 steps" in found["text"] and "saved about" in found["headline"]
+    assert "of 600 steps" in found["text"] and "saved about" in found["headline"]
     assert ours(page.errors) == []
 
 

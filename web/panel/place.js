@@ -4,6 +4,7 @@ import { Panel } from "./view.js";
 
 const NAME = "flowcache_run";
 const MARGIN = 10; // that the classic renderer leaves around an element
+const heights = new WeakMap(); // of nodes, when they were last fitted
 
 export const rootGraph = () => app.rootGraph ?? app.graph;
 
@@ -62,7 +63,10 @@ export function clear(node) {
 
 // A node grows and shrinks with its panel, and keeps what its user gave it beyond that.
 function fit(node, change) {
-  const height = node.computeSize()[1];
-  node.setSize([node.size[0], Math.max(node.size[1] + change, height)]); // its width is its user's
+  // Nodes 2.0 has made room by itself, unless there was room to spare; it never takes any back.
+  const done = change > 0 && LiteGraph.vueNodesMode && node.size[1] !== heights.get(node);
+  const height = Math.max(node.size[1] + (done ? 0 : change), node.computeSize()[1]);
+  node.setSize([node.size[0], height]); // its width is its user's
+  heights.set(node, node.size[1]);
   node.setDirtyCanvas?.(true, true);
 }
