@@ -142,7 +142,10 @@ class Demo:
         noise = self.mini.noise(self.chunks, self.seed)
         latents = generate_on_ranks(mesh, self.denoiser(every), settings, noise, observe=observe)
         video = self.mini.vae.decode(latents)[0].movedim(0, 3)
-        return recorder.record(), pixels(video).cpu()
+        record, preset = recorder.record(), self.reuse.preset
+        if settings is self.flowcache and preset is not None:
+            record = replace(record, tag=f"preset {preset.name}")
+        return record, pixels(video).cpu()
 
 
 def configure(options: argparse.Namespace, mini: MiniModel | MiniMagi) -> Demo:
