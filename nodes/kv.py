@@ -46,6 +46,7 @@ MEGABYTES = io.Float.Input(
     max=10_000_000.0,
     step=1.0,
     round=0.01,
+    optional=True,
     tooltip="Millions of bytes that the K/V of a run may take, active chunks included. Too few is said before it runs.",
 )
 

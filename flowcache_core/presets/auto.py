@@ -160,6 +160,7 @@ def choose(run: Run, fidelity: float, own: Iterable[Preset] = ()) -> Chosen:
         requires=None,
         curve=(),
         architecture="",
+        sigmas=(),
     )
     return Chosen(policy, quantity, name, source, (far_note(taken, run),))
 

@@ -28,7 +28,7 @@ def mini(**changes: dict[str, Any]) -> dict[str, Any]:
     """The mini template of two chunks; ``changes``: inputs by node, ``n11=dict(...)``."""
     prompt = read(COPIES / "flowcache_mini_text_to_video.json")
     prompt[LATENT]["inputs"]["length"] = 21
-    prompt[COMPRESSOR]["inputs"]["budget"] = 1
+    prompt[COMPRESSOR]["inputs"] |= {"budget": 1, "method": "recent"}
     for number, inputs in changes.items():
         prompt[number.removeprefix("n")]["inputs"].update(inputs)
     return prompt

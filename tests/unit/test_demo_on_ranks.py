@@ -37,7 +37,7 @@ def test_the_same_videos_on_two_ranks(tmp_path):
 
 
 def test_torchrun_starts_it_as_well(tmp_path):
-    launch = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "-m", "flowcache_core"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "flowcache_core"]
     command = [sys.executable, *launch, "demo", *SHORT, "--ranks", "2", "--rank-timeout", "240", "--out", str(tmp_path)]
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=590)

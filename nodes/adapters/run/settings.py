@@ -134,6 +134,9 @@ def fit(source: Preset, name: str, schedule: Schedule) -> None:
         accepted = f"a run of the model {source.model} with {runs}"
         raise SettingError(f"preset {name}", error.value, accepted) from error
     if source.sigmas:
+        made = len(source.sigmas) - 1
+        accepted = f"a run of {made} steps, at the noise levels it was recorded at"
+        require(made == schedule.steps, f"preset {name}", schedule.steps, accepted)
         off = max(abs(a - b) for a, b in zip(source.sigmas, schedule.sigmas, strict=True))
         accepted = f"the {schedule.steps} noise levels it was recorded at: the same scheduler and shift"
         require(off <= SAME_LEVELS, f"preset {name}", Found(f"noise levels that differ by up to {off:.3f}"), accepted)
