@@ -30,7 +30,8 @@ WRONG = (
 LINKED = {
     "FlowCacheChunkwiseReuse": ({"preset": CUSTOM}, ["model", "own_preset"]),
     "FlowCacheSparseAttention": (
-        {"method": {"method": "xattention", "p": 0.9, "stride": 4, "block": 16}, "dense_chunks": 2}, ["model", "own_preset"]),
+        {"method": {"method": "xattention", "p": 0.9, "stride": 4, "block": 16}, "dense_chunks": 2},
+        ["model", "own_preset"]),
     "FlowCacheMultiGPU": ({"ranks": 2}, ["model"]),
     "FlowCacheCalibrate": ({"target": {"target": "share", "share": 0.3}, "name": "mine"}, ["model", "latent"]),
     "FlowCachePreset": (

@@ -27,6 +27,7 @@ EXPECTED = {
     "FlowCacheCalibrate": "FlowCache Calibrate",
     "FlowCachePreset": "FlowCache Preset",
     "FlowCacheCompare": "FlowCache Compare",
+    "FlowCacheMultiGPU": "FlowCache Multi-GPU",
     "FlowCacheARSampler": "AR Video Sampler (FlowCache)",
     "FlowCacheReleasedSchedule": "AR Model Schedule",
     "FlowCachePromptSchedule": "AR Prompt Schedule",

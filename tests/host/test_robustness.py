@@ -313,7 +313,7 @@ def test_a_start_image_that_is_used_is_not_complained_about(model, caplog):
 def test_a_preset_of_another_model_says_whose_it_is(model, sampler):
     patched = node("ChunkwiseReuse", model=model, preset={"preset": "skyreels-v2-1.3b-540p: slow"})
     words = ["FlowCache Chunkwise Reuse, preset skyreels-v2-1.3b-540p: slow: got '4 steps at shift 5'",
-             "a run of the model skyreels-v2-1.3b-540p with 50 steps at shift 8", "custom"]  # fmt: skip
+             "a run of the model skyreels-v2-1.3b-540p with 50 steps at shift 8", "auto, which takes"]  # fmt: skip
     refused(words, sample, patched, sampler())
     with pytest.raises(SettingError) as caught:
         sample(patched, sampler())

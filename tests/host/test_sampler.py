@@ -369,7 +369,9 @@ class TestBeyondTheHost:
     def test_prompts_per_chunk_are_refused_with_bidirectional_attention(self, model):
         switched = node("PromptSchedule", prompt_1=prompt(), prompt_2=prompt(8), start_2=1, recache=False)
         plan = {**STAGGERED, "attention": "bidirectional"}
-        with pytest.raises(SettingError, match=r"AR Prompt Schedule, start_2: got \[1\].*whole window"):
+        with pytest.raises(
+            SettingError, match=r"AR Prompt Schedule, start_2: got \[1\].*one prompt holds for all chunks"
+        ):
             sample(model, ours(plan), positive=switched)
 
     def test_bidirectional_is_one_forward_per_tick(self, model):
