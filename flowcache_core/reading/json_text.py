@@ -47,7 +47,7 @@ def parse_json(text: str | bytes, field: str, accepted: str) -> Any:
         raise SettingError(field, Found(f"{len(text)} characters"), f"{accepted}, of at most {JSON_BYTES}")
     try:
         if isinstance(text, bytes):
-            text = text.decode("utf-8-sig")
+            text = text.decode("utf-8").removeprefix("\ufeff")
         content = json.loads(
             text, object_pairs_hook=_once, parse_int=_whole, parse_float=_number, parse_constant=_constant
         )

@@ -277,10 +277,11 @@ def test_the_video_begins_with_its_start_image(name: str, server: ComfyServer, r
 
 
 @pytest.mark.parametrize("name", ["flowcache_mini_extend_video", "flowcache_mini_magi_extend_video"])
-def test_given_chunks_are_marked_as_given(name: str, server: ComfyServer, results: dict[str, Result]) -> None:
+def test_given_chunks_are_no_steps(name: str, server: ComfyServer, results: dict[str, Result]) -> None:
+    """Four of eight chunks are given: the steps are those of the other four."""
     (text,) = run(name, server, results).texts.values()
-    rows = re.findall(r"chunk +\d+ \|(.*)\|", text)
-    assert [set(row) == {"="} for row in rows] == [True] * 4 + [False] * 4
+    steps = 64 if "magi" in name else 50
+    assert re.search(rf"computed \d+ of {4 * steps} ", text), text
 
 
 @pytest.mark.parametrize("name", ["flowcache_mini_extend_video", "flowcache_mini_magi_extend_video"])
