@@ -85,7 +85,7 @@ class TestFromTheGraph:
         assert found == {"reason": "length is computed by the graph", "later": True}
 
     def test_a_preset_for_other_steps_says_so_before_the_run(self):
-        found = one(mini(n9={"steps": 30}))
+        found = one(mini(n2={"preset": "mini: fast"}, n9={"steps": 30}))
         assert "50 steps" in found["reason"] and not found["later"]
 
     def test_a_start_image_is_one_frame_that_is_given(self):

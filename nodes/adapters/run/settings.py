@@ -13,7 +13,7 @@ from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.models.magi.transformer import MagiTransformer
 from ....flowcache_core.plan.base import Plan
 from ....flowcache_core.presets import Preset
-from ....flowcache_core.presets.auto import Run, choose, nearest_title
+from ....flowcache_core.presets.auto import Run, choose, nearest_title, offers_of
 from ....flowcache_core.presets.sparse import SparsePreset
 from ....flowcache_core.report.record import RunRecord
 from ....flowcache_core.reuse.base import ReusePolicy
@@ -83,7 +83,10 @@ class AutoReuse:
     linked: Preset | None = None
 
     def settled(self, run: Run) -> ReuseSettings:
-        own, remarks = usable() if self.linked is None else ((self.linked,), ())
+        linked = self.linked
+        if linked is not None and not any(offers_of((linked,))):  # it says not what for: there is nothing to choose
+            return ReuseSettings(linked.policy, linked.quantity, linked.name, source=linked)
+        own, remarks = usable() if linked is None else ((linked,), ())
         chosen = choose(run, self.fidelity, own)
         return ReuseSettings(
             chosen.policy, chosen.quantity, chosen.name, source=chosen.source, remarks=(*chosen.notes, *remarks)
