@@ -280,7 +280,7 @@ def test_the_video_begins_with_its_start_image(name: str, server: ComfyServer, r
 def test_given_chunks_are_no_steps(name: str, server: ComfyServer, results: dict[str, Result]) -> None:
     """Four of eight chunks are given: the steps are those of the other four."""
     (text,) = run(name, server, results).texts.values()
-    steps = 64 if "magi" in name else 50
+    steps = 32 if "magi" in name else 50
     assert re.search(rf"computed \d+ of {4 * steps} ", text), text
 
 

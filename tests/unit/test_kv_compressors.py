@@ -455,7 +455,7 @@ def test_merge_is_refused_where_values_cannot_be_made_anew() -> None:
         KVSettings(2.0, Merge(), storage=Int4())
     with pytest.raises(SettingError, match="dtype"):
         KVSettings(2.0, Merge(), dtype=torch.float8_e4m3fn)
-    plan, schedule = blockwise(6, 3, 2), shifted(2)
+    plan, schedule = blockwise(6, 3, 2), shifted(2, 3.0)
     with pytest.raises(SettingError, match="sparse"):
         EngineSettings(plan, schedule, kv=KVSettings(2.0, Merge()), sparse=SparseSettings())
 

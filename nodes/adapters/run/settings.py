@@ -12,7 +12,7 @@ from ....flowcache_core.errors import Found, SettingError, require
 from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.models.magi.transformer import MagiTransformer
 from ....flowcache_core.plan.base import Plan
-from ....flowcache_core.presets import Preset
+from ....flowcache_core.presets import Preset, model_file, models
 from ....flowcache_core.presets.auto import Run, choose, nearest_title, offers_of
 from ....flowcache_core.presets.sparse import SparsePreset
 from ....flowcache_core.report.record import RunRecord
@@ -66,7 +66,7 @@ class ReuseSettings:
     def notes(self, patcher: Any) -> tuple[str, ...]:
         """Sentences on the choice, and on a preset that was made for another file of the same architecture."""
         source, name = self.source, model_name(patcher)
-        if source is None or not source.architecture or name == source.model:
+        if source is None or not source.architecture or name in (source.model, shipped_file(source.model)):
             return self.remarks
         other = f"preset {self.preset} was recorded on {source.model}, and this is {name}: it may need more steps"
         return (*self.remarks, other)
@@ -118,6 +118,11 @@ def other_preset(run: Run) -> str:
     if nearest is not None:
         return f"the nearest that fits: {nearest}"
     return "auto, which takes the nearest lists for it"
+
+
+def shipped_file(model: str) -> str | None:
+    """The file that the pack's own presets of ``model`` were recorded on; None for other models."""
+    return model_file(model).get("file") if model in models() else None
 
 
 def fit_model(source: Preset, name: str, patcher: Any) -> None:
