@@ -58,7 +58,11 @@ class Subject(Protocol):
 class WanSubject:
     mini: MiniModel
     presets: bool = True
-    plans: Sequence[str] = tuple(dict.fromkeys((Blockwise.name, *PLANS)))
+
+    @property
+    def plans(self) -> Sequence[str]:
+        """Those that are registered now."""
+        return tuple(dict.fromkeys((Blockwise.name, *PLANS)))
 
     @property
     def shift(self) -> float:

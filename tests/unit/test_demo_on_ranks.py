@@ -69,10 +69,10 @@ def test_the_mini_magi_on_two_ranks_of_either_kind(tmp_path):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--model", "mini-magi", "--ranks", "5"], "ranks: got 5, accepted: 1, 2, 3, 4, 6"),
-        (["--model", "mini-magi", "--plan", "blockwise"], "plan: got 'blockwise', accepted: window"),
-        (["--model", "mini-magi", "--preset", "balanced"], "none with model mini-magi"),
-        (["--model", "mini-magi", "--guidance-every", "2"], "guidance-every: got 2, accepted: 1 with mini-magi"),
+        (["--model", "mini-magi", "--steps", "8", "--ranks", "5"], "ranks: got 5, accepted: 1, 2, 3, 4, 6"),
+        (["--model", "mini-magi", "--steps", "8", "--plan", "blockwise"], "plan: got 'blockwise', accepted: window"),
+        (["--model", "mini-magi", "--steps", "8", "--preset", "balanced"], "none with model mini-magi"),
+        (["--model", "mini-magi", "--steps", "8", "--guidance-every", "2"], "guidance-every: got 2, accepted: 1 with"),
         (["--model", "magi"], "model: got 'magi', accepted: mini, scenes, mini-magi"),
         (["--ranks", "3"], "ranks: got 3, accepted: 1, 2, 4, 8"),
         (["--ranks", "0"], "ranks: got 0"),

@@ -261,7 +261,9 @@ def test_notes_known_before_the_run_come_first_and_threshold_0_is_said_once() ->
 
 def test_note_of_reuse_undone_by_window_passes() -> None:
     undone = changed(action="compute", reason="window pass")
-    events = [*events_of(undone), WindowPass(0, 2, (6, 6), 0.1)]
+    started, *others = events_of(undone)
+    assert isinstance(started, RunStarted)
+    events = [replace(started, attention="bidirectional"), *others, WindowPass(0, 2, (6, 6), 0.1)]
     (note,) = record(events, threshold=0.1).notes
     assert note.startswith("bidirectional attention") and "none of the 4 steps" in note
 

@@ -95,7 +95,7 @@ def test_weights_of_another_size_are_refused(tmp_path: Path):
 
 
 def test_a_model_without_a_family_is_refused():
-    with pytest.raises(SettingError, match="model: got 'mini', accepted: magi-1-4.5b, skyreels-v2"):
+    with pytest.raises(SettingError, match="model: got 'mini', accepted: magi-1-4.5b, mini-magi, skyreels-v2"):
         main(["--model", "mini", "--preset", "vanilla"])
 
 
