@@ -13,7 +13,7 @@ from torch import Tensor
 from ..denoiser import ChunkInput, Denoiser
 from ..errors import SettingError, require, require_count
 from ..kv.spec import KVSpec
-from ..options import option
+from ..options import option, replaced
 from ..plan.base import Plan
 from ..presets.own import OwnHeads
 from ..presets.sparse import sparse_row
@@ -22,6 +22,7 @@ from ..sparse.calibrated import Calibrated
 from ..sparse.head_budget import predicted
 from ..sparse.head_errors import CANDIDATES, HeadErrors, Sample, Subject
 from ..sparse.head_table import HeadTable
+from ..sparse.method import SparseMethod
 from ..sparse.settings import SparseSettings
 from ..sparse.xattention import require_p
 from .head_samples import Measuring, Place, measure_sample, samples_of
@@ -40,14 +41,7 @@ class MeasureHeads:
 
     name: ClassVar[str] = "measure heads"
 
-    block: int = option(
-        128,
-        "Tokens of a block: what is kept or left out together. 128 suits GPU kernels; at most a chunk's tokens.",
-        minimum=1,
-        maximum=1024,
-        place=30,
-        advanced=True,
-    )
+    block: int = replaced(SparseMethod, "block", 128)
     stride: int = stride_option()
     samples: int = option(
         4,

@@ -98,6 +98,13 @@ class OwnRow(ABC):
         return path
 
 
+def recorded_on(row: object) -> str:
+    """The model that the row's evidence names, for sentences."""
+    evidence = row.get("evidence") if isinstance(row, dict) else None
+    model = evidence.get("model") if isinstance(evidence, dict) else None
+    return model if isinstance(model, str) and model else "another model"
+
+
 @dataclass(frozen=True)
 class OwnPreset(OwnRow):
     """Which steps are computed."""
@@ -111,10 +118,7 @@ class OwnPreset(OwnRow):
     @classmethod
     def of(cls, name: str, row: object) -> Self:
         require_name("name", name)
-        evidence = row.get("evidence") if isinstance(row, dict) else None
-        model = evidence.get("model") if isinstance(evidence, dict) else None
-        model = model if isinstance(model, str) and model else "another model"
-        preset = preset_of(model, name, row, STEPS, STEPS | {"shift"})
+        preset = preset_of(recorded_on(row), name, row, STEPS, STEPS | {"shift"})
         assert isinstance(row, dict)
         return cls(name, row, preset)
 
@@ -132,9 +136,7 @@ class OwnHeads(OwnRow):
     @classmethod
     def of(cls, name: str, row: object) -> Self:
         require_name("name", name)
-        evidence = row.get("evidence") if isinstance(row, dict) else None
-        model = evidence.get("model") if isinstance(evidence, dict) else None
-        preset = parse_sparse_row(model if isinstance(model, str) and model else "another model", name, row)
+        preset = parse_sparse_row(recorded_on(row), name, row)
         assert isinstance(row, dict)
         return cls(name, row, preset)
 
