@@ -79,8 +79,9 @@ class Frontend(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and isinstance(args[0], PretendTensor):
             # One operation, the CPU's own, so that results are those of a CPU run to the last bit.
-            require_one_device(func.__name__, args)
-            return PretendTensor(func(*(v.held if isinstance(v, PretendTensor) else v for v in args), **kwargs))
+            require_one_device(func.__name__, [*args, *kwargs.values()])
+            named = {key: v.held if isinstance(v, PretendTensor) else v for key, v in kwargs.items()}
+            return PretendTensor(func(*(v.held if isinstance(v, PretendTensor) else v for v in args), **named))
         if func in (torch.tensor, torch.as_tensor) and torch.device(kwargs.get("device") or "cpu").type == NAME:
             device = kwargs.pop("device")  # made on the host from the host's numbers, then copied, as on CUDA
             return func(*args, **kwargs).to(device)

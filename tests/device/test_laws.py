@@ -26,9 +26,11 @@ from flowcache_core.reuse.front_loaded import FrontLoaded
 from flowcache_core.reuse.interval import Interval
 from flowcache_core.reuse.magcache import MagCache
 from flowcache_core.reuse.motion import Motion
+from flowcache_core.reuse.motion_reference import ReferenceMotion
 from flowcache_core.reuse.never import Never
 from flowcache_core.reuse.partial_schedule import PartialSchedule
 from flowcache_core.reuse.published import Published
+from flowcache_core.reuse.quantity import Residual
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.reuse.teacache import TeaCache
 from flowcache_core.solvers import SOLVERS
@@ -111,6 +113,9 @@ def cases() -> list[Case]:
             values = {"policy": policy, "plan": "blockwise", "kv": kv}
             found.append(Case(f"tokens-{name}-kv-{place or 'device'}", values, looks=looks))
         found.append(Case(f"tokens-{name}-magi", {"policy": policy, "kv": BUDGET}, magi=True, looks=looks))
+    reference = ReferenceMotion(**TOKENS, threshold=THRESHOLD)
+    values = {"policy": reference, "quantity": Residual(), "plan": "blockwise"}
+    found.append(Case("tokens-by-branch", values, looks=True))
     for name, quantity in QUANTITIES.items():
         found.append(Case(f"quantity-{name}", {"policy": FIXED, "quantity": quantity()}))
         off = {"policy": FIXED, "quantity": quantity(), "reuse_device": "cpu"}
