@@ -33,6 +33,7 @@ from ..plan import PLANS
 from ..presets import Preset, load_preset, preset_names
 from ..report import document, figure, places_figure, text
 from ..report.events import Event
+from ..report.lead import named
 from ..report.progress import Progress
 from ..report.quality import Quality, compare
 from ..report.record import Recorder, RunRecord, settings_tag
@@ -280,7 +281,8 @@ def remarks(demo: Demo, record: RunRecord) -> list[str]:
     """Where the run lies on the calibrated curve, and what was changed to make the preset fit."""
     found = [demo.reuse.warning] if demo.reuse.warning else []
     preset = demo.reuse.preset
-    expectation = preset.expectation(record.computed_share, record.started) if preset else None
+    beside = [named([name]) for name in record.beside_reuse]
+    expectation = preset.expectation(record.computed_share, record.started, beside) if preset else None
     if expectation is not None:
         found.append(expectation)
     return found

@@ -78,7 +78,8 @@ class Run:
         cache = self.passes.cache
         bounded = cache is not None and self.settings.kv.bounded
         sizes = (0, 0) if cache is None else (cache.peak_bytes, cache.capacity_tokens)
-        started = RunStarted.of(self.settings, *sizes, cache.budget_tokens if cache and bounded else None)
+        budget, one = cache.budget_tokens if cache and bounded else None, cache.spec.token_bytes if cache else 0
+        started = RunStarted.of(self.settings, *sizes, budget, one)
         if self.kv_choice:
             started = replace(started, notes=(*started.notes, self.kv_choice))
         self.observe(started)

@@ -90,6 +90,16 @@ class KVSettings:
         """Whether a run keeps less than everything, as far as its settings say."""
         return self.budget is not None
 
+    @property
+    def format(self) -> str:
+        """How finished chunks are kept where that changes what is read: a packing storage's name, or that of a number
+        format below 16 bits; empty where it is as good as computed.
+        """
+        if self.storage.packs:
+            return self.storage.name
+        narrow = self.dtype is not None and self.dtype.itemsize < 2
+        return str(self.dtype).removeprefix("torch.") if narrow else ""
+
     def settled(self, spec: KVSpec, plan: Plan) -> KVSettings:
         """These settings for a run of this model over ``plan``."""
         return self

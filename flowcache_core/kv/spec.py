@@ -34,6 +34,12 @@ class KVSpec:
     all_kv_heads: int | None = None
 
     @property
+    def token_bytes(self) -> int:
+        """Of one token's keys and values as computed, all layers, branches and videos together."""
+        one = 2 * self.kv_heads * self.head_dim * self.dtype.itemsize
+        return self.layers * self.branches * self.batch * one
+
+    @property
     def heads(self) -> int:
         """Query heads."""
         return self.kv_heads if self.query_heads is None else self.query_heads

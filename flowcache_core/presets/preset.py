@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -117,8 +117,9 @@ class Preset:
                 return below + (above - below) * (share - low) / (high - low)
         return next((psnr for at, psnr in points if abs(at - share) < 0.01), None)
 
-    def expectation(self, share: float, run: RunStarted) -> str | None:
-        """Where ``run`` lies on the calibrated curve, in one sentence; None where nothing was measured."""
+    def expectation(self, share: float, run: RunStarted, beside: Sequence[str] = ()) -> str | None:
+        """Where ``run`` lies on the calibrated curve, in one sentence; None where nothing was measured. beside: what
+        else makes its video another one than the uncached, in words; the calibration knows nothing of it."""
         expected = self.expected_psnr(share, run)
         if expected is None:
             return None
@@ -127,4 +128,4 @@ class Preset:
             found += " (from its recording; not measured)"
         elif self.guidance is not None:
             found += f" (median, calibrated at guidance {self.guidance:g})"
-        return found if run.budget_tokens is None else f"{found}, with the whole history kept"
+        return f"{found}, from reuse alone: {' and '.join(beside)} not counted" if beside else found

@@ -19,7 +19,8 @@ class RunStarted:
     and the sampled queries that compression needs.
 
     attention: "block-causal" (chunk by chunk on K/V), "bidirectional" (whole window, no K/V) or "joint" (the active
-    chunks together, on K/V).
+    chunks together, on K/V). kv_format: see ``KVSettings.format``. token_bytes: of one token's K/V as computed, in all
+    layers; 0 where it is not known.
     """
 
     plan: str
@@ -32,9 +33,13 @@ class RunStarted:
     budget_tokens: int | None
     notes: tuple[str, ...]
     attention: str = "block-causal"
+    kv_format: str = ""
+    token_bytes: int = 0
 
     @classmethod
-    def of(cls, settings: EngineSettings, kv_bytes: int, kv_tokens: int, budget_tokens: int | None) -> RunStarted:
+    def of(
+        cls, settings: EngineSettings, kv_bytes: int, kv_tokens: int, budget_tokens: int | None, token_bytes: int
+    ) -> RunStarted:
         """The start of a run with these settings; budget_tokens: None when the whole history is kept."""
         plan = settings.plan
         return cls(
@@ -48,6 +53,8 @@ class RunStarted:
             budget_tokens=budget_tokens,
             notes=settings.notes(),
             attention=settings.attention,
+            kv_format=settings.kv.format if kv_tokens else "",
+            token_bytes=token_bytes,
         )
 
 

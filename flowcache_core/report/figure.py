@@ -42,6 +42,7 @@ LABELS: dict[Kind, str] = {
 }
 KINDS: tuple[Kind, ...] = tuple(COLOURS)
 _WIDTH, _DPI = 12.0, 100  # inches and dots per inch: 1200 pixels
+_LEGEND = 140  # letters of a legend in a row, its samples counted as five each
 _INK, _SOFT, _BUDGET, _MARK, _BAR = "#222222", "#8A8A8A", "#D55E00", "#CC3377", "#9A5B00"
 _CURVE_ROWS = 12  # up to this many chunks a row is high enough for a curve of its accumulated distance
 
@@ -207,4 +208,6 @@ def _legend(axes: Axes, handles: Sequence[Any]) -> None:
     """One line above the axes."""
     anchor: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
     style: dict[str, Any] = {"frameon": False, "fontsize": 9.5, "columnspacing": 1.4, "handlelength": 1.6}
-    axes.legend(handles=handles, ncols=len(handles), **anchor, **style)
+    letters = sum(len(str(handle.get_label())) + 5 for handle in handles)
+    rows = -(-letters // _LEGEND)  # a legend too wide for the picture would squeeze the plots
+    axes.legend(handles=handles, ncols=-(-len(handles) // rows) or 1, **anchor, **style)

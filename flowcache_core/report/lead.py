@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .comparison import SEEN
@@ -19,8 +19,8 @@ class Outcome:
 
     preset: as the user chose it, None without reuse. seconds: that it took; saved: that reused steps would have taken
     more. kv_bytes: allocated; whole_bytes: what the whole history would take. expected: dB of the preset's calibration,
-    measured or (not ``measured``) foretold by a recording; None where nothing is known. fault: the first step that was
-    not finite.
+    measured or (not ``measured``) foretold by a recording; None where nothing is known. beside: what else made the
+    video another one than the uncached (``RunRecord.beside_reuse``). fault: the first step that was not finite.
     """
 
     preset: str | None
@@ -35,6 +35,7 @@ class Outcome:
     whole_bytes: float = 0.0
     expected: float | None = None
     measured: bool = True
+    beside: tuple[str, ...] = ()
     fault: str | None = None
 
     @property
@@ -67,7 +68,7 @@ class Outcome:
         elif self.kv_bytes:
             parts.append(say["kv all"].format(held=megabytes(self.kv_bytes)))
         if self.expected is not None and self.reuses and not self.fault:
-            parts.append(say["expected"].format(psnr=self.expected))
+            parts.append(say["expected alone" if self.beside else "expected"].format(psnr=self.expected))
         return f"{self.name(say)}: {', '.join(parts)}"
 
     def name(self, say: Mapping[str, str]) -> str:
@@ -80,12 +81,12 @@ class Outcome:
         if self.fault:
             return say["not finite"].format(place=self.fault)
         if not self.reuses:
-            return say["identical kv" if self.bounded else "identical"]
+            return say["identical but"].format(what=named(self.beside, language)) if self.beside else say["identical"]
         if self.expected is None:
             return say["not measured"]
         level = next(least for least, _ in SEEN if self.expected >= least)
         near = say["near" if self.measured else "near recorded"].format(seen=say[f"{level:g}"])
-        return near + say["on top"] if self.bounded else near
+        return near + say["on top"].format(what=named(self.beside, language)) if self.beside else near
 
     def advice(self, language: str = "en") -> str:
         say = words(language)
@@ -106,6 +107,12 @@ class Outcome:
 
     def lines(self, language: str = "en") -> list[str]:
         return [self.headline(language), self.nearness(language), self.advice(language)]
+
+
+def named(beside: Sequence[str], language: str = "en") -> str:
+    """``RunRecord.beside_reuse`` in words."""
+    say = words(language)
+    return say["and"].join(say[f"the {name}"] for name in beside)
 
 
 def time(seconds: float) -> str:

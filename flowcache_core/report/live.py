@@ -12,7 +12,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..reuse.foretold import foretold
-from .events import CachePass, ChunkFinished, Event, NotFinite, RunFinished, RunStarted, StepTaken
+from .events import (
+    AttentionDensity,
+    CacheCompressed,
+    CachePass,
+    ChunkFinished,
+    Event,
+    NotFinite,
+    RunFinished,
+    RunStarted,
+    StepTaken,
+)
 from .record import kind
 from .remaining import Remaining
 from .text import CHARACTERS
@@ -38,6 +48,7 @@ class LiveRun:
     reused: int = field(default=0, init=False)
     finished: int = field(default=0, init=False)
     kv: dict[str, int | None] = field(default_factory=dict, init=False)
+    beside: set[str] = field(default_factory=set, init=False)
     fault: str | None = field(default=None, init=False)
     ended: int = field(default=0, init=False)
 
@@ -82,6 +93,10 @@ class LiveRun:
             self.left.finish(self._gap())
         elif isinstance(event, CachePass) and event.kind != "clean":
             self._gap()  # what goes before a step is none of it
+        elif isinstance(event, CacheCompressed):
+            self.beside.add("kv budget")
+        elif isinstance(event, AttentionDensity):
+            self.beside.add("sparse")
         elif isinstance(event, RunFinished):
             self.ended += 1
 
@@ -94,7 +109,9 @@ class LiveRun:
             tokens, most = event.kv_tokens, self.kv.get("allocated") or 0
             frames = self.windows[self._window].plan.frames
             self.kv |= {"bytes": event.kv_bytes, "allocated": max(tokens, most), "budget": event.budget_tokens}
-            self.kv |= {"frames": frames, "held": 0}
+            self.kv |= {"frames": frames, "held": 0, "token_bytes": event.token_bytes}
+        if event.kv_format:
+            self.beside.add("kv format")
 
     def _take(self, event: StepTaken) -> None:
         settings = self.windows[self._window]
@@ -111,7 +128,8 @@ class LiveRun:
         if self.kv:
             chunk = settings.plan.chunks[event.chunk]
             per_frame = event.tokens // chunk.frames
-            self.kv |= {"held": event.kv_tokens, "whole": (self.kv["frames"] or 0) * per_frame}
+            tokens = (self.kv["frames"] or 0) * per_frame
+            self.kv |= {"held": event.kv_tokens, "whole_bytes": tokens * (self.kv["token_bytes"] or 0)}
 
     def _break(self, event: NotFinite) -> None:
         row = self.first_rows[self._window] + event.chunk
@@ -135,7 +153,7 @@ class LiveRun:
         return self.computed / self.done if self.done else 1.0
 
     def snapshot(self) -> dict[str, Any]:
-        """All of it, as JSON holds it. Tokens are per layer; ``whole``: what the history would need uncompressed."""
+        """All of it, as JSON holds it. Tokens are per layer; ``whole_bytes``: of the whole history as computed."""
         left = 0.0 if self.complete else self.left.seconds
         return {
             "steps": max(settings.plan.steps for settings in self.windows),
@@ -149,7 +167,8 @@ class LiveRun:
             "reused": self.reused,
             "finished": self.finished,
             "chunks": self.chunks,
-            "kv": {key: value for key, value in self.kv.items() if key != "frames"} or None,
+            "kv": {key: value for key, value in self.kv.items() if key not in ("frames", "token_bytes")} or None,
+            "beside": sorted(self.beside),
             "seconds": round(self._latest - self._started, 2),
             "left": None if left is None else round(left, 2),
             "saved": round(self.left.saved(self.done - self.computed), 2),

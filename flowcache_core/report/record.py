@@ -154,6 +154,12 @@ class RunRecord:
         )
 
     @property
+    def beside_reuse(self) -> tuple[str, ...]:
+        """What else made this video another one than the uncached: "kv budget", "kv format", "sparse"."""
+        found = {"kv budget": self.compressions, "kv format": self.started.kv_format, "sparse": self.densities}
+        return tuple(name for name, sign in found.items() if sign)
+
+    @property
     def step_densities(self) -> dict[tuple[int, int], float]:
         """(chunk, step) -> computed share of its self-attention, of the steps whose attention was not all computed."""
         return {(event.chunk, event.step): event.density for event in self.densities if event.step is not None}

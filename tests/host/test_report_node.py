@@ -149,7 +149,7 @@ class TestWhatAPersonWantsToKnow:
         out = sample(model, start=latent(57))[0]
         lead = report(model, out)[0].splitlines()
         assert lead[0].startswith("KV Cache Compressor: took ") and " of " in lead[0].partition("K/V")[2]
-        assert "what the bounded K/V changed" in lead[1]
+        assert "what bounded K/V changed" in lead[1]
 
     @pytest.mark.parametrize(
         ("locale", "begins"), [("zh", "下一步："), ("en", "Next: "), ("xx", "Next: "), (5, "Next: ")]

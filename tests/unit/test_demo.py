@@ -94,13 +94,13 @@ def test_the_report_says_where_the_run_lies_on_the_calibrated_curve() -> None:
     share = (len(policy.first) + 3 * len(policy.computed)) / 200  # type: ignore[attr-defined]
     for plan, count in (("blockwise", 1), ("staggered", 0)):  # the curve was measured blockwise
         started = RunStarted(plan, 4, 0, 50, 200, 0, 0, 192, ())
-        record = SimpleNamespace(computed_share=share, started=started)
+        record = SimpleNamespace(computed_share=share, started=started, beside_reuse=("kv budget", "sparse"))
         remarks = demo.remarks(made, record)  # type: ignore[arg-type]
         assert len(remarks) == count
         for remark in remarks:
             assert remark.startswith(f"{share:.2f} of the steps computed; expected ")
-            said = f" dB on this model (median, calibrated at guidance {measured:g}), with the whole history kept"
-            assert remark.endswith(said)
+            alone = "from reuse alone: bounded K/V and sparse attention not counted"
+            assert remark.endswith(f" dB on this model (median, calibrated at guidance {measured:g}), {alone}")
 
 
 def test_no_reuse_and_no_budget_is_the_same_video(call: Any) -> None:

@@ -38,8 +38,20 @@ def test_how_near(least, seen):
     assert seen in foretold and "recording" in foretold
 
 
-def test_what_bounded_memory_changes_comes_on_top():
-    assert "comes on top" in RUN.nearness() and "on top" not in replace(RUN, kv_bytes=4.7e6).nearness()
+def test_what_else_changes_the_video_comes_on_top():
+    """The calibration knows of reuse alone; its dB must not stand for a run that dropped history or attention too."""
+    assert "on top" not in RUN.nearness()
+    both = replace(RUN, beside=("kv budget", "sparse"))
+    assert "What bounded K/V and sparse attention changed comes on top." in both.nearness()
+    assert both.headline().endswith("expected 65 dB from reuse alone")
+    assert "受限的 K/V 和稀疏注意力带来的变化另计" in both.nearness("zh")
+
+
+@pytest.mark.parametrize("beside", ["kv budget", "kv format", "sparse"])
+def test_nothing_reused_is_not_nothing_changed(beside):
+    assert PLAIN.nearness() == "Nothing was reused: it is the uncached video."
+    changed = replace(PLAIN, beside=(beside,))
+    assert "uncached video" not in changed.nearness() and "Compare measures" in changed.nearness()
 
 
 ADVICE = {

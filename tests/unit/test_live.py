@@ -81,8 +81,10 @@ def test_the_map_at_the_end_is_the_record_s(plan):
     assert last["finished"] == last["chunks"] == CHUNKS - plan.prefix_chunks
     assert last["complete"] and last["now"] is None and last["left"] == 0
     assert last["kv"]["allocated"] == record.started.kv_tokens and last["kv"]["budget"] == record.started.budget_tokens
-    assert last["kv"]["whole"] == plan.frames * DummyDenoiser().kv_spec(noise(plan)).tokens_per_frame
-    assert (last["kv"]["allocated"] < last["kv"]["whole"]) == (plan.name == "blockwise")
+    spec = DummyDenoiser().kv_spec(noise(plan))
+    assert last["kv"]["whole_bytes"] == plan.frames * spec.tokens_per_frame * spec.token_bytes
+    assert (last["kv"]["bytes"] < last["kv"]["whole_bytes"]) == (plan.name == "blockwise")
+    assert tuple(last["beside"]) == record.beside_reuse == (("kv budget",) if plan.name == "blockwise" else ())
     assert json.loads(json.dumps(seen[-1], allow_nan=False)) == json.loads(json.dumps(last))
     grown = [sum(row.count(" ") for row in one["rows"]) for one in seen]
     assert grown == sorted(grown, reverse=True) and grown[0] == plan.total_steps and grown[-1] == 0

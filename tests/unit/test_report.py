@@ -31,6 +31,7 @@ from flowcache_core.report.events import (
     CachePass,
     ChunkFinished,
     Event,
+    NotFinite,
     RunFinished,
     RunStarted,
     StepTaken,
@@ -418,6 +419,15 @@ def test_figure_of_any_length_is_1200_wide_and_not_too_high(chunks: int, tmp_pat
     header = (tmp_path / "map.png").read_bytes()[16:24]
     width, height = int.from_bytes(header[:4], "big"), int.from_bytes(header[4:], "big")
     assert width == 1200 and 400 < height < 1200
+
+
+def test_a_long_legend_leaves_the_plots_their_width() -> None:
+    """With every kind of step in it the legend is wider than the picture, unless it takes a second row."""
+    steps = [replace(s, chunk=c, tick=5 * c + s.step) for c in range(4) for s in steps_of({0: ROWS[0]})]
+    steps[2] = replace(steps[2], action="part", reason="tokens that moved", computed_tokens=3)
+    drawn = figure.draw(record([*events_of(steps, chunks=5), NotFinite(3, 3, 3, "velocity", (), ())], threshold=0.1))
+    drawn.draw_without_rendering()
+    assert all(axes.get_position().width > 0.8 for axes in drawn.axes)
 
 
 def test_figure_without_distances_and_cache_has_the_map_alone() -> None:

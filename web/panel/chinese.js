@@ -16,6 +16,7 @@ export const chinese = {
   took: (time) => `用时 ${time}`,
   nothing: "没有复用",
   expected: (decibels) => `预计 ${decibels} dB`,
+  expectedAlone: (decibels) => `仅就复用而言预计 ${decibels} dB`,
   computed: (computed, done, share) => `计算了 ${done} 步中的 ${computed} 步（${share} %）`,
   will: (computed, total, share) => `将计算 ${total} 步中的 ${computed} 步（${share} %）`,
   atMost: (steps) => `最多${steps}`,

@@ -16,6 +16,7 @@ export const english = {
   took: (time) => `took ${time}`,
   nothing: "nothing reused",
   expected: (decibels) => `expected ${decibels} dB`,
+  expectedAlone: (decibels) => `expected ${decibels} dB from reuse alone`,
   computed: (computed, done, share) => `${computed} of ${done} steps computed (${share} %)`,
   will: (computed, total, share) => `computes ${computed} of ${total} steps (${share} %)`,
   atMost: (steps) => `at most: ${steps}`,

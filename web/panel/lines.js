@@ -56,8 +56,11 @@ function saved(run) {
   return run.saved < 0.05 ? say.nothing : say.saved(time(run.saved), time(whole), (whole / run.seconds).toFixed(1));
 }
 
-const expected = (run) =>
-  run.expected === null || run.expected === undefined ? [] : [words().expected(Math.round(run.expected))];
+function expected(run) {
+  if (run.expected === null || run.expected === undefined) return [];
+  const say = run.beside?.length ? words().expectedAlone : words().expected;
+  return [say(Math.round(run.expected))];
+}
 
 function result(subject, run) {
   const kv = memory(run);
@@ -81,11 +84,11 @@ export function memory(run) {
   if (!kv) return null;
   const say = words();
   const bytes = (tokens) => megabytes((kv.bytes * tokens) / kv.allocated);
-  const bounded = (kv.whole ?? 0) > kv.allocated;
-  if (run.complete) return bounded ? say.kept(bytes(kv.allocated), bytes(kv.whole)) : say.kv(bytes(kv.allocated));
+  const bounded = (kv.whole_bytes ?? 0) > kv.bytes;
+  if (run.complete) return bounded ? say.kept(megabytes(kv.bytes), megabytes(kv.whole_bytes)) : say.kv(megabytes(kv.bytes));
   const parts = [say.held(bytes(kv.held), bytes(kv.allocated))];
   if (kv.budget !== null && kv.budget < kv.allocated) parts.push(say.budget(bytes(kv.budget)));
-  if (bounded) parts.push(say.whole(bytes(kv.whole)));
+  if (bounded) parts.push(say.whole(megabytes(kv.whole_bytes)));
   return parts.join(" · ");
 }
 

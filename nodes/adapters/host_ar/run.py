@@ -148,7 +148,8 @@ class HostRun:
 
     def start(self) -> None:
         kv_bytes = peak_bytes(self.kv.spec, self.settings.kv, self.plan)
-        started = RunStarted.of(self.settings, kv_bytes, self.kv.capacity_tokens, self.kv.budget_tokens)
+        sizes = (kv_bytes, self.kv.capacity_tokens, self.kv.budget_tokens, self.kv.spec.token_bytes)
+        started = RunStarted.of(self.settings, *sizes)
         started = replace(started, notes=(*started.notes, *self.notes))
         for note in started.notes:
             logging.warning("FlowCache: %s", note)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ....flowcache_core.report.document import to_json
-from ....flowcache_core.report.lead import Outcome
+from ....flowcache_core.report.lead import Outcome, named
 from ....flowcache_core.report.record import RunRecord
 from ....flowcache_core.report.text import details, headline, step_map
 from ..run.records import NoRecordError, Run
@@ -97,8 +97,6 @@ def outcome(run: Run, record: RunRecord) -> Outcome:
     """The run in the numbers that its live map ended with."""
     message, source = run.message, run.reuse.source if run.reuse else None
     kv = message.get("kv") or {}
-    held, room = kv.get("bytes") or 0, kv.get("allocated") or 0
-    whole = held * max(kv.get("whole") or 0, room) / room if room else 0
     fault = record.not_finite[0].place if record.not_finite else None
     expected = None if source is None else source.expected_psnr(record.computed_share, record.started)
     return Outcome(
@@ -110,10 +108,11 @@ def outcome(run: Run, record: RunRecord) -> Outcome:
         computed=message["computed"],
         seconds=record.seconds if record.seconds is not None else message["seconds"],
         saved=message["saved"],
-        kv_bytes=held,
-        whole_bytes=whole,
+        kv_bytes=kv.get("bytes") or 0,
+        whole_bytes=kv.get("whole_bytes") or 0,
         expected=expected,
         measured=source is None or source.measured,
+        beside=record.beside_reuse,
         fault=fault,
     )
 
@@ -121,7 +120,9 @@ def outcome(run: Run, record: RunRecord) -> Outcome:
 def expectation(run: Run) -> str | None:
     """Where the run lies on its preset's curve; None for presets without one."""
     source, record = run.reuse.source if run.reuse else None, run.record
-    return source.expectation(record.computed_share, record.started) if source and record else None
+    if source is None or record is None:
+        return None
+    return source.expectation(record.computed_share, record.started, [named([name]) for name in record.beside_reuse])
 
 
 def blank(_: str) -> Tensor:
