@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from . import before, choices
 from .adapters.shown import recent_runs
-from .before import register
 from .calibrate import Calibrate
 from .compare import Compare
 from .kv import KVCompressor
@@ -46,7 +46,8 @@ NODES: tuple[type[io.ComfyNode], ...] = (
 
 class FlowCacheExtension(ComfyExtension):
     async def on_load(self) -> None:
-        register()
+        before.register()
+        choices.register({kind.define_schema().node_id: kind for kind in NODES})
         recent_runs.serve()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

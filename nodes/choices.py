@@ -7,7 +7,11 @@ accepts all inputs, so that the value gets this far, and checks it in ``validate
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from inspect import signature
 from typing import Any
 
 from comfy_api.latest import io
@@ -34,14 +38,50 @@ def refusal(entry: io.Combo.Input | io.DynamicCombo.Input, value: Any) -> str | 
 def check(node: type[io.ComfyNode], **values: Any) -> bool | str:
     """For ``validate_inputs``: True, or what the host shall write behind the field's name.
 
-    The host repeats an answer for each field that the method takes. So the answer is given for a single field only;
-    where there are several, and for a field that is missing, it is an error that names the field.
+    The host repeats an answer for each field of the prompt that the method takes; :func:`only_what_is_wrong` has left
+    it one. Where it could not, and for a field that is missing, the answer names the field.
     """
     entries: dict[str, Any] = {entry.id: entry for entry in node.define_schema().inputs}
-    for field, value in values.items():
-        reason = refusal(entries[field], value)
-        if reason is not None and (value is MISSING or len(values) > 1):
-            raise ValueError(f"{field}: {reason}")
-        if reason is not None:
-            return reason
+    found = {field: reason for field, value in values.items() if (reason := refusal(entries[field], value)) is not None}
+    given = [field for field in found if values[field] is not MISSING]
+    if given:
+        alone = sum(value is not MISSING for value in values.values()) == 1
+        return found[given[0]] if alone else f"{given[0]}: {found[given[0]]}"
+    for field, reason in found.items():
+        raise ValueError(f"{field}: {reason}")
     return True
+
+
+def only_what_is_wrong(kinds: Mapping[str, type[io.ComfyNode]], posted: Any) -> Any:
+    """A prompt as it was posted, in which a node with a wrong choice has no other field that ``validate_inputs`` takes:
+    the host then marks that field, and no other. Such a prompt is refused, so nothing runs without those fields. A
+    required field without entries of its own stays: the host would miss it.
+
+    kinds: our nodes by their class in prompts.
+    """
+    prompt = posted.get("prompt") if isinstance(posted, Mapping) else None
+    for one in prompt.values() if isinstance(prompt, Mapping) else ():
+        if isinstance(one, Mapping) and one.get("class_type") in kinds and isinstance(one.get("inputs"), dict):
+            leave_the_wrong(kinds[one["class_type"]], one["inputs"])
+    return posted
+
+
+def leave_the_wrong(kind: type[io.ComfyNode], inputs: dict[str, Any]) -> None:
+    names = [name for name in signature(kind.validate_inputs).parameters if name in inputs]
+    values = {name: None if isinstance(inputs[name], list) else inputs[name] for name in names}  # as the host has links
+    with suppress(ValueError):  # a field is missing, which is said when the host asks
+        if len(names) > 1 and kind.validate_inputs(**values) is not True:
+            entries: dict[str, Any] = {entry.id: entry for entry in kind.define_schema().inputs}
+            choices = [name for name in names if isinstance(entries[name], io.Combo.Input | io.DynamicCombo.Input)]
+            wrong = next(name for name in choices if refusal(entries[name], values[name]) is not None)
+            for name in names:
+                missed = not (entries[name].optional or isinstance(entries[name], io.DynamicCombo.Input))
+                if name != wrong and not missed:
+                    del inputs[name]
+
+
+def register(kinds: Mapping[str, type[io.ComfyNode]]) -> None:
+    """Have the host show every prompt before it checks it; nothing where there is no server, as in a script."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None:
+        server.add_on_prompt_handler(partial(only_what_is_wrong, kinds))

@@ -99,7 +99,7 @@ class Preset(Node):
         known, held = (NOTHING, *files()), isinstance(lists, str) and bool(lists.strip())
         given = file is not MISSING and file is not None  # else the host refuses it, or a link will bring it
         if given and file not in known and not (held and isinstance(file, str) and file):
-            raise ValueError(f"file: got {file or 'nothing'}, accepted: {', '.join(known)}")
+            return f"got {file or 'nothing'}, accepted: {', '.join(known)}"
         return True
 
     @classmethod

@@ -70,6 +70,24 @@ class TestFromTheGraph:
         assert double["kv"] == 2 * single["kv"]
         assert 0 < double["computed"] < double["total"] == 100
 
+    def test_auto_knows_guidance_and_shift_of_the_graph(self):
+        """As the run will: what is not as the list was made is said before it."""
+        assert one(mini(n2={"preset": "auto", "preset.fidelity": 0.5}))["notes"] == []
+        (note,) = one(mini(n2={"preset": "auto", "preset.fidelity": 0.5}, n6={"cfg": 15.0}))["notes"]
+        assert "and this run has 15" in note
+        prompt = mini(n2={"preset": "auto", "preset.fidelity": 0.5, "model": ["77", 0]})
+        prompt["77"] = {"class_type": "ModelSamplingSD3", "inputs": {"model": [MODEL, 0], "shift": 7.0}}
+        (note,) = one(prompt)["notes"]
+        assert "for 50 steps at shift 7 of" in note
+        prompt["77"]["inputs"]["shift"] = ["78", 0]
+        prompt["78"] = {"class_type": "SomeMath", "inputs": {}}
+        assert one(prompt)["total"] == 100  # not known before the run, which is no reason to say nothing
+
+    def test_few_steps_have_nothing_to_reuse(self):
+        found = one(mini(n2={"preset": "auto", "preset.fidelity": 0.5}, n9={"steps": 4}))
+        assert found["computed"] == found["total"] == 8
+        assert found["notes"] == ["nothing to reuse at 4 steps, every one is needed; KV Cache Compressor saves memory"]
+
     def test_every_node_that_the_sampling_goes_through_is_told(self):
         assert set(before.estimates_of(mini())) == {REUSE, COMPRESSOR, SAMPLER, REPORT}
 

@@ -19,7 +19,8 @@ export function content(kind, { run, estimates, asked, ran, text }) {
   const foretold = (estimates ?? []).map((one) => foretelling(subject, one));
   if (!run) {
     const [first, ...others] = foretold;
-    return { headline: first.short, lines: others.map((one) => one.short), details: [...unfolded(foretold), ...folded] };
+    const lines = [...others.map((one) => one.short), ...said(foretold.flatMap((one) => one.notes))];
+    return { headline: first.short, lines, details: [...unfolded(foretold), ...folded] };
   }
   const changed = estimates?.length && ran && ran !== asked;
   const next = changed ? foretold.map((one) => words().next(one.short)) : [];
@@ -30,6 +31,9 @@ export function content(kind, { run, estimates, asked, ran, text }) {
 // What an estimate is known by: by another one the next run will differ from the last.
 export const marks = (estimates) =>
   JSON.stringify((estimates ?? []).map(({ computed, total, kv, whole_kv }) => [computed, total, kv, whole_kv]));
+
+// Each sentence of the host's side once, in the frontend's language.
+const said = (notes) => [...new Set(notes)].map(reason);
 
 const unfolded = (foretold) => [...new Set(foretold.flatMap((one) => one.more))];
 
@@ -74,7 +78,7 @@ function behind(subject, run) {
   const say = words();
   const steps = say.computed(Math.round(run.computed), run.done, Math.round((100 * run.computed) / Math.max(1, run.done)));
   if (subject === "memory") return [say.finished(run.finished, run.chunks)];
-  if (subject === "steps") return [[steps, ...(run.complete ? expected(run) : [])].join(" · ")];
+  if (subject === "steps") return [[steps, ...(run.complete ? expected(run) : [])].join(" · "), ...said(run.notes)];
   return [[steps, ...(run.complete ? [say.took(time(run.seconds))] : [])].join(" · ")];
 }
 
@@ -92,10 +96,13 @@ export function memory(run) {
   return parts.join(" · ");
 }
 
-// {short: a line, more: lines to unfold} of what a run will cost.
+// {short: a line, more: lines to unfold, notes: on what is reused, on the node that decides it} of what a run will cost.
 function foretelling(subject, found) {
   const say = words();
-  if (found.reason) return { short: found.later ? say.later : reason(found.reason), more: found.later ? [reason(found.reason)] : [] };
+  if (found.reason) {
+    const more = found.later ? [reason(found.reason)] : [];
+    return { short: found.later ? say.later : reason(found.reason), more, notes: [] };
+  }
   const share = say.will(found.computed, found.total, Math.round((100 * found.computed) / Math.max(1, found.total)));
   const about = found.computed === found.total ? say.atMost(share) : say.about(share);
   const steps = found.sure ? share : about;
@@ -106,12 +113,12 @@ function foretelling(subject, found) {
   const parts = Object.entries(found.memory).sort(([, a], [, b]) => b - a);
   const where = found.kv_device ? [say.where(found.kv_device)] : [];
   const held = parts.map(([name, bytes]) => say.part(say.parts[name] ?? name, megabytes(bytes)));
-  if (subject === "steps") return { short: steps, more: cost };
+  if (subject === "steps") return { short: steps, more: cost, notes: found.notes };
   if (subject === "memory") {
     const all = found.kv < found.whole_kv ? say.bounded(found.chunks) : say.fits(found.chunks);
     const chosen = found.kv_choice ? [found.kv_choice] : [];
-    return { short: kv, more: [all, ...where, ...chosen] };
+    return { short: kv, more: [all, ...where, ...chosen], notes: [] };
   }
   const short = [steps, ...(found.whole_kv ? [kv] : []), say.peak(megabytes(found.peak))].join(" · ");
-  return { short, more: [...cost, ...held, ...where] };
+  return { short, more: [...cost, ...held, ...where], notes: [] };
 }

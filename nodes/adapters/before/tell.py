@@ -29,7 +29,8 @@ def before(graph: Graph, readers: Readers) -> dict[str, list[Numbers]]:
         if wired is None:
             continue
         try:
-            found = numbers(*foreseen(graph, wired, readers))
+            told_of = foreseen(graph, wired, readers)
+            found = numbers(told_of.estimate, told_of.model, told_of.chunks, told_of.notes)
         except NotKnownError as error:
             found = {"reason": str(error), "later": True}
         except (SettingError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -42,8 +43,8 @@ def before(graph: Graph, readers: Readers) -> dict[str, list[Numbers]]:
     return told
 
 
-def numbers(found: Estimate, model: Model, chunks: int) -> Numbers:
-    """As JSON holds them. Bytes; seconds as fast as the model's last run here, None before it."""
+def numbers(found: Estimate, model: Model, chunks: int, notes: Sequence[str] = ()) -> Numbers:
+    """As JSON holds them. Bytes; seconds as fast as the model's last run here, None before it; sentences on reuse."""
     return {
         "computed": found.computed_steps,
         "total": found.total_steps,
@@ -52,6 +53,7 @@ def numbers(found: Estimate, model: Model, chunks: int) -> Numbers:
         "flops": found.flops,
         "whole_flops": found.whole_flops,
         "seconds": speed.seconds(model, found.flops),
+        "notes": list(notes),
         "kv": found.kv_bytes,
         "whole_kv": found.whole_kv_bytes,
         "kv_device": found.kv_device,
@@ -83,7 +85,8 @@ def at_start(
         model, windows = of_patcher(patcher, branches), runs()
         source = settings.chosen.source if settings.chosen else None
         found = estimate(model, windows, latents, source.computed_steps if source else None)
-        told = numbers(found, model, sum(len(one.plan.chunks) for one in windows))
+        notes = settings.chosen.remarks if settings.chosen else ()
+        told = numbers(found, model, sum(len(one.plan.chunks) for one in windows), notes)
         show_estimates({node: [told] for node in wired.nodes})
     except Exception as error:
         logging.warning("FlowCache: no estimate of this run: %r", error)

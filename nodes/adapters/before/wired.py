@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ....flowcache_core.architecture import architecture_of
@@ -20,7 +20,7 @@ from ....flowcache_core.schedule import Schedule, magi, shifted
 from ....flowcache_core.solvers import SOLVERS
 from ..host_ar.attach import plan_of as host_plan
 from ..run.plan_choice import PlanChoice
-from ..run.settings import AutoReuse, FlowCacheSettings, ReuseSettings
+from ..run.settings import AutoReuse, FlowCacheSettings, ReuseSettings, on_plan
 from ..wan.sampling import kv_of
 from .graph import LONGEST, Graph, NotKnownError
 from .model_sizes import MINI, file_of, of_loader
@@ -31,6 +31,7 @@ VIDEO_LATENTS = ("EmptyARVideoLatent", "EmptyHunyuanLatentVideo")
 MAGI_LATENT, MAGI_CHUNK = "FlowCacheEmptyMagiLatent", 6
 CHANNELS = 16
 START_IMAGE = "ARVideoI2V"
+RELEASED_LEVELS = "FlowCacheReleasedSchedule"
 PICTURES = ("image", "images", "destination", "image1")
 
 ReadNode = Callable[[Graph, str], Any]
@@ -44,8 +45,18 @@ class Readers:
     kv: Callable[[Graph, str], KVSettings]
 
 
-def foreseen(graph: Graph, wired: Wired, readers: Readers) -> tuple[Estimate, Model, int]:
-    """The estimate out of the graph alone, and the chunks of the video. NotKnownError, or SettingError of a node."""
+@dataclass(frozen=True)
+class Foreseen:
+    """Out of the graph alone. chunks: of the video. notes: sentences on what will be reused."""
+
+    estimate: Estimate
+    model: Model
+    chunks: int
+    notes: tuple[str, ...]
+
+
+def foreseen(graph: Graph, wired: Wired, readers: Readers) -> Foreseen:
+    """NotKnownError, or SettingError of a node."""
     if wired.loader is None:
         raise NotKnownError("no model is connected")
     model = of_loader(graph, wired.loader, branches_of(graph, wired.sampling))
@@ -53,27 +64,56 @@ def foreseen(graph: Graph, wired: Wired, readers: Readers) -> tuple[Estimate, Mo
         reuse=None if wired.reuse is None else readers.reuse(graph, wired.reuse),
         kv=None if wired.kv is None else readers.kv(graph, wired.kv),
     )
-    found, chunks = reckoned(graph, wired, model, settings)
-    return found, model, chunks
-
-
-def reckoned(graph: Graph, wired: Wired, model: Model, settings: FlowCacheSettings) -> tuple[Estimate, int]:
-    """The estimate of a sampling whose model and settings are known, over what else the graph says."""
     latents, steps = latents_of(graph, wired.sampling), steps_of(graph, wired.sampling)
     given = min(prefix_of(graph, wired), latents[2] - 1)
-    settings = settings.settled(run_of(graph, wired, model, steps))
     windows = engines(graph, wired, settings, model, (latents[2], given), steps)
+    settings = settings.settled(on_plan(run_of(graph, wired, model, windows[0]), windows[0].plan))
+    if settings.chosen is not None:
+        if settings.chosen.source is not None:
+            settings.chosen.source.fit(steps)
+        settings.chosen.policy.check(steps)
+        windows = [replace(one, **settings.chosen.engine_fields) for one in windows]
     source = settings.chosen.source if settings.chosen else None
-    computed = source.computed_steps if source else None
-    return estimate(model, windows, latents, computed), sum(len(one.plan.chunks) for one in windows)
+    found = estimate(model, windows, latents, source.computed_steps if source else None)
+    notes = settings.chosen.remarks if settings.chosen else ()
+    return Foreseen(found, model, sum(len(one.plan.chunks) for one in windows), notes)
 
 
-def run_of(graph: Graph, wired: Wired, model: Model, steps: int) -> Run:
-    """What the preset auto chooses by, as far as the graph says it."""
+def run_of(graph: Graph, wired: Wired, model: Model, window: EngineSettings) -> Run:
+    """What the preset auto chooses by, as far as the graph says it. window: the first one."""
     file = "" if wired.loader is None else file_of(graph, wired.loader)
-    shift = None if isinstance(model.config, MagiConfig) else shift_of(graph, wired)
-    levels = magi(steps) if isinstance(model.config, MagiConfig) else None if shift is None else shifted(steps, shift)
-    return Run(steps, levels, architecture_of(model.config), file)
+    steps, solver = window.plan.steps, window.solver.name
+    return Run(steps, levels_of(graph, wired, model, steps), architecture_of(model.config), file,
+               guidance_of(graph, wired), solver)  # fmt: skip
+
+
+def guidance_of(graph: Graph, wired: Wired) -> float | None:
+    """Of the guider; None where the graph computes it, or the guider has a strength of another kind."""
+    if wired.host:
+        return 1.0  # the host's AR sampler takes none
+    guider = graph.source(wired.sampling, "guider") or wired.sampling
+    if graph.kind(guider) == "BasicGuider":
+        return 1.0
+    return number(graph, guider, "cfg", 0.0, 1000.0)
+
+
+def number(graph: Graph, node: str, name: str, least: float, most: float) -> float | None:
+    """A field's number; None where it is missing, out of its range or computed by the graph."""
+    try:
+        value = graph.value(node, name)
+    except NotKnownError:
+        return None
+    return float(value) if isinstance(value, int | float) and least <= value <= most else None
+
+
+def levels_of(graph: Graph, wired: Wired, model: Model, steps: int) -> Schedule | None:
+    """The noise levels of the run; None where no node of the graph states them."""
+    if isinstance(model.config, MagiConfig):
+        return magi(steps)
+    if (source := graph.source(wired.sampling, "sigmas")) is not None and graph.kind(source) == RELEASED_LEVELS:
+        return RELEASED[graph.value(source, "model")].schedule
+    shift = shift_of(graph, wired)
+    return None if shift is None else shifted(steps, shift)
 
 
 def shift_of(graph: Graph, wired: Wired) -> float | None:
@@ -81,8 +121,7 @@ def shift_of(graph: Graph, wired: Wired) -> float | None:
     guider = graph.source(wired.sampling, "guider") or wired.sampling
     for node in graph.upstream(guider, "model"):
         if graph.kind(node) == "ModelSamplingSD3":
-            shift = graph.value(node, "shift")
-            return float(shift) if isinstance(shift, int | float) and 0.01 <= shift <= 100 else None
+            return number(graph, node, "shift", 0.01, 100.0)
         if graph.kind(node) == MINI:
             return SHIFT
     return None
@@ -91,17 +130,12 @@ def shift_of(graph: Graph, wired: Wired) -> float | None:
 def engines(
     graph: Graph, wired: Wired, settings: FlowCacheSettings, model: Model, frames: tuple[int, int], steps: int
 ) -> list[EngineSettings]:
-    """The run's settings, with noise levels that stand for the real ones: they cost the same. frames: latent frames of
-    the video, and those of them that are given.
+    """The run's settings but for reuse, with noise levels that stand for the real ones: they cost the same. frames:
+    latent frames of the video, and those of them that are given.
     """
-    reuse: Mapping[str, Any] = {} if settings.chosen is None else settings.chosen.engine_fields
-    if settings.chosen is not None:
-        if settings.chosen.source is not None:
-            settings.chosen.source.fit(steps)
-        settings.chosen.policy.check(steps)
     if wired.host:
         block = graph.count(wired.sampler, "num_frame_per_block")
-        return [host_run(host_plan(frames[0], block, steps, frames[1]), settings)]
+        return [host_run(host_plan(frames[0], block, steps, frames[1]), replace(settings, reuse=None))]
     choice = PlanChoice.of(graph.fields(wired.sampler, "plan"))
     schedule = magi(steps) if isinstance(model.config, MagiConfig) else shifted(steps, 5.0)
 
@@ -116,7 +150,6 @@ def engines(
             attention=choice.attention,
             joint_frames=choice.joint_frames,
             prefix_noise=choice.prefix_noise,
-            **reuse,
         )
 
     return [engine(part) for part in choice.windows(*frames)]
@@ -171,7 +204,7 @@ def steps_of(graph: Graph, sampling: str) -> int:
     """From the node that makes the noise levels."""
     node = graph.needed(sampling, "sigmas")
     kind = graph.kind(node)
-    if kind == "FlowCacheReleasedSchedule" and (name := graph.value(node, "model")) in RELEASED:
+    if kind == RELEASED_LEVELS and (name := graph.value(node, "model")) in RELEASED:
         return RELEASED[name].schedule.steps
     if kind == "FlowCacheMagiSchedule":
         return int(graph.value(node, "steps"))

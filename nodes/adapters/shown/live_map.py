@@ -44,7 +44,12 @@ class LiveMap:
 
     def message(self) -> dict[str, Any]:
         reuse = self.settings.chosen
-        told = {"preset": reuse.preset if reuse else None, "expected": self.expected(), "nodes": self.nodes}
+        told = {
+            "preset": reuse.preset if reuse else None,
+            "notes": list(reuse.remarks) if reuse else [],
+            "expected": self.expected(),
+            "nodes": self.nodes,
+        }
         return {**self.run.snapshot(), **told}
 
     def expected(self) -> float | None:
