@@ -5,7 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from . import before, choices
-from .adapters.shown import recent_runs
+from .adapters.shown import page, recent_runs
 from .calibrate import Calibrate
 from .compare import Compare
 from .kv import KVCompressor
@@ -49,6 +49,7 @@ class FlowCacheExtension(ComfyExtension):
         before.register()
         choices.register({kind.define_schema().node_id: kind for kind in NODES})
         recent_runs.serve()
+        page.serve()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)

@@ -16,6 +16,7 @@ from .adapters.run.calibration import Calibration, heads_preset
 from .adapters.shown.curve_picture import draw_curve
 from .adapters.shown.heads_picture import draw_heads
 from .adapters.shown.page import Page
+from .adapters.shown.said import said
 from .choices import MISSING, check
 from .presets import PresetLink
 
@@ -120,5 +121,6 @@ class Calibrate(Node):
                 calibration = Calibration.of(model, latent, chunks or None)
                 own, text = calibration.preset(name.strip(), Target(**{field: target[field]}))
                 document, picture = own.document, draw_curve(calibration.chooser, own.preset, Page.now().dark)
+        text = said(text)
         images = ui.PreviewImage(picture, cls=cls).as_dict()
         return io.NodeOutput(document, text, picture, ui={**images, **ui.PreviewText(text).as_dict()})

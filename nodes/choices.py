@@ -16,6 +16,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .adapters.shown.said import said
+
 MISSING = object()
 """What ``validate_inputs`` gets for a field that the prompt does not have."""
 
@@ -46,9 +48,9 @@ def check(node: type[io.ComfyNode], **values: Any) -> bool | str:
     given = [field for field in found if values[field] is not MISSING]
     if given:
         alone = sum(value is not MISSING for value in values.values()) == 1
-        return found[given[0]] if alone else f"{given[0]}: {found[given[0]]}"
+        return said(found[given[0]] if alone else f"{given[0]}: {found[given[0]]}")
     for field, reason in found.items():
-        raise ValueError(f"{field}: {reason}")
+        raise ValueError(said(f"{field}: {reason}"))
     return True
 
 

@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 from .adapters.declared import Node
 from .adapters.naming import CATEGORY, naming
 from .adapters.shown.comparison import Comparison, Side
+from .adapters.shown.said import said
 
 NAME = "FlowCache Compare"
 
@@ -76,5 +77,6 @@ class Compare(Node):
         with naming(NAME):
             sides = Side("reference", reference, model_reference), Side("result", result, model_result)
             found = Comparison.of(*sides, vae, chunk_frames)
-        shown = {**found.shown(fps), **ui.PreviewText(found.text).as_dict()}
-        return io.NodeOutput(found.images, found.text, found.document, ui=shown)
+        text = said(found.text)
+        shown = {**found.shown(fps), **ui.PreviewText(text).as_dict()}
+        return io.NodeOutput(found.images, text, found.document, ui=shown)

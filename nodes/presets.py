@@ -14,6 +14,7 @@ from ..flowcache_core.reading.json_text import parse_object
 from .adapters.declared import Node
 from .adapters.files import own_presets
 from .adapters.naming import CATEGORY, naming
+from .adapters.shown.said import said
 from .choices import MISSING
 
 NAME = "FlowCache Preset"
@@ -95,11 +96,11 @@ class Preset(Node):
 
     @classmethod
     def validate_inputs(cls, file: Any = MISSING, lists: Any = MISSING) -> bool | str:
-        """A file that is not there stops nothing where the workflow holds the preset itself."""
+        """A file that is not there stops nothing where the workflow holds the preset itself: either field mends it."""
         known, held = (NOTHING, *files()), isinstance(lists, str) and bool(lists.strip())
         given = file is not MISSING and file is not None  # else the host refuses it, or a link will bring it
         if given and file not in known and not (held and isinstance(file, str) and file):
-            return f"got {file or 'nothing'}, accepted: {', '.join(known)}"
+            return said(f"file: got {file or 'nothing'}, accepted: {', '.join(known)}")
         return True
 
     @classmethod
@@ -117,7 +118,7 @@ class Preset(Node):
             lines = [f"{own.name}, from {source}", *described(own)]
             if save:
                 lines.append(f"saved: {own.save(own_presets.own_folder(type(own))).name}")
-        text = "\n".join(lines)
+        text = said("\n".join(lines))
         return io.NodeOutput(own.document, text, ui={"lists": (own.text,), **ui.PreviewText(text).as_dict()})
 
 

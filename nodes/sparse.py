@@ -24,6 +24,7 @@ from .adapters.run.outer import with_measuring, with_sparse
 from .adapters.run.sparse import NAME, described
 from .adapters.run.table_fit import fit_heads, heads_notes
 from .adapters.shown.running_node import show_text
+from .adapters.shown.said import said
 from .choices import MISSING, check
 from .inputs import chosen, inputs_of, part_of, placed_inputs
 from .presets import LISTS_TOOLTIP, PresetLink
@@ -107,6 +108,7 @@ class SparseAttention(Node):
                 sparse = settings(method, fields)
                 patched = with_sparse(model, sparse, heads)
                 text = "\n".join((described(sparse, model.model.diffusion_model), *heads_notes(heads, model)))
+        text = said(text)
         show_text(text)
         return io.NodeOutput(patched, ui=ui.PreviewText(text))
 

@@ -6,16 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ...flowcache_core.errors import SettingError
+from .shown.said import said
 
 CATEGORY = "FlowCache"
 
 
 class NodeFieldError(SettingError):
-    """A SettingError whose field begins with the node's display name.
+    """A SettingError whose field begins with the node's display name, in the language of the page.
 
     To the host it is the ValueError that it is: what the frontend shows at once is three short lines, type first, and a
     type of our own comes with the path of its module.
     """
+
+    def __init__(self, field: str, value: object, accepted: str) -> None:
+        super().__init__(field, value, accepted)
+        self.args = (said(str(self)),)
 
 
 NodeFieldError.__module__, NodeFieldError.__qualname__ = ValueError.__module__, ValueError.__qualname__

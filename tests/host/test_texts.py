@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import string
@@ -82,27 +81,6 @@ def test_every_node_has_a_chinese_help_page_that_names_its_fields(name: str) -> 
         assert f"`{without_number(entry['name'])}" in page, entry["name"]
     for heading in ("## 何时有用", "## 何时无用", "## 示例"):
         assert heading in page
-
-
-def reasons() -> Iterator[str]:
-    """What the host's side may say instead of an estimate, with a word in the place of what is put in."""
-    files = [ROOT / "nodes" / "before.py", *(ROOT / "nodes" / "adapters" / "before").glob("*.py")]
-    for node in (node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "NotKnownError":
-            (said,) = node.args
-            if isinstance(said, ast.Constant):
-                yield str(said.value)
-            elif isinstance(said, ast.JoinedStr):
-                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "steps" for part in said.values)
-
-
-def test_every_reason_is_said_in_chinese_too() -> None:
-    table = (ROOT / "web" / "panel" / "chinese.js").read_text(encoding="utf-8")
-    patterns = re.findall(r"^ +\[/(.*)/, \".*\"\],$", table, re.MULTILINE)
-    found = list(reasons())
-    assert len(found) > 8 and len(patterns) > 8
-    for reason in found:
-        assert any(re.search(pattern, reason) for pattern in patterns), reason
 
 
 def without_number(field: str) -> str:

@@ -54,20 +54,3 @@ export const chinese = {
   map: "块（行）与步（列）的图",
   insert: "在采样器前插入 FlowCache",
 };
-
-// Sentences of the host's side: what matches is replaced.
-export const chineseReasons = [
-  [/^nothing is connected to (.*)$/, "$1 没有连接"],
-  [/^(.*) is computed by the graph$/, "$1 由图中节点计算"],
-  [/^model (.*) is not known$/, "不认识模型 $1"],
-  [/^an? (.*) is not known$/, "不认识 $1"],
-  [/^no model is connected$/, "没有连接模型"],
-  [/^the model comes from (.*), whose file is not read before the run$/, "模型来自 $1，运行前不读取其文件"],
-  [/^the latents' size is known when (.*) has run$/, "潜变量的大小在 $1 运行后才知道"],
-  [/^the number of frames in prefix$/, "prefix 的帧数"],
-  [/^the number of steps is known when (.*) has run$/, "步数在 $1 运行后才知道"],
-  [/^which steps the linked preset computes$/, "所连接的预设计算哪些步"],
-  [/^a field of the graph is missing$/, "图中缺少一个字段"],
-  [/^(.*): got (.*), accepted: (.*)$/, "$1：收到 $2，可用：$3"],
-  [/^(length|width|height|batch_size|steps|num_frame_per_block) is (.*)$/, "$1 是 $2"],
-];

@@ -1,23 +1,55 @@
 // What a panel says, in the frontend's language; numbers are put in by the functions of a language's table.
+import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { chinese, chineseReasons } from "./chinese.js";
+import { chinese } from "./chinese.js";
 import { english } from "./english.js";
 
 export const LANGUAGES = { en: english, zh: chinese };
 
-export function isChinese() {
-  return (app.extensionManager?.setting?.get?.("Comfy.Locale") ?? "en").startsWith("zh");
+const language = () => app.extensionManager?.setting?.get?.("Comfy.Locale") ?? "en";
+
+export const isChinese = () => language().startsWith("zh");
+
+// What the host cannot know: a language that was not chosen is the browser's.
+export async function tellLanguage() {
+  await api.fetchApi("/flowcache/page", { method: "POST", body: JSON.stringify({ language: language() }) });
 }
 
 export const words = () => (isChinese() ? chinese : english);
 
-// A sentence of the host's side of the pack, which speaks English.
+// Sentences of the host's side of the pack, which speaks English: [pattern, Chinese], the most definite ones first. The
+// table is the host's (nodes/adapters/shown/said.py says how it is read).
+let sentences = [];
+
+export async function learn() {
+  const answer = await fetch(new URL("../sentences.zh.json", import.meta.url));
+  if (!answer.ok) return;
+  const literal = ([english]) => english.replaceAll("{}", "").length;
+  const rows = Object.entries(await answer.json()).sort((one, other) => literal(other) - literal(one));
+  sentences = rows.map(([english, chinese]) => [pattern(english), chinese]);
+}
+
+const pattern = (english) =>
+  new RegExp(`^${english.split("{}").map((piece) => piece.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("(.+?)")}$`, "s");
+
 export function reason(sentence) {
-  if (!isChinese()) return sentence;
-  for (const [pattern, said] of chineseReasons) {
-    if (pattern.test(sentence)) return sentence.replace(pattern, said);
+  return isChinese() ? translated(sentence) : sentence;
+}
+
+function translated(sentence) {
+  for (const [known, chinese] of sentences) {
+    const found = known.exec(sentence);
+    if (!found) continue;
+    let count = 0;
+    return chinese.replace(/\{(\d?)\}/g, (_, place) => {
+      const inside = found[1 + Number(place || count)];
+      count++;
+      return translated(inside);
+    });
   }
-  return sentence;
+  const parts = sentence.split("; ");
+  const turned = parts.length > 1 ? parts.map(translated) : parts;
+  return turned.some((part, number) => part !== parts[number]) ? turned.join("；") : sentence;
 }
 
 // Such as "1:05", "2:01:40", or "4.2 s" for less than ten seconds.

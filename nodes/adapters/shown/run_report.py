@@ -19,6 +19,7 @@ from ..run.records import NoRecordError, Run
 from ..run.settings import slot_of
 from .page import Page
 from .picture import draw, draw_sentence
+from .said import said
 
 Part = TypeVar("Part")
 
@@ -37,11 +38,11 @@ class RunReport:
 
     @property
     def text(self) -> str:
-        return self._joined([*self.step_map, *self.lines])
+        return self._joined([*self.step_map, *map(said, self.lines)])
 
     @property
     def on_node(self) -> str:
-        return self._joined(self.lines)
+        return self._joined([said(line) for line in self.lines])
 
     def _joined(self, details: list[str]) -> str:
         return "\n".join([*self.lead, *([""] if self.lead and details else []), *details])
