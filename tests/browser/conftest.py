@@ -21,7 +21,8 @@ FLAGS = (
 # For the pictures the window is so wide that the frontend draws the text on nodes.
 PICTURES = bool(os.environ.get("FLOWCACHE_PICTURES"))
 SIZE = {"width": 3200, "height": 1500} if PICTURES else {"width": 1600, "height": 900}
-PATIENCE = 300_000  # ms
+PATIENCE = 60_000  # ms, for what nothing computes; waits for a run have a longer one of their own
+LOADING = 180_000
 
 
 def find_host() -> Path | None:
@@ -93,20 +94,29 @@ def browser(server: ComfyServer) -> Iterator[Any]:
         running.close()
 
 
+@pytest.fixture(scope="session")
+def context(browser: Any) -> Iterator[Any]:
+    """One for all pages: the frontend's files are fetched and compiled once."""
+    made = browser.new_context(viewport=SIZE, device_scale_factor=1)
+    yield made
+    made.close()
+
+
 @pytest.fixture(scope="module", params=["classic", "nodes 2.0"])
-def page(request: pytest.FixtureRequest, browser: Any, server: ComfyServer) -> Iterator[Any]:
+def page(request: pytest.FixtureRequest, context: Any, server: ComfyServer) -> Iterator[Any]:
     """The frontend, loaded, in one of its two renderers. ``page.errors``: what the console called an error."""
-    context = browser.new_context(viewport=SIZE, device_scale_factor=1)
     page = context.new_page()
     page.set_default_timeout(PATIENCE)
     page.errors = []
     page.on("console", lambda message: page.errors.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: page.errors.append(str(error)))
-    page.goto(server.url, wait_until="commit")
+    page.goto(server.url, wait_until="commit", timeout=LOADING)
     page.wait_for_function(
         "window.app?.extensionManager && 'FlowCacheReport' in (window.LiteGraph?.registered_node_types ?? {})"
+        " && window.app.graph && document.querySelector('[data-testid=queue-button]')",
+        timeout=LOADING,
     )
-    page.wait_for_timeout(2000)
+    page.wait_for_timeout(1000)
     vue = request.param == "nodes 2.0"
     page.evaluate("vue => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)", vue)
     page.evaluate("() => app.extensionManager.setting.set('Comfy.Minimap.Visible', false)")
@@ -114,4 +124,5 @@ def page(request: pytest.FixtureRequest, browser: Any, server: ComfyServer) -> I
     page.errors.clear()  # of the empty start page
     page.renderer = request.param
     yield page
-    context.close()
+    page.evaluate("() => localStorage.clear()")  # the next page begins with no graph of this one
+    page.close()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 PATIENCE = 900  # seconds, for a machine with other work
+RUN = 300_000  # ms, for what waits for a run
+LOOK = os.environ.get("FLOWCACHE_LOOK")  # a folder for pictures of what these tests look at
 RUNNING = "SamplerCustomAdvanced"
 OURS = ("FlowCacheChunkwiseReuse", "FlowCacheKVCompressor", "FlowCacheARSampler", "FlowCacheReport")
 
@@ -46,6 +50,11 @@ _WRITE_DOWN = """kind => {
 }"""
 
 
+def look(page: Any, name: str) -> None:
+    if LOOK:
+        page.screenshot(path=str(Path(LOOK) / f"{name}-{page.renderer.replace(' ', '')}.png"))
+
+
 def panel(page: Any, kind: str = RUNNING) -> dict[str, Any] | None:
     found: dict[str, Any] | None = page.evaluate(_PANEL, kind)
     return found
@@ -54,7 +63,7 @@ def panel(page: Any, kind: str = RUNNING) -> dict[str, Any] | None:
 def panel_when(page: Any, condition: str, kind: str = RUNNING) -> dict[str, Any]:
     """When ``condition``, JavaScript on ``p``, holds of the panel on a node of ``kind``."""
     waited = f"kind => {{ const p = ({_PANEL})(kind); return p && ({condition}) ? p : null; }}"
-    found: dict[str, Any] = page.wait_for_function(waited, arg=kind, polling=200).json_value()
+    found: dict[str, Any] = page.wait_for_function(waited, arg=kind, polling=200, timeout=RUN).json_value()
     return found
 
 
@@ -80,7 +89,7 @@ def near(page: Any, kind: str, scale: float = 1.3) -> None:
         }""",
         [kind, scale],
     )
-    page.wait_for_timeout(800)
+    page.wait_for_timeout(400)
 
 
 def queue(page: Any) -> None:
@@ -90,7 +99,7 @@ def queue(page: Any) -> None:
         " app.api.addEventListener('execution_start', () => { window.begun = true; }, {once: true}); }"
     )
     page.get_by_test_id("queue-button").first.click()
-    page.wait_for_function("() => window.begun", polling=100)
+    page.wait_for_function("() => window.begun", polling=100, timeout=RUN)
 
 
 def idle(page: Any) -> None:

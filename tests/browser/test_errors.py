@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Any
 
+from panels import look
 from test_frontend import MINI, open_template
-
-LOOK = os.environ.get("FLOWCACHE_LOOK")  # a folder for pictures of what these tests look at
 
 SET = """([type, name, value]) => {
     const node = app.graph.nodes.find(n => n.type === type);
@@ -16,11 +13,6 @@ SET = """([type, name, value]) => {
     widget.value = value;
     return widget.value;
 }"""
-
-
-def look(page: Any, name: str) -> None:
-    if LOOK:
-        page.screenshot(path=str(Path(LOOK) / f"{name}-{page.renderer.replace(' ', '')}.png"))
 
 
 def change(page: Any, kind: str, field: str, value: Any) -> None:
@@ -99,6 +91,17 @@ def test_a_choice_that_is_gone(page: Any) -> None:
     look(page, "gone")
     text = details.inner_text()
     assert "preset - got mini: gone, accepted: auto, custom, " in text and "mini: balanced" in text and "&" not in text
+
+
+def test_a_wrong_choice_of_an_optional_list_marks_its_own_field(page: Any) -> None:
+    open_template(page, MINI)
+    change(page, "FlowCacheKVCompressor", "preset", "gone")
+    run(page)
+    look(page, "optional")
+    assert marked(page) == ["FlowCacheKVCompressor"]
+    (found,) = page.evaluate("() => Object.values(app.extensionManager.lastNodeErrors)")
+    assert [error["extra_info"]["input_name"] for error in found["errors"]] == ["preset"]
+    assert found["errors"][0]["details"].startswith("preset - got gone, accepted: custom, auto (MB), ")
 
 
 def test_where_the_help_page_is(page: Any) -> None:

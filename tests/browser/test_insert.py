@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from panels import idle, near, queue
-from test_errors import change, look
+from panels import idle, look, near, queue
+from test_errors import change
 from test_frontend import MINI, open_template, ours
 
 PARTS = ["FlowCacheChunkwiseReuse", "FlowCacheKVCompressor"]

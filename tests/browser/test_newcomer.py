@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from panels import idle, near, panel_when, queue
-from test_errors import change, look, run
+from panels import idle, look, near, panel_when, queue
+from test_errors import change, run
 from test_frontend import MINI, open_template, ours
 
 REUSE = "FlowCacheChunkwiseReuse"
@@ -26,6 +26,7 @@ def run_to_the_end(page: Any) -> dict[str, Any]:
 def test_a_newcomer_runs_moves_the_slider_errs_and_mends(page: Any) -> None:
     page.errors.clear()
     open_template(page, MINI)
+    change(page, "EmptyARVideoLatent", "length", 33)  # a newcomer has more time than this test
     change(page, "RandomNoise", "noise_seed", 900 + len(page.renderer))
     first = run_to_the_end(page)
     assert "saved about" in first["headline"], first

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from panels import RUN
 from test_frontend import MINI, open_template, ours, picture
 
 SHOTS = Path(__file__).resolve().parents[2] / "build" / "shots"
@@ -84,12 +85,16 @@ def test_the_slider_and_the_rival_of_a_comparison(page: Any) -> None:
     before = page.evaluate("() => app.graph.nodes.length")
     page.evaluate("() => app.queuePrompt(0, 1)")
     page.wait_for_function(
-        "id => app.graph.getNodeById(id).widgets?.some(w => w.name === 'flowcache_rival')", arg=compare, polling=500
+        "id => app.graph.getNodeById(id).widgets?.some(w => w.name === 'flowcache_rival')",
+        arg=compare,
+        polling=500,
+        timeout=RUN,
     )
     page.wait_for_function(
         """() => [...document.querySelectorAll('.flowcache-slider img')].length === 2
             && [...document.querySelectorAll('.flowcache-slider img')].every(i => i.naturalWidth > 10)""",
         polling=500,
+        timeout=RUN,
     )
     page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.wait_for_timeout(1500)
@@ -105,7 +110,7 @@ def test_the_slider_and_the_rival_of_a_comparison(page: Any) -> None:
     assert made["noise"] == first["noise"] and made["reference"] == first["reference"]
     assert "FlowCacheChunkwiseReuse" not in (made["prefix"], made["loader"])
     assert page.evaluate("() => app.graph.nodes.length") > before
-    page.wait_for_function("id => app.nodeOutputs?.[id]?.text?.length", arg=rival[0], polling=500)
+    page.wait_for_function("id => app.nodeOutputs?.[id]?.text?.length", arg=rival[0], polling=500, timeout=RUN)
     text = "\n".join(page.evaluate("id => app.nodeOutputs[id].text", rival[0]))
     assert "These are plain steps" in text and "different noise" not in text
     assert ours(page.errors) == []
@@ -147,7 +152,7 @@ def test_what_a_preset_was_linked_to_is_saved_with_the_workflow(page: Any) -> No
     )
     page.evaluate("() => app.queuePrompt(0, 1)")
     held = "id => app.graph.getNodeById(id).widgets.find(w => w.name === 'lists').value"
-    page.wait_for_function(f"id => ({held})(id).includes('gone')", arg=ids[1], polling=300)
+    page.wait_for_function(f"id => ({held})(id).includes('gone')", arg=ids[1], polling=300, timeout=RUN)
     saved = page.evaluate("() => JSON.stringify(app.graph.serialize())")
     (node,) = [one for one in json.loads(saved)["nodes"] if one["id"] == ids[1]]
     assert any(isinstance(value, str) and '"gone"' in value for value in node["widgets_values"])

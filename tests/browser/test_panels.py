@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from panels import OURS, RUNNING, idle, near, panel, panel_when, queue
-from test_errors import change, look
+from panels import OURS, RUNNING, idle, look, near, panel, panel_when, queue
+from test_errors import change, run
 from test_frontend import MINI, open_template, ours
 
 SHAPES = """async () => {
@@ -38,6 +38,11 @@ def test_what_a_run_will_cost_then_what_it_did(page: Any) -> None:
     open_template(page, MINI)
     change(page, "EmptyARVideoLatent", "length", 45)
     change(page, "RandomNoise", "noise_seed", 500 + len(page.renderer))
+    change(page, "BasicScheduler", "steps", 4)
+    notice(page)
+    panel_when(page, "p.headline.startsWith('nothing to reuse at 4 steps') && !p.cut", "FlowCacheChunkwiseReuse")
+    look(page, "panel-few-steps")
+    change(page, "BasicScheduler", "steps", 50)
     notice(page)
     panel_when(page, "p.headline.includes('of 200 steps')", "FlowCacheChunkwiseReuse")
     foretold = {}
@@ -119,5 +124,16 @@ def test_chinese(page: Any) -> None:
         look(page, "panel-chinese")
         note = page.evaluate("() => app.graph.nodes.find(n => n.type === 'MarkdownNote').widgets[0].value")
         assert any("\u4e00" <= sign <= "\u9fff" for sign in note)
+        change(page, "BasicScheduler", "steps", 4)
+        notice(page)
+        panel_when(page, "p.headline.startsWith('4 \u6b65\u65f6')", "FlowCacheChunkwiseReuse")
+        look(page, "panel-chinese-few-steps")
+        change(page, "FlowCacheKVCompressor", "method", "importance-redundancy")
+        change(page, "FlowCacheKVCompressor", "method.pool_kernel", 4)
+        text = run(page).inner_text()
+        look(page, "error-chinese")
+        assert "KV \u7f13\u5b58\u538b\u7f29" in text and "\u6536\u5230 4\uff0c\u53ef\u7528\uff1a\u5947\u6570" in text, (
+            text
+        )
     finally:
         locale(page, "en")

@@ -113,7 +113,11 @@ function foretelling(subject, found) {
   const parts = Object.entries(found.memory).sort(([, a], [, b]) => b - a);
   const where = found.kv_device ? [say.where(found.kv_device)] : [];
   const held = parts.map(([name, bytes]) => say.part(say.parts[name] ?? name, megabytes(bytes)));
-  if (subject === "steps") return { short: steps, more: cost, notes: found.notes };
+  if (subject === "steps") {
+    const [why, ...others] = found.notes;
+    const none = why && found.computed === found.total; // every step is needed: the sentence says it all
+    return none ? { short: reason(why), more: cost, notes: others } : { short: steps, more: cost, notes: found.notes };
+  }
   if (subject === "memory") {
     const all = found.kv < found.whole_kv ? say.bounded(found.chunks) : say.fits(found.chunks);
     const chosen = found.kv_choice ? [found.kv_choice] : [];
