@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from comfy_server import ComfyServer
 from panels import RUN, RUNNING, idle, look, near, panel, panel_when, queue, told, write_down
+from PIL import Image
 from test_errors import change
 from test_frontend import MINI, PICTURES, ROOT, open_template, ours, picture
 
@@ -18,6 +19,7 @@ COMPUTED, REUSED = "0072b2", "f5c77e"
 LONG = 1021  # frames: 86 chunks, as many as the node takes
 
 
+WIDE = 480  # pixels of README's picture
 SHORT = 93 if PICTURES else 57  # frames: 8 chunks or 5
 
 
@@ -79,11 +81,13 @@ def save_replay(page: Any, messages: list[dict[str, Any]]) -> None:
             const node = app.graph.nodes.find(n => n.type === kind), ds = app.canvas.ds;
             const box = app.canvas.canvas.getBoundingClientRect();
             return [box.left + (node.pos[0] + ds.offset[0]) * ds.scale,
-                box.top + (node.pos[1] - 30 + ds.offset[1]) * ds.scale, node.size[0], node.size[1] + 30];
+                box.top + (node.pos[1] - 30 + ds.offset[1]) * ds.scale,
+                node.size[0] * ds.scale, (node.size[1] + 30) * ds.scale];
         }""",
         RUNNING,
     )
-    frames = [shot.crop((int(left), int(top), int(left + width), int(top + height))) for shot in shots]
+    whole = [shot.crop((int(left), int(top), int(left + width) + 1, int(top + height) + 1)) for shot in shots]
+    frames = [one.resize((WIDE, one.height * WIDE // one.width), Image.Resampling.LANCZOS) for one in whole]
     frames[0].save(
         ROOT / "docs" / "images" / "live.webp",
         "WEBP",

@@ -13,7 +13,7 @@ from typing import Any
 
 import folder_paths
 import pytest
-from api_copy import COPIES, read
+from api_copy import COPIES, names, read
 from comfy_server import ComfyServer, comfy_server, lay_out
 from hostkit import module
 from listening import post
@@ -190,3 +190,31 @@ def test_the_route_then_the_run_then_its_time(server):
 def test_the_route_refuses_what_is_no_prompt(server, body):
     status, answer = ask(server, body)
     assert status == 400 and "prompt" in answer["error"]
+
+
+@pytest.mark.parametrize("name", [name for name in names() if "_mini_" not in name])
+def test_all_files_that_a_template_needs_are_named_at_once(server, name):
+    """Where none is there: not the main checkpoint alone, and the others after it was fetched."""
+    prompt = read(COPIES / f"{name}.json")
+    files = {
+        value: number
+        for number, node in prompt.items()
+        for value in node["inputs"].values()
+        if isinstance(value, str) and value.endswith((".safetensors", ".pt", ".npz", ".json"))
+    }
+    assert len(files) >= 3
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        server.send("/prompt", {"prompt": prompt})
+    told = json.loads(refused.value.read())["node_errors"]
+    for file, number in files.items():
+        assert any(file in error["details"] for error in told[number]["errors"]), (file, told)
+
+
+def test_the_page_tells_its_language(server):
+    for body, status in ((b'{"language": "zh"}', 200), (b'{"language": ""}', 400), (b"[]", 400), (b"{", 400)):
+        request = urllib.request.Request(server.url + "/flowcache/page", body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                assert answer.status == status
+        except urllib.error.HTTPError as error:
+            assert error.code == status
