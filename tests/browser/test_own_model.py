@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from panels import RUN
+from comfy_server import ComfyServer
+from panels import RUN, idle, look, queue
+from test_errors import change, marked, run
 from test_frontend import MINI, open_template, ours, picture
 
 SHOTS = Path(__file__).resolve().parents[2] / "build" / "shots"
@@ -156,4 +158,61 @@ def test_what_a_preset_was_linked_to_is_saved_with_the_workflow(page: Any) -> No
     saved = page.evaluate("() => JSON.stringify(app.graph.serialize())")
     (node,) = [one for one in json.loads(saved)["nodes"] if one["id"] == ids[1]]
     assert any(isinstance(value, str) and '"gone"' in value for value in node["widgets_values"])
+    assert ours(page.errors) == []
+
+
+ALONE = """() => {
+    app.graph.clear();
+    const node = LiteGraph.createNode('FlowCachePreset');
+    node.pos = [300, 200];
+    app.graph.add(node);
+}"""
+
+
+def refused(page: Any) -> str:
+    """What the box says after Run; the box is closed again."""
+    box = run(page)
+    text: str = box.inner_text()
+    box.get_by_role("button", name="Dismiss").click()
+    box.wait_for(state="hidden")
+    return text
+
+
+def test_a_preset_that_cannot_be_used_is_refused_and_one_that_can_is_saved_and_loaded(
+    page: Any, server: ComfyServer
+) -> None:
+    folder = server.base / "user" / "default" / "flowcache" / "presets"
+    name = f"kept-{len(page.renderer)}"
+    page.evaluate(ALONE)
+    change(page, "FlowCachePreset", "save", True)
+    change(page, "FlowCachePreset", "name", name)
+    for lists, said in (
+        ("{", "FlowCache Preset, lists: got"),
+        (LISTS.replace('"schema": 1', '"schema": 2'), "FlowCache Preset, lists: got 'schema: 2"),
+        (LISTS.replace("[0, 4, 7]", "[0, 4, 99]"), "computed_steps"),
+    ):
+        change(page, "FlowCachePreset", "lists", lists)
+        text = refused(page)
+        assert said in text and "accepted" in text, text
+        assert marked(page) == ["FlowCachePreset"]
+        assert not folder.exists() or not [*folder.glob(f"*{name}*")]  # nothing, and nothing by half
+    page.errors.clear()
+    change(page, "FlowCachePreset", "lists", LISTS)
+    queue(page)
+    idle(page)
+    assert [path.name for path in folder.iterdir() if name in path.name] == [f"{name}.json"]
+    page.evaluate("async () => await app.refreshComboInNodes()")
+    page.evaluate(ALONE)
+    change(page, "FlowCachePreset", "file", name)
+    queue(page)
+    idle(page)
+    text = page.evaluate("() => Object.values(app.nodeOutputs).flatMap(one => one.text ?? []).join()")
+    assert f"{name}, from your folder" in text, text
+    look(page, "preset-loaded")
+    # Its lists are for 8 steps: the run of 50 says so, on the node that holds them.
+    open_template(page, MINI)
+    change(page, "FlowCacheChunkwiseReuse", "preset", "held in this workflow")
+    change(page, "FlowCacheChunkwiseReuse", "preset.lists", LISTS)
+    text = refused(page)
+    assert "FlowCache Chunkwise Reuse, preset gone: got '50 steps" in text, text
     assert ours(page.errors) == []
