@@ -1,7 +1,7 @@
-// The notes in our templates, in Chinese where the frontend is. A note that its user has changed stays as it is.
+// The notes and titles in our templates, in Chinese where the frontend is. A note that its user has changed stays as it is.
 import { api } from "../../scripts/api.js";
 import { rootGraph } from "./panel/place.js";
-import { isChinese } from "./panel/words.js";
+import { isChinese, learn, reason } from "./panel/words.js";
 
 const NAME = "flowcache_note"; // property of the note: the template that it belongs to
 const PACK = new URL(import.meta.url).pathname.split("/").at(-2);
@@ -21,9 +21,20 @@ async function translate(note) {
   if (widget && chinese[name] && widget.value === original?.widgets_values[0]) widget.value = chinese[name];
 }
 
+// Titles of groups and nodes; those that their user gave are not in the table.
+async function translateTitles(graph) {
+  await learn();
+  for (const one of [...(graph.groups ?? graph._groups ?? []), ...graph.nodes]) {
+    const said = one.title && reason(one.title);
+    if (said !== one.title) one.title = said;
+  }
+  graph.setDirtyCanvas?.(true, true);
+}
+
 export function translateNotes() {
-  if (!isChinese()) return;
-  for (const note of notesIn(rootGraph()?.nodes ?? [])) {
-    translate(note).catch((error) => console.warn("FlowCache: a note stays English", error));
+  const graph = rootGraph();
+  const notes = isChinese() ? notesIn(graph?.nodes ?? []) : [];
+  for (const done of [...notes.map(translate), ...(notes.length ? [translateTitles(graph)] : [])]) {
+    done.catch((error) => console.warn("FlowCache: a text stays English", error));
   }
 }

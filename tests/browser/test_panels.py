@@ -124,6 +124,10 @@ def test_chinese(page: Any) -> None:
         look(page, "panel-chinese")
         note = page.evaluate("() => app.graph.nodes.find(n => n.type === 'MarkdownNote').widgets[0].value")
         assert any("\u4e00" <= sign <= "\u9fff" for sign in note)
+        titles = (
+            "() => [...app.graph.groups, ...app.graph.nodes.filter(n => n.type === 'MarkdownNote')].map(g => g.title)"
+        )
+        assert all(any("\u4e00" <= sign <= "\u9fff" for sign in title) for title in page.evaluate(titles))
         change(page, "BasicScheduler", "steps", 4)
         notice(page)
         panel_when(page, "p.headline.startsWith('4 \u6b65\u65f6')", "FlowCacheChunkwiseReuse")

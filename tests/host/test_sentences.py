@@ -71,6 +71,13 @@ def test_no_sentence_of_the_nodes_is_missing() -> None:
     assert [text for text in sorted(found) if not is_chinese(said.chinese(text.replace("{}", "9")))] == []
 
 
+def test_no_title_of_a_template_is_missing() -> None:
+    files = [*(ROOT / "workflows").glob("*.json"), *(ROOT / "subgraphs").glob("*.json")]
+    graphs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    titles = {one["title"] for graph in graphs for one in (*graph.get("groups", ()), *graph["nodes"]) if "title" in one}
+    assert len(titles) > 20 and sorted(titles - set(TABLE)) == []
+
+
 @pytest.mark.parametrize("english", TABLE)
 def test_what_is_put_in_is_kept(english: str) -> None:
     count = english.count("{}")

@@ -20,8 +20,11 @@ export const words = () => (isChinese() ? chinese : english);
 // Sentences of the host's side of the pack, which speaks English: [pattern, Chinese], the most definite ones first. The
 // table is the host's (nodes/adapters/shown/said.py says how it is read).
 let sentences = [];
+let learning = null;
 
-export async function learn() {
+export const learn = () => (learning ??= read());
+
+async function read() {
   const answer = await fetch(new URL("../sentences.zh.json", import.meta.url));
   if (!answer.ok) return;
   const literal = ([english]) => english.replaceAll("{}", "").length;
