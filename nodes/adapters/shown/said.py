@@ -74,8 +74,8 @@ def place(field: str) -> str:
     """Such as "KV Cache Compressor, pool_kernel" by the names that the nodes have in the page."""
     node, _, name = field.rpartition(", ")
     kinds, fields = names()
-    first, space, rest = name.partition(" ")
-    return (f"{kinds.get(node, node)}，" if node else "") + fields.get((node, first), first) + space + rest
+    first = re.split(r"\W", name, maxsplit=1)[0]
+    return (f"{kinds.get(node, node)}，" if node else "") + fields.get((node, first), first) + name[len(first) :]
 
 
 @cache
