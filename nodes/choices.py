@@ -8,7 +8,7 @@ accepts all inputs, so that the value gets this far, and checks it in ``validate
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from inspect import signature
@@ -69,10 +69,11 @@ def only_what_is_wrong(kinds: Mapping[str, type[io.ComfyNode]], posted: Any) -> 
 
 
 def leave_the_wrong(kind: type[io.ComfyNode], inputs: dict[str, Any]) -> None:
-    names = [name for name in signature(kind.validate_inputs).parameters if name in inputs]
+    validate: Callable[..., bool | str] = getattr(kind, "validate_inputs")  # noqa: B009 - of the host's base class
+    names = [name for name in signature(validate).parameters if name in inputs]
     values = {name: None if isinstance(inputs[name], list) else inputs[name] for name in names}  # as the host has links
     with suppress(ValueError):  # a field is missing, which is said when the host asks
-        if len(names) > 1 and kind.validate_inputs(**values) is not True:
+        if len(names) > 1 and validate(**values) is not True:
             entries: dict[str, Any] = {entry.id: entry for entry in kind.define_schema().inputs}
             choices = [name for name in names if isinstance(entries[name], io.Combo.Input | io.DynamicCombo.Input)]
             wrong = next(name for name in choices if refusal(entries[name], values[name]) is not None)

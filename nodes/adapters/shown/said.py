@@ -51,7 +51,7 @@ def quoted(found: str) -> str:
 
 @cache
 def table() -> tuple[tuple[re.Pattern[str], tuple[str | int, ...]], ...]:
-    """(pattern of a sentence, pieces of the Chinese one and numbers of what is put in), the most definite ones first."""
+    """(pattern of a sentence, pieces of the Chinese one and numbers of what is put in), the most definite one first."""
     rows: dict[str, str] = json.loads(SENTENCES.read_text(encoding="utf-8"))
     ordered = sorted(rows.items(), key=lambda row: -len(HOLE.sub("", row[0])))
     return tuple((pattern_of(english), pieces_of(said_so)) for english, said_so in ordered)
