@@ -29,13 +29,15 @@ from .settling import Settling
 
 @dataclass
 class Run:
-    """All state of one run; made when sampling starts, released in ``finally``. kv_choice: what megabytes became."""
+    """All state of one run; made when sampling starts, released in ``finally``. kv_choice: what megabytes became.
+    token_bytes: see ``RunStarted``."""
 
     denoiser: Denoiser
     settings: EngineSettings
     passes: Passes
     policy: PolicyState
     observe: Callable[[Event], None]
+    token_bytes: int
     active: dict[int, ActiveChunk] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     finite: FiniteWatch = field(default_factory=FiniteWatch)
@@ -72,14 +74,15 @@ class Run:
         passes = Passes(denoiser, settings, latents, noise, observe, cache, spec.tokens_per_frame, sparse)
         choice = "" if cache is None else settings.kv.choice(spec, settings.plan)
         settling = Settling.of(settings.kv, settings.plan.steps) if cache is not None else None
-        return cls(denoiser, settings, passes, policy, observe, kv_choice=choice, settling=settling)
+        one = 0 if cache is None else spec.token_bytes
+        return cls(denoiser, settings, passes, policy, observe, one, kv_choice=choice, settling=settling)
 
     def execute(self) -> Tensor:
         cache = self.passes.cache
         bounded = cache is not None and self.settings.kv.bounded
         sizes = (0, 0) if cache is None else (cache.peak_bytes, cache.capacity_tokens)
-        budget, one = cache.budget_tokens if cache and bounded else None, cache.spec.token_bytes if cache else 0
-        started = RunStarted.of(self.settings, *sizes, budget, one)
+        budget = cache.budget_tokens if cache and bounded else None
+        started = RunStarted.of(self.settings, *sizes, budget, self.token_bytes)
         if self.kv_choice:
             started = replace(started, notes=(*started.notes, self.kv_choice))
         self.observe(started)
