@@ -17,7 +17,7 @@ import torch
 from flowcache_core.commands import cost
 from flowcache_core.dry_run import forwards
 from flowcache_core.dry_run.memory import Ledger
-from flowcache_core.dry_run.models import config_of
+from flowcache_core.dry_run.models import config_of, names
 from flowcache_core.dry_run.run import KV, WEIGHTS, Subject, dry_run
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.kv.recent import Recent
@@ -59,6 +59,13 @@ def test_peak_is_that_of_a_real_run():
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no peak of resident memory on this system")
+@pytest.mark.parametrize("name", names())
+def test_every_model_that_is_offered_has_a_size(name):
+    config = config_of(name)
+    assert config.num_layers >= 30 and config.num_heads >= 12
+    assert "mini-magi" not in names()
+
+
 @pytest.mark.parametrize("name", ["mini", "scenes"])
 def test_peak_is_the_resident_memory_of_a_process(name):
     """A process of its own runs the bundled model; what it rises by is what the dry run said, within 10 %."""
