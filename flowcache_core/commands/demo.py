@@ -25,6 +25,7 @@ from ..mini import GUIDANCE, MiniModel
 from ..mini_magi import MiniMagi
 from ..models.magi.denoiser import MagiDenoiser
 from ..models.wan.denoiser import WanDenoiser
+from ..parallel.fits import require_shareable
 from ..parallel.launch import run_command
 from ..parallel.mesh import LONGEST_WAIT, TIMEOUT, Mesh, joined, started_as_rank
 from ..parallel.run import generate_on_ranks
@@ -319,6 +320,7 @@ def main(argv: Sequence[str]) -> int:
     shape = demo.mesh(options.ranks, None if options.mesh is None else mesh_from_text(options.mesh))
     every, alone = options.guidance_every, shape.size == 1
     require(alone or every == 1, "guidance-every", every, "1 on several ranks: they run their branches together")
+    require_shareable(demo.flowcache, shape)
     require_finite("rank timeout", options.rank_timeout, minimum=0.1, maximum=LONGEST_WAIT)
     if shape.size > 1 and not started_as_rank():
         run_command(["demo", *argv], shape.size, options.rank_timeout)

@@ -15,8 +15,8 @@ from .spec import KVSpec
 
 @dataclass(frozen=True)
 class AutoKV(KVSettings):
-    """``megabytes``: 10^6 bytes that a run's K/V may take, of all branches and layers, what packed layers are read into
-    included. Budget, compressor and storage are chosen (:mod:`.allocate`); those of this object say nothing.
+    """``megabytes``: 10^6 bytes that a run's K/V may take, of all branches, layers and ranks, what packed layers are
+    read into included. Budget, compressor and storage are chosen (:mod:`.allocate`); those of this object say nothing.
     """
 
     megabytes: float = 0.0
@@ -31,15 +31,20 @@ class AutoKV(KVSettings):
         return True
 
     def settled(self, spec: KVSpec, plan: Plan) -> KVSettings:
-        return _allocated(self, replace(spec, device="meta", move=None), plan).settings
+        return _allocated(self, countable(spec), plan).settings
 
     def choice(self, spec: KVSpec, plan: Plan) -> str:
         profile, own = profile_for(spec)
-        found = _allocated(self, replace(spec, device="meta", move=None), plan)
+        found = _allocated(self, countable(spec), plan)
         return found.text(self.megabytes, profile, own)
 
     def note(self, plan: Plan) -> None:
         """What is chosen is said when it is known."""
+
+
+def countable(spec: KVSpec) -> KVSpec:
+    """What is counted with. Of the whole run: ranks must choose alike, and as one rank would."""
+    return replace(spec.whole, device="meta", move=None)
 
 
 @lru_cache(maxsize=64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ class KVSpec:
     ``dtype`` and ``device`` are the model's; a cache may store in others (``KVSettings``). ``query_heads``: where
     several of them share a K/V head; None for as many as ``kv_heads``. ``first_head``, ``all_kv_heads``: where these
     K/V heads stand among the model's, when ranks share them; None when they are all.
+    ``all_branches``: of the model, likewise.
     ``move``: stored keys ``[..., tokens, head_dim]`` as if they stood so many latent frames later; None where a model
     cannot do that.
     """
@@ -32,6 +33,7 @@ class KVSpec:
     move: Callable[[Tensor, int], Tensor] | None = field(default=None, compare=False, repr=False)
     first_head: int = 0
     all_kv_heads: int | None = None
+    all_branches: int | None = None
 
     @property
     def token_bytes(self) -> int:
@@ -43,3 +45,17 @@ class KVSpec:
     def heads(self) -> int:
         """Query heads."""
         return self.kv_heads if self.query_heads is None else self.query_heads
+
+    @property
+    def whole(self) -> KVSpec:
+        """The K/V of all ranks together."""
+        kv_heads = self.all_kv_heads or self.kv_heads
+        return replace(
+            self,
+            kv_heads=kv_heads,
+            branches=self.all_branches or self.branches,
+            query_heads=None if self.query_heads is None else self.query_heads * kv_heads // self.kv_heads,
+            first_head=0,
+            all_kv_heads=None,
+            all_branches=None,
+        )

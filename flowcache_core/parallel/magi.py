@@ -60,7 +60,7 @@ class MagiOnRanks(MagiDenoiser):
         return all_branches(self.mesh, velocity, self.owners)
 
     def kv_spec(self, latents: Tensor) -> KVSpec:
-        return heads_here(super().kv_spec(latents), self.mesh)
+        return heads_here(super().kv_spec(latents), self.mesh, len(super().stored))
 
     # -- branches on ranks -------------------------------------------------------------------------------------------
 

@@ -89,18 +89,24 @@ def joined(shape: MeshShape, device: torch.device | str = "cpu", timeout: float 
     if world == 1 and not started_as_rank():
         yield Mesh(shape, 0, device, timeout)
         return
-    wait = timedelta(seconds=timeout)
     try:
         with answered(timeout):
-            dist.init_process_group(backend, timeout=wait)
-            mesh = init_device_mesh(device.type, (shape.cfg, shape.heads), mesh_dim_names=("cfg", "heads"))
-            groups = {name: mesh.get_group(name) for name in ("cfg", "heads")}
-            for group in groups.values():
-                for kind in {device.type, "cpu"}:
-                    group._get_backend(torch.device(kind))._set_default_timeout(wait)
-        cfg = groups["cfg"] if shape.cfg > 1 else None
-        heads = groups["heads"] if shape.heads > 1 else None
-        yield Mesh(shape, rank, device, timeout, cfg, heads)
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        yield arranged(shape, rank, device, timeout)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def arranged(shape: MeshShape, rank: int, device: torch.device, timeout: float) -> Mesh:
+    """The ranks that have joined, as a mesh of ``shape``."""
+    wait = timedelta(seconds=timeout)
+    with answered(timeout):
+        mesh = init_device_mesh(device.type, (shape.cfg, shape.heads), mesh_dim_names=("cfg", "heads"))
+        groups = {name: mesh.get_group(name) for name in ("cfg", "heads")}
+        for group in groups.values():
+            for kind in {device.type, "cpu"}:
+                group._get_backend(torch.device(kind))._set_default_timeout(wait)
+    cfg = groups["cfg"] if shape.cfg > 1 else None
+    heads = groups["heads"] if shape.heads > 1 else None
+    return Mesh(shape, rank, device, timeout, cfg, heads)

@@ -17,6 +17,7 @@ from ..noise import NoiseSource
 from ..report.events import Event
 from .alike import require_alike
 from .decisions import told_by_first
+from .fits import require_shareable
 from .magi import MagiOnRanks
 from .mesh import Mesh
 from .wan import WanOnRanks
@@ -53,6 +54,7 @@ def generate_on_ranks(
     Further errors: SettingError when ranks were given other settings, inputs or weights, or the mesh does not fit the
     model; :class:`.errors.RankLost` when a rank ends or does not answer within the mesh's timeout.
     """
+    require_shareable(settings, mesh.shape)
     mine: Denoiser = on_ranks(denoiser, mesh)
     mine = mine if around is None else around(mine)
     drawn = None if noise_source is None else noise_source(0, 0, noise[:, :, :1])

@@ -41,14 +41,14 @@ class WanOnRanks(WanDenoiser):
         return HeadShare(self.mesh) if self.mesh.heads is not None else None
 
     def kv_spec(self, latents: Tensor) -> KVSpec:
-        return heads_here(super().kv_spec(latents), self.mesh)
+        return heads_here(super().kv_spec(latents), self.mesh, self.branches)
 
     def split(self, velocity: Tensor) -> Tensor:
         return all_branches(self.mesh, super().split(velocity), self.owners)
 
 
-def heads_here(spec: KVSpec, mesh: Mesh) -> KVSpec:
-    """The K/V of this rank's heads."""
+def heads_here(spec: KVSpec, mesh: Mesh, branches: int) -> KVSpec:
+    """The K/V of this rank's heads. branches: that keep K/V, on all ranks."""
     ranks = mesh.shape.heads
     own = spec.kv_heads // ranks
     return replace(
@@ -57,4 +57,5 @@ def heads_here(spec: KVSpec, mesh: Mesh) -> KVSpec:
         query_heads=spec.heads // ranks,
         first_head=own * mesh.heads_rank,
         all_kv_heads=spec.kv_heads,
+        all_branches=branches,
     )

@@ -1,4 +1,5 @@
-"""What a process that is a rank does in the tests: ``rank_worker.py WHAT MESH FOLDER``. Rank 0 writes what it found."""
+"""What a process that is a rank does in the tests: ``rank_worker.py WHAT MESHES FOLDER TIMEOUT``. Rank 0 writes what
+it found; of what is refused, every rank."""
 
 from __future__ import annotations
 
@@ -6,19 +7,22 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rank_models import SIDE, cases, drawn, settings, wan
+from rank_models import SIDE, cases, drawn, refusals, settings, wan
 
 from flowcache_core.engine import generate
-from flowcache_core.parallel.mesh import Mesh, joined
+from flowcache_core.errors import SettingError
+from flowcache_core.parallel.mesh import Mesh, arranged, joined
 from flowcache_core.parallel.rank import as_rank
 from flowcache_core.parallel.run import generate_on_ranks
-from flowcache_core.parallel.shape import mesh_from_text
-from flowcache_core.report.events import RunStarted, StepTaken
+from flowcache_core.parallel.shape import MeshShape, mesh_from_text
+from flowcache_core.report.events import AttentionDensity, RunStarted, StepTaken
+
+Work = Callable[[Mesh, Sequence[MeshShape], Path], None]
 
 
 def inputs(settings):
@@ -27,55 +31,65 @@ def inputs(settings):
     return noise, drawn(1, 16, given, SIDE, SIDE, seed=8) if given else None
 
 
-def equal(mesh: Mesh, folder: Path) -> None:
-    """Every case on ranks, and on rank 0 by itself."""
-    found, names = {}, os.environ.get("RANK_CASES", "").split(",")
+def equal(mesh: Mesh, shapes: Sequence[MeshShape], folder: Path) -> None:
+    """Every case on ranks in every shape, and on rank 0 by itself; then what is refused, which ends nothing."""
+    found, names = {str(shape): {} for shape in shapes}, os.environ["RANK_CASES"].split(",")
+    meshes = [mesh, *(arranged(shape, mesh.rank, mesh.device, mesh.timeout) for shape in shapes[1:])]
     for name, case in cases().items():
-        if names != [""] and name not in names:
+        fitting = [one for one in meshes if str(one.shape) in case.shapes]
+        if names != [""] and name not in names or not fitting:
             continue
         noise, prefix = inputs(case.settings)
-        events, before = [], mesh.traffic.total
-        latents = generate_on_ranks(mesh, case.denoiser, case.settings, noise, prefix=prefix, observe=events.append)
-        if mesh.rank == 0:
-            alone = []
-            expected = generate(case.denoiser, case.settings, noise, prefix=prefix, observe=alone.append)
-            steps = [[e.action for e in run if isinstance(e, StepTaken)] for run in (events, alone)]
-            started = [next(e for e in run if isinstance(e, RunStarted)).kv_bytes for run in (events, alone)]
-            found[name] = {
-                "difference": (latents - expected).abs().max().item(),
-                "size": expected.abs().max().item(),
-                "same decisions": steps[0] == steps[1],
-                "reused": steps[0].count("reuse"),
-                "parts": steps[0].count("part"),
-                "kv": started,
-                "sent": mesh.traffic.total - before,
-            }
+        alone: list[object] = []
+        expected = (
+            generate(case.denoiser, case.settings, noise, prefix=prefix, observe=alone.append)
+            if mesh.rank == 0
+            else noise
+        )
+        for one in fitting:
+            events, before = [], one.traffic.total
+            latents = generate_on_ranks(one, case.denoiser, case.settings, noise, prefix=prefix, observe=events.append)
+            if mesh.rank == 0:
+                sent = one.traffic.total - before
+                found[str(one.shape)][name] = compared(latents, expected, events, alone) | {"sent": sent}
     if mesh.rank == 0:
         (folder / "found.json").write_text(json.dumps(found))
+    said = {str(one.shape): {name: refused(one, name) for name in refusals(one.shape)} for one in meshes}
+    (folder / f"refused{mesh.rank}.json").write_text(json.dumps(said))
 
 
-def other(changed: str) -> Callable[[Mesh, Path], None]:
-    """Rank 1 does not have what rank 0 has."""
+def compared(latents, expected, events, alone) -> dict[str, object]:
+    steps = [[e.action for e in run if isinstance(e, StepTaken)] for run in (events, alone)]
+    started = [next(e for e in run if isinstance(e, RunStarted)) for run in (events, alone)]
+    return {
+        "difference": (latents - expected).abs().max().item(),
+        "size": expected.abs().max().item(),
+        "same decisions": steps[0] == steps[1] and started[0].notes == started[1].notes,
+        "reused": steps[0].count("reuse"),
+        "parts": steps[0].count("part"),
+        "kv": [one.kv_bytes for one in started],
+        "density": min((e.density for e in alone if isinstance(e, AttentionDensity)), default=1.0),
+        "served": sum(e.masks_served for e in alone if isinstance(e, AttentionDensity)),
+    }
 
-    def work(mesh: Mesh, folder: Path) -> None:
-        first = mesh.rank == 0
-        denoiser = wan(weights=3 if first or changed != "weights" else 4)
-        engine = settings() if first or changed != "settings" else replace(settings(), clean_pass=True)
-        noise, _ = inputs(engine)
-        noise = noise if first or changed != "noise" else noise + 1
-        generate_on_ranks(mesh, denoiser, engine, noise)
 
-    return work
+def refused(mesh: Mesh, name: str) -> str:
+    case = refusals(mesh.shape)[name]
+    denoiser, engine, off = case.of_rank(mesh.rank)
+    try:
+        generate_on_ranks(mesh, denoiser, engine, inputs(engine)[0] + off)
+    except SettingError as error:
+        return str(error)
+    return ""
 
 
-def failing(how: Callable[[], None]) -> Callable[[Mesh, Path], None]:
-    """Rank 1 does ``how`` after its first step."""
+def failing(how: Callable[[], None]) -> Work:
+    """Rank 1 does ``how`` after its first step, and has said when."""
 
-    def work(mesh: Mesh, folder: Path) -> None:
-        (folder / f"pid{mesh.rank}").write_text(str(os.getpid()))
-
+    def work(mesh: Mesh, shapes: Sequence[MeshShape], folder: Path) -> None:
         def observe(event: object) -> None:
             if isinstance(event, StepTaken) and mesh.rank == 1:
+                (folder / "at").write_text(str(time.time()))
                 how()
 
         generate_on_ranks(mesh, wan(), settings(), inputs(settings())[0], observe=observe)
@@ -87,11 +101,8 @@ def broken() -> None:
     raise ZeroDivisionError("a fault on this rank")
 
 
-WORK: dict[str, Callable[[Mesh, Path], None]] = {
+WORK: dict[str, Work] = {
     "equal": equal,
-    "settings": other("settings"),
-    "weights": other("weights"),
-    "noise": other("noise"),
     "dies": failing(lambda: os.kill(os.getpid(), 9)),
     "hangs": failing(lambda: time.sleep(600)),
     "stops": failing(lambda: os.kill(os.getpid(), 19)),
@@ -99,11 +110,20 @@ WORK: dict[str, Callable[[Mesh, Path], None]] = {
 }
 
 
+def wait_for_others(folder: Path, count: int) -> None:
+    """Importing takes as long as the machine is busy; the timeout that is tried here counts from when all are there."""
+    (folder / f"pid{os.environ['RANK']}").write_text(str(os.getpid()))
+    while not all((folder / f"pid{rank}").exists() for rank in range(count)):
+        time.sleep(0.02)
+
+
 def main() -> int:
-    what, mesh, folder, timeout = sys.argv[1:]
+    what, meshes, folder, timeout = sys.argv[1:]
+    shapes = [mesh_from_text(mesh) for mesh in meshes.split(",")]
     torch.set_num_threads(1)
-    with joined(mesh_from_text(mesh), timeout=float(timeout)) as joint:
-        WORK[what](joint, Path(folder))
+    wait_for_others(Path(folder), shapes[0].size)
+    with joined(shapes[0], timeout=float(timeout)) as joint:
+        WORK[what](joint, shapes, Path(folder))
     return 0
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from rank_models import cases
 from safetensors.torch import save
-from test_rank_failures import alive, running
+from rank_groups import alive, running
 
 from flowcache_core import mini, mini_magi
 from flowcache_core.engine import EngineSettings, generate

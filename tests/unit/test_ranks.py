@@ -3,77 +3,90 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from rank_models import cases
+from rank_groups import started
+from rank_models import cases, refusals
 
 from flowcache_core.errors import SettingError
-from flowcache_core.parallel.launch import Ranks
 from flowcache_core.parallel.shape import MeshShape, Shareable, mesh_from_text
 
-HERE = Path(__file__).parent
-NAMES = list(cases())
+BRANCHES, HEADS = "2x1", "1x2"
+CASES = cases()
+BY_BRANCH, BY_HEAD = ([name for name, case in CASES.items() if mesh in case.shapes] for mesh in (BRANCHES, HEADS))
+
+Found = dict[str, dict[str, dict[str, object]]]
 
 
-def started(what: str, mesh: str, folder: Path, timeout: float = 120.0, names: str = "") -> Ranks:
-    command = [sys.executable, str(HERE / "rank_worker.py"), what, mesh, str(folder), str(timeout)]
-    path = f"{HERE.parents[1]}:{HERE}"
-    count = mesh_from_text(mesh).size
-    return Ranks(command, count, timeout, {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "RANK_CASES": names})
-
-
-def found(mesh: str, folder: Path, names: str = "") -> dict[str, dict[str, object]]:
-    with started("equal", mesh, folder, names=names) as ranks:
+def found(meshes: str, folder: Path, names: str = "") -> Found:
+    """By mesh and case."""
+    with started("equal", meshes, folder, names=names) as ranks:
         ranks.wait()
     return json.loads((folder / "found.json").read_text())
 
 
 @pytest.fixture(scope="module")
-def branches(tmp_path_factory):
-    return found("2x1", tmp_path_factory.mktemp("branches"))
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("pair")
 
 
 @pytest.fixture(scope="module")
-def heads(tmp_path_factory):
-    return found("1x2", tmp_path_factory.mktemp("heads"))
+def pair(folder) -> Found:
+    """All cases on the same two ranks, which share first the branches and then the heads."""
+    return found(f"{BRANCHES},{HEADS}", folder)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_branches_on_ranks_are_the_same_bits(branches, name):
-    case = branches[name]
+@pytest.mark.parametrize("name", BY_BRANCH)
+def test_branches_on_ranks_are_the_same_bits(pair, name):
+    case = pair[BRANCHES][name]
     assert case["difference"] == 0.0, case
     assert case["same decisions"]
     assert case["sent"] > 0
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_heads_on_ranks_are_equal(heads, name):
-    case = heads[name]
+@pytest.mark.parametrize("name", BY_HEAD)
+def test_heads_on_ranks_are_equal(pair, name):
+    case = pair[HEADS][name]
     assert case["difference"] <= 1e-5 * max(1.0, case["size"]), case
     assert case["same decisions"]
     assert case["sent"] > 0
 
 
-def test_ranks_share_the_memory(branches, heads):
-    for name, case in branches.items():
-        own, whole = case["kv"]
-        assert own * 2 == whole, name
-    for name, case in heads.items():
-        own, whole = case["kv"]
-        assert own * 2 == whole, name
+def test_ranks_share_the_memory(pair):
+    for by_name in pair.values():
+        for name, case in by_name.items():
+            own, whole = case["kv"]
+            assert own * 2 == whole, name
 
 
-def test_policies_did_reuse(branches):
-    assert branches["wan window chunkwise"]["reused"] > 0
-    assert branches["wan staggered unipc list"]["reused"] > 0
-    assert branches["wan tokens"]["parts"] > 0 and branches["magi tokens"]["parts"] > 0
+def test_the_cases_are_what_they_are_called(pair):
+    found = pair[BRANCHES]
+    reusing = "wan window chunkwise", "wan staggered unipc list", "wan bidirectional list", "wan joint bounded"
+    for name in (*reusing, "wan teacache", "wan easycache", "wan auto", "wan auto fast", "wan sparse masks"):
+        assert found[name]["reused"] > 0, name
+    for name in ("wan tokens", "magi tokens", "wan sparse tokens", "wan partial schedule"):
+        assert found[name]["parts"] > 0, name
+    for name in (name for name in found if "sparse" in name):
+        assert found[name]["density"] < 0.95, name
+    for name in ("wan sparse masks", "wan sparse masks by head"):
+        assert found[name]["served"] > 0, name
+
+
+@pytest.mark.parametrize("mesh", [BRANCHES, HEADS])
+def test_what_ranks_do_not_run_is_refused_on_both(pair, folder, mesh):
+    """Before the first step, and the ranks can go on with something else."""
+    expected = refusals(mesh_from_text(mesh))
+    for rank in range(2):
+        said = json.loads((folder / f"refused{rank}.json").read_text())[mesh]
+        assert set(said) == set(expected)
+        for name, refusal in expected.items():
+            assert refusal.said in said[name], (rank, name, said[name])
 
 
 def test_four_ranks_share_both(tmp_path):
-    names = "wan window chunkwise", "wan random", "magi", "magi fp8 storage"
-    cases = found("2x2", tmp_path, ",".join(names))
+    names = "wan window chunkwise", "wan random", "wan sparse per head", "magi sparse per head", "magi fp8 storage"
+    cases = found("2x2", tmp_path, ",".join(names))["2x2"]
     assert set(cases) == set(names)
     for name, case in cases.items():
         assert case["difference"] <= 1e-5 * max(1.0, case["size"]), (name, case)
@@ -82,8 +95,8 @@ def test_four_ranks_share_both(tmp_path):
 
 
 def test_every_forward_of_magi_has_a_rank(tmp_path):
-    names = "magi", "magi chunkwise residual", "magi prefix", "magi importance-redundancy", "magi sink-window"
-    cases = found("3x1", tmp_path, ",".join(names))
+    names = "magi", "magi chunkwise residual", "magi prefix", "magi importance-redundancy", "magi auto kv"
+    cases = found("3x1", tmp_path, ",".join(names))["3x1"]
     assert set(cases) == set(names)
     for name, case in cases.items():
         assert case["difference"] == 0.0 and case["same decisions"], (name, case)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ...denoiser import ChunkInput, ChunkOutput
-from ...errors import require
 from ...kv.cache import KVCache
 from ...rows import Rows
 from ..common.attention import attend_heads
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 def compute_by_branch(denoiser: WanDenoiser, item: ChunkInput, cache: KVCache, rows: Rows, keep: bool) -> ChunkOutput:
     """Velocity and, with ``keep``, residual hold at each branch's own tokens; branches without any are not run."""
-    together = len(denoiser.here) == len(rows.each)
-    require(together, "ranks", "branches that compute other tokens each", "one rank, or the policy motion")
     batch, velocities, residuals = item.latents.shape[0], list[Tensor](), list[Tensor | None]()
     for branch, own in enumerate(rows.each):
         if own is None:

@@ -24,10 +24,10 @@ class MagiRanksSampling(MagiSampling):
         super().__init__(request)
         assert self.settings.ranks is not None
         self.ranks_choice, self.devices = self.settings.ranks, Devices.here()
-        check_engines([self.engine], self.engine.schedule.sigmas)
         with naming(NAME):
             self.file = model_file(self.guider.model_patcher)
             self.shape = self.ranks_choice.shape(self.file.shareable(self.denoiser.branches), self.devices)
+        check_engines([self.engine], self.engine.schedule.sigmas, self.shape)
         own = self.denoiser
         self.asked = MagiRun(
             dict(own.captions), own.guidance, own.step_times, own.nearly_clean, own.ranges, own.clean_range

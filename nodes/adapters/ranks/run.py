@@ -15,11 +15,13 @@ from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.errors import require
 from ....flowcache_core.parallel.asked import Begin, MagiRun, ModelFile, Told, WanRun, Window
 from ....flowcache_core.parallel.errors import RankError
+from ....flowcache_core.parallel.fits import require_policy, require_sparse
 from ....flowcache_core.parallel.session import Session
 from ....flowcache_core.parallel.shape import MeshShape
 from ....flowcache_core.report.events import StepTaken
 from ..naming import naming
 from ..run.foreign import compiles
+from ..run.sparse import NAME as SPARSE
 from ..shown.progress import Progress
 from .choice import NAME, Devices, RanksChoice, spoken
 
@@ -39,8 +41,13 @@ def stay_unloaded(guider: Any) -> None:
     add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, KEY, prepare, options, is_model_options=True)
 
 
-def check_engines(engines: Sequence[EngineSettings], levels: Sequence[float]) -> None:
-    """SettingError for what ranks do not do."""
+def check_engines(engines: Sequence[EngineSettings], levels: Sequence[float], shape: MeshShape) -> None:
+    """SettingError for what ranks do not do, in the name of the node that asks for it."""
+    for engine in engines:
+        with naming("FlowCache Chunkwise Reuse"):
+            require_policy(engine.policy, shape)
+        with naming(SPARSE):
+            require_sparse(engine.sparse, shape)
     with naming(NAME):
         ends = "a schedule that ends at 0"
         require(levels[-1] == 0, "sigmas", f"a schedule that ends at {levels[-1]:g}", ends)

@@ -29,13 +29,13 @@ class WanRanksSampling(WanSampling):
         super().__init__(request)
         assert self.settings.ranks is not None
         patcher, self.ranks_choice, self.devices = self.guider.model_patcher, self.settings.ranks, Devices.here()
-        check_engines(self.engines, self.schedule.sigmas)
         with naming(NAME):
             self.file, self.fps = model_file(patcher), frame_rate_of(patcher)
             self.guidance = guidance_of(self.guider)
             require(self.inpaint is None, "noise mask", "a mask inside frames", "one of whole frames at the start")
             model = self.file.shareable(2 if self.guidance > 1 else 1)
             self.shape = self.ranks_choice.shape(model, self.devices)
+        check_engines(self.engines, self.schedule.sigmas, self.shape)
         self.shots = self.choice.released.shots(cuts(self.guider.conds)) if self.choice.released else Shots()
         self.window_runs = [self.run_of(part) for part in self.windows]
         self.progress.notes += (note_of(self.shape, self.devices), *not_compiled(self.options))
