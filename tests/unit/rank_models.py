@@ -64,10 +64,10 @@ def filled(model: nn.Module, seed: int = 3) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def wan(guidance: float = 3.0, weights: int = 3, shots: Shots = Shots()) -> WanDenoiser:
+def wan(guidance: float = 3.0, weights: int = 3, **more: Any) -> WanDenoiser:
     model = WanTransformer(WanConfig(dim=32, ffn_dim=48, num_layers=2, num_heads=4, text_dim=20, freq_dim=32))
     prompts = {at: [drawn(1, 5, 20, seed=10 * at + b) for b in range(2)] for at in (0, 2)}
-    return WanDenoiser(filled(model, weights), prompts, guidance, shots=shots)
+    return WanDenoiser(filled(model, weights), prompts, guidance, **more)
 
 
 def whole_window(guidance: float = 3.0) -> WanDenoiser:

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from rank_groups import alive, running
 from rank_models import cases
 from safetensors.torch import save
-from rank_groups import alive, running
 
 from flowcache_core import mini, mini_magi
 from flowcache_core.engine import EngineSettings, generate
