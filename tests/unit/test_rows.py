@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from magi_tiny import tiny as magi_tiny
+from magi_tiny import tiny_inputs
 from test_kv_cache import SPEC, blocks
-from test_magi import tiny as magi_tiny
-from test_magi import tiny_inputs
 from test_wan import TINY, inputs, tiny
 from torch import Tensor
 
