@@ -24,6 +24,9 @@ with_slot = module("nodes.adapters.run.outer").with_slot
 last_record = module("nodes.adapters.run.settings").last_record
 MANY_STEP = {**BLOCKWISE, "chunk_frames": 2, "solver": "unipc", "clean_pass": False}
 REUSE = {"threshold": 0.8, "warmup_steps": 2}
+KEPT = {"method": METHOD, "dtype": SAME, "device": SAME}
+SPARSE = {"preset": "xattention", "p": 0.6, "block": 8, "stride": 4}
+SPARSE_MORE = {"dense_chunks": 1, "dense_steps": 0, "engine": "auto", "mask_reuse": False}
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +145,32 @@ def test_four_ranks_share_branches_and_heads(files, started):
     here = sample(model, ours(STAGGERED), **options)[0]
     hostkit.close(sample(on_ranks(model, 4), ours(STAGGERED), **options)[0], here)
     assert len(started) == 4 and not any(map(alive, started))
+
+
+@pytest.mark.parametrize("shared", ["branches first", "heads only"])
+def test_auto_sparse_attention_and_megabytes_of_kv(files, started, shared):
+    """What a run decides when it begins is decided for all ranks, as on one; p is another for every head."""
+    model = node("ChunkwiseReuse", model=loaded(files, "causal"), preset={"preset": "auto", "fidelity": 0.5})
+    model = node("KVCompressor", model=model, budget=1.0, preset={"preset": "auto (MB)", "megabytes": 0.06}, **KEPT)
+    model = node("SparseAttention", model=model, preset=SPARSE, **SPARSE_MORE)
+    options = {"negative": prompt(8), "cfg": 3.0, "sigmas": sigmas_of(model, 12), "start": latent(45)}
+    here, record = sample(model, ours(MANY_STEP), **options)[0], last_record(model)
+    there = on_ranks(model, shared=shared)
+    hostkit.close(sample(there, ours(MANY_STEP), **options)[0], here)
+    found = last_record(there)
+    assert found.reused_steps == record.reused_steps > 0 and record.attention_density < 0.95
+    assert set(record.started.notes) < set(found.started.notes)
+    assert len(started) == 2 and not any(map(alive, started))
+
+
+def test_masks_that_heads_vote_on(files, started):
+    """Branches apart have all heads; ranks for heads are refused before one is started."""
+    model = node("SparseAttention", model=loaded(files, "causal"), preset=SPARSE, **{**SPARSE_MORE, "mask_reuse": True})
+    options = {"negative": prompt(8), "cfg": 3.0, "start": latent(45)}
+    with pytest.raises(ValueError, match="FlowCache Sparse Attention, mask_reuse: got 'on, with 2 ranks for heads'"):
+        sample(on_ranks(model, shared="heads only"), ours(BLOCKWISE), **options)
+    assert not started
+    both(model, ours(BLOCKWISE), **options)
 
 
 WHOLE = {**STAGGERED, "attention": "bidirectional", "window_frames": 4, "overlap_frames": 2, "prefix_noise": 0.02}

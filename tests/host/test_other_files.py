@@ -76,6 +76,25 @@ def trained(make):
     return lambda: {f"model._fsdp_wrapped_module.{key}": value for key, value in make().items()}
 
 
+LINEARS = [f"{kind}_attn.{name}" for kind in ("self", "cross") for name in "qkvo"]
+MEMFLOW = {
+    # Every parameter of KlingTeam/MemFlow (7ed51477), wan/modules/causal_model.py, two blocks of it.
+    *("patch_embedding.weight", "patch_embedding.bias", "head.modulation", "head.head.weight", "head.head.bias"),
+    *(f"{name}.{part}" for name in ("text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2",
+      "time_projection.1") for part in ("weight", "bias")),
+    *(f"blocks.{block}.{name}.{part}" for block in range(2) for name in (*LINEARS, "norm3", "ffn.0", "ffn.2")
+      for part in ("weight", "bias")),
+    *(f"blocks.{block}.{kind}_attn.norm_{name}.weight" for block in range(2) for kind in ("self", "cross")
+      for name in "qk"),
+    *(f"blocks.{block}.modulation" for block in range(2)),
+}  # fmt: skip
+
+
+def test_a_file_of_memflow_has_nothing_beside_wans_weights():
+    """So no loader can tell it, as docs/models.md says."""
+    assert set(state_dict()) == MEMFLOW
+
+
 KINDS = {
     "LingBot-World": (beside(*LINGBOT), "LingBot-World.*its own project"),
     "LingBot-World of a trainer": (trained(beside(*LINGBOT)), "LingBot-World"),

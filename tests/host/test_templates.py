@@ -15,13 +15,15 @@ import av
 import folder_paths
 import numpy as np
 import pytest
+import torch
 from api_copy import COPIES, WORKFLOWS, api_copy, names, read
 from comfy_server import PACK_NAME, ComfyServer, comfy_server, lay_out
 from english import LOCALES
-from hostkit import NODES
+from hostkit import NODES, module
 from PIL import Image
 from tiny_files import write_models
 
+write_video = module("flowcache_core.report.video").write_video
 HOST = Path(folder_paths.__file__).parent
 TINY = Path(__file__).resolve().parent / "tiny_text"
 LARGEST_THUMBNAIL = 100_000  # bytes
@@ -67,6 +69,14 @@ EXPECTED = {
     "flowcache_causal_forcing_2_steps": Expected(
         29, (64, 64), 4 + 7 * 2, reuses=False, compresses=False, small=smaller(29)
     ),
+    "flowcache_krea_realtime": Expected(69, (64, 64), 6 * 4, reuses=False, small=smaller(69)),
+    "flowcache_streamdiffusion_v2": Expected(
+        33,
+        (64, 64),
+        9 * 2,
+        reuses=False,
+        small=(("ImageFromBatch", "length", 33), ("ImageScale", "width", 64), ("ImageScale", "height", 64)),
+    ),
     "flowcache_rolling_forcing": Expected(165, (64, 64), 14 * 4, reuses=False, small=smaller(165)),
     "flowcache_longlive_2": Expected(
         189,
@@ -88,6 +98,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     lay_out(base)
     (base / "custom_nodes" / TINY.name).symlink_to(TINY, target_is_directory=True)
     write_models(base / "models")
+    write_video(base / "input" / "my_video.mp4", torch.randint(0, 256, (40, 48, 80, 3), dtype=torch.uint8), fps=16)
     with comfy_server(HOST, Path(sys.executable), base) as running:
         yield running
 

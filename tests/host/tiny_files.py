@@ -62,6 +62,8 @@ def write_models(folder: Path) -> None:
     torch.save({"generator_ema": trained}, diffusion / "self_forcing_dmd.pt")
     for name in ("rewardforcing.pt", "framewise-2step.pt", "longvideo.pt"):
         torch.save({"generator_ema": trained}, diffusion / name)
+    torch.save({"generator": trained}, diffusion / "model.pt")
+    save_file(weights, diffusion / "krea-realtime-video-14b.safetensors")
     large = {f"model.{key}": value for key, value in wan_weights(channels=48).items()}
     torch.save({"generator": large}, diffusion / "model_bf16.pt")
     (folder / "vae" / "wan2.2_vae.safetensors").symlink_to(MINI_VAE)  # only named: nothing is encoded with it

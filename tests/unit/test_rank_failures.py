@@ -115,6 +115,16 @@ def test_a_missing_backend(monkeypatch):
         backend_for(torch.device("cpu"))
 
 
+@pytest.mark.parametrize(
+    "device, carries", [("cpu", "cpu:gloo"), ("cuda", "cpu:gloo,cuda:nccl"), ("cuda:1", "cpu:gloo,cuda:nccl")]
+)
+def test_the_device_decides_what_carries(monkeypatch, device, carries):
+    """Decisions go over the CPU always. That NCCL is there is pretended here; tests/cuda runs it."""
+    for name in ("is_nccl_available", "is_gloo_available"):
+        monkeypatch.setattr(mesh_module.dist, name, lambda: True)
+    assert backend_for(torch.device(device)) == carries
+
+
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), True])
 def test_a_timeout_that_is_none(timeout):
     with pytest.raises(SettingError, match="rank timeout"), joined(MeshShape(), timeout=timeout):
