@@ -35,6 +35,6 @@ def test_the_first_chunks_play_while_later_ones_run(page: Any) -> None:
     seen = page.wait_for_function(WATCH, polling=100, timeout=RUN).json_value()
     assert seen["shown"].startswith("flowcache_") and seen["shown"].endswith(".mp4")
     assert not seen["done"]
+    assert ours(page.errors) == []
     page.evaluate("() => app.extensionManager.command.execute('Comfy.Interrupt')")
     idle(page)
-    assert ours(page.errors) == []
