@@ -18,7 +18,7 @@ VIEW = """() => {
     return {scale: ds.scale, left: -ds.offset[0], top: -ds.offset[1],
         right: canvas.width / ds.scale - ds.offset[0], bottom: canvas.height / ds.scale - ds.offset[1]};
 }"""
-SMALLEST = 0.49  # of a view: below, the classic renderer leaves texts out
+SMALLEST = 8 / 14  # of a view: below, letters are smaller than 8 pixels and the classic renderer leaves them out
 EDGE = 1  # units of rounding
 
 
