@@ -16,6 +16,7 @@ from ..flowcache_core.kv.settings import KVSettings
 from ..flowcache_core.kv.storage import STORAGES, Plain
 from ..flowcache_core.presets import load_preset, model_file, models
 from .adapters.declared import Node
+from .adapters.files.kv_profiles import own_profiles
 from .adapters.naming import CATEGORY, naming
 from .adapters.run.outer import with_kv
 from .choices import MISSING, check
@@ -163,7 +164,8 @@ def settings(
     require(device in DEVICES, "device", device, ", ".join(DEVICES))
     chosen = preset["preset"] if preset else CUSTOM
     if chosen == AUTO and preset is not None:
-        return AutoKV(dtype=DTYPES[dtype], device=DEVICES[device], megabytes=preset.get("megabytes", MEGABYTES.default))
+        megabytes = preset.get("megabytes", MEGABYTES.default)
+        return AutoKV(dtype=DTYPES[dtype], device=DEVICES[device], megabytes=megabytes, profiles=own_profiles())
     if chosen in REFERENCES:
         published = load_preset(*REFERENCES[chosen]).kv
         assert published is not None

@@ -8,7 +8,7 @@ from functools import lru_cache
 from ..errors import require, require_finite
 from ..plan.base import Plan
 from .allocate import Allocation, allocate
-from .profile import profile_for
+from .profile import parse_profile, profile_for
 from .settings import KVSettings
 from .spec import KVSpec
 
@@ -17,14 +17,18 @@ from .spec import KVSpec
 class AutoKV(KVSettings):
     """``megabytes``: 10^6 bytes that a run's K/V may take, of all branches, layers and ranks, what packed layers are
     read into included. Budget, compressor and storage are chosen (:mod:`.allocate`); those of this object say nothing.
+    ``profiles``: texts of files that ``measure-kv`` wrote; one of the model's sizes goes before those that are shipped.
     """
 
     megabytes: float = 0.0
+    profiles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_finite("megabytes", self.megabytes, minimum=0.0)
         require(self.megabytes > 0, "megabytes", self.megabytes, "a number above 0")
+        for text in self.profiles:
+            parse_profile(text)
 
     @property
     def bounded(self) -> bool:
@@ -34,7 +38,7 @@ class AutoKV(KVSettings):
         return _allocated(self, countable(spec), plan).settings
 
     def choice(self, spec: KVSpec, plan: Plan) -> str:
-        profile, own = profile_for(spec)
+        profile, own = profile_for(spec, self.profiles)
         found = _allocated(self, countable(spec), plan)
         return found.text(self.megabytes, profile, own)
 
@@ -49,6 +53,6 @@ def countable(spec: KVSpec) -> KVSpec:
 
 @lru_cache(maxsize=64)
 def _allocated(auto: AutoKV, spec: KVSpec, plan: Plan) -> Allocation:
-    profile, own = profile_for(spec)
+    profile, own = profile_for(spec, auto.profiles)
     base = KVSettings(dtype=auto.dtype, device=auto.device)
     return allocate(spec, plan, auto.megabytes, profile, own, base)

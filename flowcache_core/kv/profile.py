@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import SettingError, is_finite
-from ..reading.json_text import read_object
+from ..reading.json_text import parse_object, read_object
 from .spec import KVSpec
 
 FOLDER = Path(__file__).parent / "profiles"
@@ -73,7 +73,16 @@ class ErrorProfile:
 
 def read_profile(path: Path) -> ErrorProfile:
     """SettingError for a file that is none."""
-    found = read_object(path, "K/V profile", ACCEPTED)
+    return _profile(read_object(path, "K/V profile", ACCEPTED), path.name)
+
+
+@lru_cache(maxsize=64)
+def parse_profile(text: str) -> ErrorProfile:
+    """From what such a file holds; SettingError for what is none."""
+    return _profile(parse_object(text, "K/V profile", ACCEPTED), "a text")
+
+
+def _profile(found: Mapping[str, Any], name: str) -> ErrorProfile:
     try:
         if found["schema"] != SCHEMA:
             raise ValueError
@@ -88,12 +97,12 @@ def read_profile(path: Path) -> ErrorProfile:
         }
         profile = ErrorProfile(str(found["model"]), sizes, shares, errors)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SettingError("K/V profile", path.name, ACCEPTED) from error
+        raise SettingError("K/V profile", name, ACCEPTED) from error
     tables = [rows for by_storage in errors.values() for rows in by_storage.values()]
     whole = all(0 < len(rows) <= len(shares) and all(len(row) == sizes.layers for row in rows) for rows in tables)
     rising = bool(shares) and shares[-1] == 1 and all(a < b for a, b in zip((0.0, *shares), shares))
     if not tables or not whole or not rising:
-        raise SettingError("K/V profile", path.name, ACCEPTED)
+        raise SettingError("K/V profile", name, ACCEPTED)
     return profile
 
 
@@ -115,10 +124,11 @@ def shipped() -> tuple[ErrorProfile, ...]:
     return tuple(read_profile(path) for path in sorted(FOLDER.glob("*.json")))
 
 
-def profile_for(spec: KVSpec) -> tuple[ErrorProfile, bool]:
-    """The profile of a model of these sizes, or of the bundled model with the most tokens; whether it is its own."""
+def profile_for(spec: KVSpec, own: Sequence[str] = ()) -> tuple[ErrorProfile, bool]:
+    """The profile of a model of these sizes, first of ``own`` (texts of such files), or of the bundled model with the
+    most tokens; whether it is the model's."""
     sizes = Sizes.of(spec)
-    own = next((one for one in shipped() if one.sizes == sizes), None)
-    if own is not None:
-        return own, True
+    found = next((one for one in (*map(parse_profile, own), *shipped()) if one.sizes == sizes), None)
+    if found is not None:
+        return found, True
     return max(shipped(), key=lambda one: one.sizes.tokens_per_frame), False

@@ -7,8 +7,9 @@ is at once and not chunk by chunk, with the queries that a compression would hav
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,21 +39,53 @@ class Candidates:
     budgets: Sequence[float]
 
 
-class MeasuringCache(KVCache):
-    """Of one run with all branches in one forward. ``steps``: at which of the last chunk's steps it measures."""
+@dataclass
+class Measured:
+    """What runs of one length have found so far: squared errors by candidate and layer, and of what; history: finished
+    chunks before the one that is measured."""
 
-    def __init__(self, spec: KVSpec, plan: Plan, candidates: Candidates, steps: Sequence[int]) -> None:
+    spec: KVSpec
+    history: float
+    found: dict[Key, list[float]] = field(default_factory=dict)
+    whole: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.whole = self.whole or [0.0] * self.spec.layers
+
+    def add(self, key: Key, layer: int, lost: float) -> None:
+        self.found.setdefault(key, [0.0] * self.spec.layers)[layer] += lost
+
+    def profile(self, model: str) -> ErrorProfile:
+        """Relative errors; budgets as shares of the history."""
+        budgets = sorted({budget for *_, budget in self.found if budget <= self.history})
+        errors: dict[str, dict[str, tuple[tuple[float, ...], ...]]] = {}
+        for compressor, storage in dict.fromkeys(key[:2] for key in self.found):
+            rows = []
+            for budget in budgets:
+                if lost := self.found.get((compressor, storage, budget)):
+                    row = (a / b for a, b in zip(lost, self.whole, strict=True))
+                    rows.append(tuple(float(f"{value:.4g}") for value in row))
+            errors.setdefault(compressor, {})[storage] = tuple(rows)
+        return ErrorProfile(model, Sizes.of(self.spec), tuple(budget / self.history for budget in budgets), errors)
+
+
+class MeasuringCache(KVCache):
+    """Of one run over chunks that come one after the other. ``steps``: at which of the last chunk's steps it measures,
+    each branch by itself where they are forwards of their own."""
+
+    def __init__(
+        self, spec: KVSpec, plan: Plan, candidates: Candidates, steps: Sequence[int], measured: Measured
+    ) -> None:
         super().__init__(spec, KVSettings(), plan)
-        self.candidates, self.at = candidates, frozenset(steps)
+        self.candidates, self.at, self.measured = candidates, frozenset(steps), measured
         self.last, self.tokens_of_chunk = plan.chunks[-1], largest_chunk_frames(plan) * spec.tokens_per_frame
-        self.found: dict[Key, list[float]] = {}
-        self.whole = [0.0] * spec.layers
-        self._asked: dict[int, int] = {}
-        self._queries: dict[int, Tensor] = {}
+        self._asked: Counter[tuple[int, int]] = Counter()
+        self._queries: dict[tuple[int, int], Tensor] = {}
 
     def observe(self, layer: int, branches: range, chunk: Chunk, q: Tensor) -> None:
         if chunk.index == self.last.index - 1:
-            self._queries[layer] = q.detach().clone()
+            for branch, queries in zip(branches, q.detach().unflatten(0, (len(branches), -1)), strict=True):
+                self._queries[layer, branch] = queries.clone()
 
     def attend(
         self,
@@ -65,24 +98,30 @@ class MeasuringCache(KVCache):
     ) -> Tensor:
         out = super().attend(layer, branches, chunk, q, attend, newest)
         if chunk.index == self.last.index:
-            asked = self._asked[layer] = self._asked.get(layer, -1) + 1
-            if asked in self.at and newest == 0:
-                self._measure(layer, branches, q, attend)
+            if self._asked[layer, branches.start] in self.at:
+                self._measure(layer, branches, q, attend, newest)
+            self._asked[layer, branches.start] += 1
         return out
 
     def _measure(
-        self, layer: int, branches: range, q: Tensor, attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+        self,
+        layer: int,
+        branches: range,
+        q: Tensor,
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        newest: int,
     ) -> None:
+        """``newest``: of what is kept, however it was chosen, so many tokens are seen; 0 for all."""
         keys, values = self.context(layer, branches, self.last)
         own, _ = self.layouts[layer].span(self.last.index)
         rows = torch.arange(min(QUERIES, q.shape[2])) * q.shape[2] // min(QUERIES, q.shape[2])
         asking = q[:, :, rows.to(q.device)]
-        whole = attend(asking, keys, values).float()
-        self.whole[layer] += float(whole.square().sum())
+        whole = attend(asking, keys[:, :, -newest:], values[:, :, -newest:]).float()
+        self.measured.whole[layer] += float(whole.square().sum())
         stored = {
             one.name: self._as_stored(one, keys[:, :, :own], values[:, :, :own]) for one in self.candidates.storages
         }
-        region = self._region(layer, keys[:, :, :own], values[:, :, :own])
+        region = self._region(layer, branches, keys[:, :, :own], values[:, :, :own])
         for compressor in self.candidates.compressors:
             for budget in self.candidates.budgets:
                 count = min(own, round(budget * self.tokens_of_chunk))
@@ -93,14 +132,15 @@ class MeasuringCache(KVCache):
                     if kept is not None:
                         index = kept.unsqueeze(-1).expand(*kept.shape, k.shape[-1])
                         k, v = k.gather(2, index), v.gather(2, index)
-                    seen = torch.cat((k, keys[:, :, own:]), 2), torch.cat((v, values[:, :, own:]), 2)
-                    lost = float((attend(asking, *seen).float() - whole).square().sum())
-                    self.found.setdefault((compressor.name, name, budget), [0.0] * self.spec.layers)[layer] += lost
+                    k, v = torch.cat((k, keys[:, :, own:]), 2), torch.cat((v, values[:, :, own:]), 2)
+                    seen = attend(asking, k[:, :, -newest:], v[:, :, -newest:]).float()
+                    self.measured.add((compressor.name, name, budget), layer, float((seen - whole).square().sum()))
 
-    def _region(self, layer: int, keys: Tensor, values: Tensor) -> Region:
+    def _region(self, layer: int, branches: range, keys: Tensor, values: Tensor) -> Region:
         places = torch.arange(keys.shape[2], dtype=torch.int32, device=keys.device).expand(keys.shape[:3])
         starts, tokens = self._chunk_starts, self.spec.tokens_per_frame
-        queries = self._queries.get(layer)
+        known = [self._queries[layer, branch] for branch in branches if (layer, branch) in self._queries]
+        queries = torch.cat(known) if len(known) == len(branches) else None
         return Region(keys, values, queries, places, tokens, self.tokens_of_chunk, starts, layer, 0)
 
     def _as_stored(self, storage: Storage, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,20 +150,6 @@ class MeasuringCache(KVCache):
         of_keys, of_values, most = storage.codecs(self.spec.head_dim, self.tokens_of_chunk)
         sizes = [chunk.frames * self.spec.tokens_per_frame for chunk in self.plan.chunks[: self.last.index]]
         return _packed(of_keys, keys, sizes, most), _packed(of_values, values, sizes, most)
-
-    def profile(self, model: str, spec: KVSpec) -> ErrorProfile:
-        """What was measured; budgets as shares of the finished chunks before the last."""
-        history = self._chunk_starts[self.last.index] / self.tokens_of_chunk
-        budgets = sorted({budget for *_, budget in self.found if budget <= history})
-        errors: dict[str, dict[str, tuple[tuple[float, ...], ...]]] = {}
-        for compressor, storage in dict.fromkeys(key[:2] for key in self.found):
-            rows = []
-            for budget in budgets:
-                if lost := self.found.get((compressor, storage, budget)):
-                    row = (a / b for a, b in zip(lost, self.whole, strict=True))
-                    rows.append(tuple(float(f"{value:.4g}") for value in row))
-            errors.setdefault(compressor, {})[storage] = tuple(rows)
-        return ErrorProfile(model, Sizes.of(spec), tuple(budget / history for budget in budgets), errors)
 
 
 def _packed(codec: Codec, tokens: Tensor, sizes: Sequence[int], most: int) -> Tensor:
@@ -140,4 +166,4 @@ def _packed(codec: Codec, tokens: Tensor, sizes: Sequence[int], most: int) -> Te
     return torch.cat(parts, 2)
 
 
-__all__: Sequence[str] = ("Candidates", "MeasuringCache")
+__all__: Sequence[str] = ("Candidates", "Measured", "MeasuringCache")

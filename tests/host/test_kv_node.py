@@ -38,6 +38,20 @@ def test_megabytes_are_kept_to_and_the_report_says_what_was_chosen(mini, sampler
     assert found[0][0] < found[1][0] < found[2][0] and "the whole history" in found[2][1]
 
 
+def test_a_measured_profile_in_the_user_s_folder_is_chosen_by(mini, monkeypatch, tmp_path):
+    profiles = module("nodes.adapters.files.kv_profiles")
+    monkeypatch.setattr(profiles, "own_folder", lambda: tmp_path / "presets")
+    shipped = module("flowcache_core.kv.profile").FOLDER / "mini.json"
+    (tmp_path / "kv").mkdir()
+    mine = tmp_path / "kv" / "mine.json"
+    mine.write_text(shipped.read_text().replace('"model":"mini"', '"model":"my own run"'))
+    _, record = run(compressed(mini, {"preset": "auto (MB)", "megabytes": 1.2}), ours())
+    assert [note for note in record.started.notes if "measured on my own run" in note]
+    mine.write_text("[]")
+    with pytest.raises(errors.SettingError, match="K/V profile"):
+        compressed(mini, {"preset": "auto (MB)", "megabytes": 1.2})
+
+
 def test_too_few_megabytes_name_node_field_and_the_least(mini):
     with pytest.raises(errors.SettingError, match="megabytes: got 0.05, accepted: [0-9.]+ or more: 1 finished chunk"):
         run(compressed(mini, {"preset": "auto (MB)", "megabytes": 0.05}))

@@ -135,6 +135,17 @@ def test_shipped_tables_are_whole_and_of_the_bundled_models() -> None:
     assert profile_for(SPEC)[1] is False
 
 
+def test_a_profile_of_one_s_own_goes_before_those_that_are_shipped() -> None:
+    megabytes = 0.6 * run_bytes(SPEC, KVSettings(), PLAN) / MEGA
+    auto = AutoKV(megabytes=megabytes, profiles=(profile(0, 7).as_json(), profile().as_json()))
+    assert auto.settled(SPEC, PLAN) == allocate(SPEC, PLAN, megabytes, profile(), True, KVSettings()).settings
+    assert "measured on test" in auto.choice(SPEC, PLAN)
+    other = AutoKV(megabytes=megabytes, profiles=(profile(0, 7).as_json(),))
+    assert "not on this model" in other.choice(SPEC, PLAN)
+    with pytest.raises(SettingError, match="K/V profile"):
+        AutoKV(megabytes=megabytes, profiles=("{}",))
+
+
 @pytest.mark.parametrize(
     "change",
     [
