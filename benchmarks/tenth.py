@@ -53,6 +53,8 @@ PAIRS, STEPS = {"mini": 16, "scenes": 4}, {"mini": 8, "scenes": 8}
 CLIP_SEED = 2**43 + 1
 """Of the true videos: neither training nor calibration draws from it."""
 STEP = 0.25
+TRAINED = 7.0
+"""Chunks of history in the longest clips that the bundled models were trained on."""
 KINDS: dict[str, tuple[type[Compressor], Storage]] = {
     "sink-window": (SinkWindow, Plain()),
     "head-wise": (HeadWise, Plain()),
@@ -121,6 +123,8 @@ class Bytes:
         yield "16 bits", KVSettings(dtype=torch.bfloat16)
         yield "int8", KVSettings(storage=Int8())
         yield "int4", KVSettings(storage=Int4())
+        if len(self.plan.chunks) - 1 > TRAINED:
+            yield "sink-window, as trained", KVSettings(TRAINED, SinkWindow())
         for one in times:
             for name, (kind, storage) in KINDS.items():
                 if kv := self.largest(kind, storage, one):
