@@ -13,10 +13,11 @@ from flowcache_core.engine import EngineSettings
 from flowcache_core.engine.anchor import LowFrequencies
 from flowcache_core.kv import COMPRESSORS
 from flowcache_core.kv.auto import AutoKV
+from flowcache_core.kv.headwise import HeadWise
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.kv.shot_sink import ShotSink
 from flowcache_core.kv.sink_window import SinkWindow
-from flowcache_core.kv.storage import STORAGES
+from flowcache_core.kv.storage import STORAGES, Int4
 from flowcache_core.models.magi.config import MagiConfig
 from flowcache_core.models.magi.denoiser import MagiDenoiser
 from flowcache_core.models.magi.guidance import GuidanceScales
@@ -199,6 +200,9 @@ def cases() -> dict[str, Case]:
         kept = KVSettings(budget=1.5, storage=storage())
         found[f"wan {name} storage"] = Case(wan(), settings(kv=kept))
         found[f"magi {name} storage"] = Case(magi_denoiser(), kept_by_magi(kept))
+    for name, storage in (("int8", STORAGES["int8"]()), ("int4 exact", Int4(exact_recent=0.5, exact_sink=0.5))):
+        kept = KVSettings(budget=2.0, compressor=HeadWise(sink=0.5, recent=0.5), storage=storage)
+        found[f"wan head-wise {name}"] = Case(wan(), settings(kv=kept))
     for name, quantity in QUANTITIES.items():
         plan = "staggered" if name != Residual.name else "blockwise"
         found[f"wan {name}"] = Case(wan(), settings(plan, policy=reusing, quantity=quantity()))

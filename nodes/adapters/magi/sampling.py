@@ -14,7 +14,7 @@ from torch import Tensor
 from ....flowcache_core.denoiser import ChunkInput
 from ....flowcache_core.engine import EngineSettings, generate
 from ....flowcache_core.errors import require
-from ....flowcache_core.kv.size import peak_bytes
+from ....flowcache_core.kv.size import run_bytes
 from ....flowcache_core.models.magi.denoiser import MagiDenoiser
 from ....flowcache_core.models.magi.guidance import CLEAN_TIME
 from ....flowcache_core.models.magi.layers import AttentionKernel
@@ -121,7 +121,7 @@ class MagiSampling(Sampling):
         engine = self.engine
         if self.settings.kv_settings.device != "cpu":
             spec = self.denoiser.kv_spec(self.x)
-            needed = peak_bytes(spec, engine.kv, engine.plan)
+            needed = run_bytes(spec, engine.kv, engine.plan)
             needed += mask_memory(engine.sparse, spec, engine.plan, engine.kv)
             make_room(self.guider.model_patcher, self.x.device, needed)
         recorder = Recorder.of(engine)
@@ -170,8 +170,10 @@ def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tenso
     plan = plan_of(choice, latent_image.shape[2], max(1, len(sigmas) - 1), 0)
     spec = denoiser_of(model, {0: ()}, ()).kv_spec(latent_image)
     kv, needed = settings.kv_settings, 0
+    with naming("KV Cache Compressor"):
+        stored = run_bytes(spec, kv, plan)
     if kv.device != "cpu":
-        needed = peak_bytes(spec, kv, plan) + mask_memory(settings.sparse, spec, plan, kv)
+        needed = stored + mask_memory(settings.sparse, spec, plan, kv)
     announce(guider, choice.chunk_frames, needed)
 
 

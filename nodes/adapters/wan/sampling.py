@@ -266,11 +266,13 @@ def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tenso
     check(model, latent_image, guider.model_options, choice.released)
     steps, frames, kv = max(1, len(sigmas) - 1), latent_image.shape[2], kv_of(choice, settings, cuts(guider.conds))
     plans = [choice.plan(part, steps) for part in choice.windows(frames, 0)]
-    needed, stored = 0, choice.attention != "bidirectional"
-    if stored and kv.device != "cpu":
+    needed, sparse = 0, settings.sparse
+    if choice.attention != "bidirectional":
         spec = kv_spec(model, latent_image.shape, branch_bound(guider), latent_image.device)
-        sparse = settings.sparse
-        needed = max(run_bytes(spec, kv, plan) + mask_memory(sparse, spec, plan, kv) for plan in plans)
+        with naming("KV Cache Compressor"):
+            stored = [run_bytes(spec, kv, plan) for plan in plans]
+        if kv.device != "cpu":
+            needed = max(size + mask_memory(sparse, spec, plan, kv) for size, plan in zip(stored, plans, strict=True))
     together = {"block-causal": choice.chunk_frames, "joint": max(max_active_frames(plan) for plan in plans)}
     announce(guider, together.get(choice.attention, max(plan.frames for plan in plans)), needed)
 
