@@ -84,7 +84,8 @@ class Choice:
             errors, cost = self.error[:, : cap + 1], self.bytes[:, : cap + 1]
             if int(cost.min(1).sum()) > left * _SHY:
                 continue
-            best = assign(errors, cost / left, _SHY / layers)
+            # What exceeds the room by itself stands for all of it: it is too much beside any other layer.
+            best = assign(errors, np.minimum(cost / left, 1.0), _SHY / layers)
             total = int(sum(cost[layer, k] for layer, k in enumerate(best.choice)))
             found.append((best.error / layers, total + self.read[cap], tuple(self.budgets[k] for k in best.choice)))
         return min(found, default=None)

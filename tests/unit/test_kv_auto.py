@@ -73,6 +73,14 @@ def test_more_bytes_never_mean_more_error_and_the_whole_fits_at_last() -> None:
     assert found[-1].settings == KVSettings() and found[-1].error == 0
 
 
+def test_less_room_than_one_layer_of_the_whole_takes() -> None:
+    """Three layers of a long video in a tenth of its bytes: no layer may keep all, and some keep more than others."""
+    plan = blockwise(180, 3, 2)
+    room = 0.1 * run_bytes(SPEC, KVSettings(), plan) / MEGA
+    found = allocate(SPEC, plan, room, profile(2), True, KVSettings())
+    assert 0.9 * room * MEGA < found.bytes <= room * MEGA and max(found.settings.budgets) < 59
+
+
 def test_another_model_s_table_gives_all_layers_the_same() -> None:
     found = allocate(SPEC, PLAN, 0.6 * run_bytes(SPEC, KVSettings(), PLAN) / MEGA, profile(1, 7), False, KVSettings())
     assert len(found.settings.budgets) == 1
