@@ -84,7 +84,9 @@ def main(argv: Sequence[str]) -> int:
     for shape, spec, plan in shapes():
         sizes, unit = Bytes(spec, plan), plan.chunks[0].frames
         active, history = max_active_frames(plan) / plan.frames, history_frames(plan) / unit
-        print(f"\n{shape}: {sizes.whole / GIB:.2f} GiB in 16 bits, active chunks {active:.1%}, history {history:g} chunks")
+        print(
+            f"\n{shape}: {sizes.whole / GIB:.2f} GiB in 16 bits, active chunks {active:.1%}, history {history:g} chunks"
+        )
         print(f"{'storage':10}{'all kept, GiB':>15} {'budget 4, GiB':>15} {'in a tenth, chunks':>10}")
         for row in rows(shape, spec, plan):
             print(row, flush=True)

@@ -8,7 +8,8 @@ Times are bytes of the whole history in 16 bits over all that a run holds and re
 ``next``: the history is a true video, the model makes the chunk behind it. How near that comes to the true one is
 quality by itself, whose loss in dB means something at every length; how near to what all of the history gives, is
 given too. ``whole``: videos from noise, against the run that keeps all. Small differences grow there from chunk to
-chunk, so the loss of a harmless change (K/V in 16 bits where the model has 32) stands beside it.
+chunk, so the loss of a harmless change (K/V in 16 bits where the model has 32) stands beside it. ``equal`` is ``next``
+for every compressor at equal budgets, 1/2, 1/4 and 1/8 of 8 chunks.
 Rows are saved as they are made; a second call goes on.
 """
 
@@ -41,14 +42,14 @@ from flowcache_core.plan.base import Plan
 from flowcache_core.report.refusing import refusing
 from flowcache_core.report.video import pixels
 
-from .kv import fitted, psnr
+from .kv import CHUNKS, choices, fitted, psnr
 from .meaning import JUDGES, held_out_scenes, right
 from .mini_runs import LONG, MODELS, pairs, run, specimen
 from .results import save, stored
 
 LENGTHS = (16, 24, 40)
 TIMES = (2.0, 3.0, 4.0, 6.0, 8.0, 10.0)
-PARTS = ("next", "whole")
+PARTS = ("next", "whole", "equal")
 PAIRS, STEPS = {"mini": 16, "scenes": 4}, {"mini": 8, "scenes": 8}
 CLIP_SEED = 2**43 + 1
 """Of the true videos: neither training nor calibration draws from it."""
@@ -153,8 +154,8 @@ def kept(kv: KVSettings) -> str:
 class Next:
     """True videos as history, and the chunk that follows, made and true."""
 
-    def __init__(self, of: MiniWan, setup: Setup, count: int) -> None:
-        self.of, self.setup = of, setup
+    def __init__(self, of: MiniWan, setup: Setup, count: int, part: str) -> None:
+        self.of, self.setup, self.part = of, setup, part
         frames = first_frame(setup.chunks)
         if of.name == "mini":
             clips = data.random_clips(count, CLIP_SEED)
@@ -191,7 +192,7 @@ class Next:
     def row(self, name: str, times: float, kv: KVSettings) -> Row:
         made = self.full if name == "all" else self.made(kv)
         near = [median(map(psnr, made, other)) for other in (self.full, self.true)]
-        return Row("next", self.setup.chunks, name, kept(kv), times, *near)
+        return Row(self.part, self.setup.chunks, name, kept(kv), times, *near)
 
 
 class Whole:
@@ -233,13 +234,14 @@ def main(argv: Sequence[str]) -> int:
     torch.set_grad_enabled(False)
     print(f"{'part':6}{'':4} {'setting':46} {'budget':20} {'times':>6} {'full':>7} {'truth':>7}  right")
     for part in PARTS if options.part is None else (options.part,):
-        for chunks in options.chunks:
+        for chunks in options.chunks if part != "equal" else (CHUNKS,):
             setup = replace(LONG, chunks=chunks, steps=steps, guidance=of.default.guidance)
             sizes = bytes_of(of, setup)
             asked = {"part": part, "chunks": chunks, "pairs": count, "steps": steps}
             known = [row["name"] for row in content["rows"] if asked.items() <= row.items()]
-            runs = Next(of, setup, count) if part == "next" else Whole(of, setup, pairs(1000, count, of.name))
-            for title, kv in (("all", KVSettings()), *sizes.choices(options.times)):
+            runs = Whole(of, setup, pairs(1000, count, of.name)) if part == "whole" else Next(of, setup, count, part)
+            found = choices("compressor") if part == "equal" else sizes.choices(options.times)
+            for title, kv in (("all", KVSettings()), *found):
                 if title in known:
                     continue
                 row, parts = runs.row(title, sizes.times(kv), kv), sizes.parts(kv)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kv_cache import staggered_by
+from kv_naive import staggered_by
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from magi_tiny import tiny as magi_tiny
 from magi_tiny import tiny_inputs
-from test_kv_cache import SPEC, blocks
+from kv_naive import SPEC, blocks
 from test_wan import TINY, inputs, tiny
 from torch import Tensor
 
