@@ -20,6 +20,8 @@ BENCHMARKS = {
     "overhead": "speed-up against the FLOPs' promise; cost of engine, policy and events",
     "compression": "quality of every compressor at half the history",
     "kv": "storages and compressors together: bytes, seconds, quality, meaning (long)",
+    "kv_bytes": "K/V bytes at published sizes, by storage, and what fits in a tenth",
+    "tenth": "ten times fewer K/V bytes from 16 to 40 chunks: what it costs, against true videos too (long)",
     "curve": "quality against compute for every method (long)",
     "onerun": "lists from one recorded run against the full calibration and every rival (long)",
     "record": "what recording a run costs: time on the mini model, bytes and time at SkyReels-V2's 540P",
@@ -34,7 +36,9 @@ BENCHMARKS = {
     "dryrun": "every published model gone through at full size: memory, FLOPs, traffic (minutes)",
     "cuda": "steps, memory and every lever on three models with random weights; needs a CUDA device",
 }
-OPTIONS = ("ablation", "redundancy", "compression", "curve", "onerun", "reach", "magi", "fewsteps", "motion")
+OPTIONS = (
+    "ablation", "redundancy", "compression", "curve", "kv", "onerun", "reach", "magi", "fewsteps", "motion", "tenth",
+)  # fmt: skip
 """Those that have options of their own."""
 DEFAULT = ("redundancy", "length", "overhead", "compression", "ablation")
 

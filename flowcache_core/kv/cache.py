@@ -22,14 +22,13 @@ from .layout import (
     KVLayout,
     budget_tokens,
     capacity_tokens,
-    drops,
     largest_chunk_frames,
 )
 from .prefetch import AtHand, Prefetch, Wanted, Written
 from .reposition import SinkPlace
 from .settings import KVSettings
 from .settled import Changes
-from .size import heads_at_once, made, place_of
+from .size import heads_at_once, made, place_of, room_of
 from .spec import KVSpec
 from .storage.finite import PackedFinite
 from .storage.fused import attend_packed, usable
@@ -64,15 +63,13 @@ class KVCache(CacheFigures):
         self._layers = [self._allocate(index, budget) for index, budget in enumerate(budgets)]
 
     def _allocate(self, index: int, budget: float | None) -> LayerBuffer:
-        spec = self.spec
-        capacity = capacity_tokens(self.plan, spec.tokens_per_frame, budget)
-        shape = (spec.branches, spec.batch, spec.kv_heads, capacity)
-        compresses = drops(self.plan, spec.tokens_per_frame, budget, self.settings.at_finish)
-        positions = torch.empty(shape, dtype=torch.int32, device=self._place.device) if compresses else None
+        spec, room = self.spec, room_of(self.spec, self.settings, self.plan, budget)
+        shape = (spec.branches, spec.batch, spec.kv_heads, room.capacity)
+        positions = torch.empty(shape, dtype=torch.int32, device=self._place.device) if room.shrinks else None
         tokens = made(spec, self.settings, self.plan, budget, self._scratch)
         ground = Ground(spec, self._place, self._chunk_tokens, self._chunk_starts, index, self._changes)
         compressor = self.settings.compressor
-        merges = compresses and compressor is not None and compressor.merges
+        merges = room.shrinks and compressor is not None and compressor.merges
         counts = torch.ones(shape, device=self._place.device) if merges else None
         return LayerBuffer(ground, tokens, positions, counts=counts)
 

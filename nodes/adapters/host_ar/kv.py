@@ -21,14 +21,13 @@ from ....flowcache_core.kv.layout import (
     CompressionResult,
     KVLayout,
     budget_tokens,
-    capacity_tokens,
-    drops,
     largest_chunk_frames,
 )
 from ....flowcache_core.kv.reposition import reposition_of
 from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.kv.settled import Changes
 from ....flowcache_core.kv.sink_window import SinkWindow
+from ....flowcache_core.kv.size import room_of
 from ....flowcache_core.kv.spec import KVSpec
 from ....flowcache_core.plan.base import Chunk, Plan
 from ..replaced import replaced
@@ -70,11 +69,10 @@ class HostKV:
         self.layers = [self._layer(budget) for budget in settings.layer_budgets(spec.layers)]
 
     def _layer(self, budget: float | None) -> Layer:
-        capacity = capacity_tokens(self.plan, self.spec.tokens_per_frame, budget)
-        if not drops(self.plan, self.spec.tokens_per_frame, budget, self.settings.at_finish):
-            return Layer(KVLayout(capacity), None)
-        shape = (self.spec.batch, self.spec.kv_heads, capacity)
-        return Layer(KVLayout(capacity), torch.empty(shape, dtype=torch.int32, device=self.spec.device))
+        room = room_of(self.spec, self.settings, self.plan, budget)
+        shape = (self.spec.batch, self.spec.kv_heads, room.capacity)
+        positions = torch.empty(shape, dtype=torch.int32, device=self.spec.device) if room.shrinks else None
+        return Layer(KVLayout(room.capacity), positions)
 
     # -- figures -------------------------------------------------------------------------------------------------------
 
@@ -106,11 +104,7 @@ class HostKV:
         """Before a chunk's first call: make room where it does not fit, and set the host's cursor to what is left."""
         needs: list[CompressionNeed | None] = []
         for index, (layer, cache) in enumerate(zip(self.layers, caches, strict=True)):
-            need = layer.layout.begin(chunk.index, self._tokens(chunk))
-            if need is not None:
-                self._compress(index, need, cache)
-                cache["end"] = need.after
-            needs.append(need)
+            needs.append(self._give_way(index, layer.layout.begin(chunk.index, self._tokens(chunk)), cache))
         return CompressionResult(chunk.index, tuple(needs)) if any(needs) else None
 
     def advance(self, chunk: Chunk, caches: Sequence[LayerCache]) -> None:
@@ -133,11 +127,7 @@ class HostKV:
         budgets = self.settings.layer_budgets(self.spec.layers)
         for index, (layer, budget, cache) in enumerate(zip(self.layers, budgets, caches, strict=True)):
             kept = None if budget is None else budget_tokens(self.plan, self.spec.tokens_per_frame, budget)
-            need = None if kept is None else layer.layout.trim(kept)
-            if need is not None:
-                self._compress(index, need, cache)
-                cache["end"] = need.after
-            needs.append(need)
+            needs.append(self._give_way(index, None if kept is None else layer.layout.trim(kept), cache))
         return CompressionResult(chunk.index, tuple(needs)) if any(needs) else None
 
     def note_change(self, chunk: Chunk, change: Tensor) -> None:
@@ -150,6 +140,13 @@ class HostKV:
 
     def _tokens(self, chunk: Chunk) -> int:
         return chunk.frames * self.spec.tokens_per_frame
+
+    def _give_way(self, index: int, need: CompressionNeed | None, cache: LayerCache) -> CompressionNeed | None:
+        """Drop what is too much in a layer and set the host's cursor to what is left."""
+        if need is not None:
+            self._compress(index, need, cache)
+            cache["end"] = need.after
+        return need
 
     def _compress(self, index: int, need: CompressionNeed, cache: LayerCache) -> None:
         """Gather what the compressor keeps, head by head, to the front of the layer's buffers."""
