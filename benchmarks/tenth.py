@@ -3,13 +3,13 @@
     python dev.py bench tenth
     python dev.py bench tenth --model scenes --part next
 
-Times are bytes of the whole history in 16 bits over all that a run holds and reads into. Two measures:
+Times are bytes of the whole history in 16 bits over all that a run holds and reads into. Measures:
 
 ``next``: the history is a true video, the model makes the chunk behind it. How near that comes to the true one is
-quality by itself, whose loss in dB means something at every length; how near to what all of the history gives, is
-given too. ``whole``: videos from noise, against the run that keeps all. Small differences grow there from chunk to
-chunk, so the loss of a harmless change (K/V in 16 bits where the model has 32) stands beside it. ``equal`` is ``next``
-for every compressor at equal budgets, 1/2, 1/4 and 1/8 of 8 chunks.
+quality by itself, at lengths too at which all of the history is no good reference; how near to what all of the
+history gives, is given too. ``whole``: videos from noise, against the run that keeps all. Beside both stands what a
+harmless change loses (K/V in 16 bits where the model has 32). ``equal`` is ``next`` for every compressor at equal
+budgets, 1/2, 1/4 and 1/8 of 8 chunks.
 Rows are saved as they are made; a second call goes on.
 """
 
