@@ -16,9 +16,9 @@ import torch
 
 from flowcache_core.dry_run.models import SELF_FORCING, config_of
 from flowcache_core.errors import require
-from flowcache_core.kv import SinkWindow
 from flowcache_core.kv.layout import history_frames, max_active_frames
 from flowcache_core.kv.settings import KVSettings
+from flowcache_core.kv.sink_window import SinkWindow
 from flowcache_core.kv.size import run_bytes
 from flowcache_core.kv.spec import KVSpec
 from flowcache_core.kv.storage import STORAGES

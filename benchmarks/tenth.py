@@ -28,10 +28,11 @@ from flowcache_core.calibrate.runs import Pair, Setup, videos
 from flowcache_core.commands.arguments import Parser
 from flowcache_core.engine import generate
 from flowcache_core.errors import SettingError, require_count
-from flowcache_core.kv import HeadWise, SinkWindow
 from flowcache_core.kv.auto import AutoKV
 from flowcache_core.kv.compressor import Compressor
+from flowcache_core.kv.headwise import HeadWise
 from flowcache_core.kv.settings import KVSettings
+from flowcache_core.kv.sink_window import SinkWindow
 from flowcache_core.kv.size import read_bytes, run_bytes
 from flowcache_core.kv.spec import KVSpec
 from flowcache_core.kv.storage import Int2, Int4, Int8, Plain, Storage
