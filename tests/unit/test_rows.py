@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from kv_naive import SPEC, blocks
 from magi_tiny import tiny as magi_tiny
 from magi_tiny import tiny_inputs
-from kv_naive import SPEC, blocks
 from test_wan import TINY, inputs, tiny
 from torch import Tensor
 
