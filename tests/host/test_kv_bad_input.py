@@ -55,8 +55,8 @@ def test_what_no_storage_takes_is_refused_on_the_node(model, storage, message):
 
 
 def test_fewer_than_two_bits_are_no_choice():
-    with pytest.raises(ValueError, match="storage: got int1, accepted: plain, int8, int4, int2, centroid"):
-        NODES["FlowCacheKVCompressor"].validate_inputs(method="recent", storage="int1")
+    said = NODES["FlowCacheKVCompressor"].validate_inputs(method="recent", storage="int1")
+    assert "storage: got int1, accepted: plain, int8, int4, int2, centroid" in said
 
 
 @pytest.mark.parametrize("sampler", [ours, hosts])

@@ -77,8 +77,8 @@ def test_a_workflow_without_the_field_is_as_before(mini):
 
 
 def test_an_unknown_preset_is_refused_with_all_there_are():
-    with pytest.raises(ValueError, match=r"preset: got best, accepted: custom, auto \(MB\), magi"):
-        NODES["FlowCacheKVCompressor"].validate_inputs(method="recent", preset="best")
+    said = NODES["FlowCacheKVCompressor"].validate_inputs(method="recent", preset="best")
+    assert "preset: got best, accepted: custom, auto (MB), magi" in said
 
 
 @pytest.mark.parametrize("method", ["merge", "settled"])
