@@ -33,9 +33,11 @@ def before(graph: Graph, readers: Readers) -> dict[str, list[Numbers]]:
             found = numbers(told_of.estimate, told_of.model, told_of.chunks, told_of.notes)
         except NotKnownError as error:
             found = {"reason": str(error), "later": True}
-        except (SettingError, AttributeError, KeyError, TypeError, ValueError) as error:
-            reason = str(error) if isinstance(error, SettingError) else "a field of the graph is missing"
-            found = {"reason": reason, "later": False}
+        except SettingError as error:
+            found = {"reason": str(error), "later": False}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            logging.info("FlowCache: no estimate: %r", error, exc_info=True)  # else a fault of ours would look the same
+            found = {"reason": "a field of the graph is missing", "later": False}
         for node in wired.nodes:
             others = told.setdefault(node, [])
             if found not in others:
