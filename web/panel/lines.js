@@ -96,12 +96,20 @@ export function memory(run) {
   return parts.join(" · ");
 }
 
+// A sentence that may list everything there is to choose, as far as a node has room for it.
+const ROOM = 140;
+const begun = (whole) => {
+  if (whole.length <= ROOM) return whole;
+  const end = Math.max(...[",", "，", "、", " "].map((sign) => whole.lastIndexOf(sign, ROOM)));
+  return `${whole.slice(0, end > 0 ? end : ROOM)} …`;
+};
+
 // {short: a line, more: lines to unfold, notes: on what is reused, on the node that decides it} of what a run will cost.
 function foretelling(subject, found) {
   const say = words();
   if (found.reason) {
-    const more = found.later ? [reason(found.reason)] : [];
-    return { short: found.later ? say.later : reason(found.reason), more, notes: [] };
+    const whole = reason(found.reason), short = found.later ? say.later : begun(whole);
+    return { short, more: short === whole ? [] : [whole], notes: [] };
   }
   const share = say.will(found.computed, found.total, Math.round((100 * found.computed) / Math.max(1, found.total)));
   const about = found.computed === found.total ? say.atMost(share) : say.about(share);
