@@ -67,9 +67,9 @@ def measure(chunks: int, budget: float | None, storage: str = "plain") -> dict[s
     }
 
 
+@torch.no_grad()
 def main(argv: Sequence[str]) -> int:
     """Print the table and save it."""
-    torch.set_grad_enabled(False)
     measure(20, BUDGET)
     rows = []
     print(

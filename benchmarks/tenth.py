@@ -213,6 +213,7 @@ class Whole:
         return Row("whole", self.setup.chunks, name, kept(kv), times, near, right=shown)
 
 
+@torch.no_grad()
 def main(argv: Sequence[str]) -> int:
     """Print the rows and save them."""
     p = Parser("tenth", description=__doc__)
@@ -232,7 +233,6 @@ def main(argv: Sequence[str]) -> int:
         require_count("chunks", chunks, minimum=4, maximum=400)
     name = "tenth" if of.name == "mini" else f"tenth-{of.name}"
     content = stored(name) or {"model": of.name, "rows": []}
-    torch.set_grad_enabled(False)
     print(f"{'part':6}{'':4} {'setting':46} {'budget':20} {'times':>6} {'full':>7} {'truth':>7}  right")
     for part in PARTS if options.part is None else (options.part,):
         for chunks in options.chunks if part != "equal" else (CHUNKS,):

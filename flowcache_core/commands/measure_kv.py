@@ -75,6 +75,7 @@ def fitting(spec: KVSpec, chunk_tokens: int) -> list[Storage]:
     return found
 
 
+@torch.no_grad()
 def main(argv: Sequence[str]) -> int:
     """Measure, print the mean over layers, write the file."""
     p = Parser("measure-kv", description=__doc__)
@@ -103,7 +104,6 @@ def main(argv: Sequence[str]) -> int:
     of = specimen_of(options)
     given = {"chunks": options.chunks, "steps": options.steps, "guidance": options.guidance}
     setup = replace(of.default, **{name: value for name, value in given.items() if value is not None})
-    torch.set_grad_enabled(False)
     profile = measure(of, options.model if options.weights is None else options.weights.stem, setup, options.videos)
     print(f"{'share kept':30}" + "".join(f"{share:8.2f}" for share in profile.shares))
     for compressor, by_storage in profile.errors.items():
