@@ -30,10 +30,11 @@ def run(page: Any) -> Any:
     return box
 
 
-def said_of(page: Any, box: Any) -> str:
-    """The sentence of an error: in the box itself or, in newer frontends, in the log that it opens."""
+def said_of(page: Any, box: Any, sign: str = "accepted") -> str:
+    """The sentence of an error: in the box itself or, in newer frontends, in the log that it opens. sign: one of its
+    words."""
     text: str = box.inner_text()
-    if "accepted" not in text:
+    if sign not in text:
         page.get_by_test_id("error-overlay-see-errors").click()
         text = page.get_by_test_id("runtime-error-panel").first.inner_text()
     return text

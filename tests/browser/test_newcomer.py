@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from panels import idle, look, near, panel_when, queue
-from test_errors import change, run
+from test_errors import change, run, said_of
 from test_frontend import MINI, open_template, ours
 
 REUSE = "FlowCacheChunkwiseReuse"
@@ -37,7 +37,7 @@ def test_a_newcomer_runs_moves_the_slider_errs_and_mends(page: Any) -> None:
     look(page, "newcomer-faster")
     # The other bundled model samples in another way. The sentence says what to do, and on which node.
     change(page, "FlowCacheMiniModel", "model", "magi")
-    said = run(page).inner_text()
+    said = said_of(page, run(page))
     look(page, "newcomer-error")
     assert "accepted" in said and ("Basic Guider" in said or "MAGI-1" in said), said
     change(page, "FlowCacheMiniModel", "model", "wan")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from panels import OURS, RUNNING, idle, look, near, panel, panel_when, queue
-from test_errors import change, run
+from test_errors import change, run, said_of
 from test_frontend import MINI, open_template, ours
 
 SHAPES = """async () => {
@@ -134,7 +134,7 @@ def test_chinese(page: Any) -> None:
         look(page, "panel-chinese-few-steps")
         change(page, "FlowCacheKVCompressor", "method", "importance-redundancy")
         change(page, "FlowCacheKVCompressor", "method.pool_kernel", 4)
-        text = run(page).inner_text()
+        text = said_of(page, run(page), "\u53ef\u7528")
         look(page, "error-chinese")
         assert "KV \u7f13\u5b58\u538b\u7f29" in text and "\u6536\u5230 4\uff0c\u53ef\u7528\uff1a\u5947\u6570" in text, (
             text

@@ -137,18 +137,35 @@ def errors(server: ComfyServer, prompt: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+def beside(choice: Choice) -> set[str]:
+    """Fields that the host repeats an answer for, since it would miss them: required lists of files, a preset's too."""
+    files = {one.field for one in ALL if one.node == choice.node and not (one.dynamic or one.optional or one.parents)}
+    return files | ({"lists"} if choice.node == "FlowCachePreset" else set())
+
+
+def said_once(found: list[dict[str, Any]], choice: Choice) -> str:
+    """The one sentence of all errors; it names the field wherever it stands at another."""
+    said = {error["details"].partition(" - ")[2] or error["details"] for error in found}
+    marked = {error["extra_info"].get("input_name", choice.field) for error in found}
+    assert len(said) == 1 and marked <= {choice.field, *beside(choice)}, found
+    (sentence,) = said
+    assert len(found) == 1 or sentence.startswith(f"{choice.field}: got "), sentence
+    return sentence
+
+
 @pytest.mark.parametrize("choice", ALL, ids=str)
 @pytest.mark.parametrize("value", ["gone", "", 5, 1.5, True, ["gone"], {"a": 1}], ids=repr)
 def test_a_wrong_choice_lists_what_there_is(server: ComfyServer, choice: Choice, value: Any) -> None:
-    error, *more = errors(server, prompt_of(server, choice, value))
+    found = errors(server, prompt_of(server, choice, value))
+    error = found[0]
     known = entries(server.get(f"/object_info/{choice.node}")[choice.node]["input"], choice)
     assert choice.field in error["details"] and known
     if error["type"] == "bad_linked_input":
         assert isinstance(value, list) and not choice.dynamic  # the host takes every list for a link
         return
-    assert more == []
+    said = said_once(found, choice)
     for entry in known:
-        assert entry in error["details"], (entry, error["details"])
+        assert entry in said, (entry, said)
 
 
 @pytest.mark.parametrize("choice", DYNAMIC, ids=str)
@@ -176,8 +193,8 @@ def test_a_missing_choice_is_named(server: ComfyServer, choice: Choice) -> None:
 def test_a_list_that_reveals_fields_takes_no_link(server: ComfyServer, choice: Choice) -> None:
     prompt = prompt_of(server, choice, ["6", 0])
     prompt["6"] = {"class_type": "PrimitiveString", "inputs": {"value": "custom"}}
-    (error,) = errors(server, prompt)
-    assert "got a link, or nothing, accepted: " in error["details"] and choice.field in error["details"]
+    found = errors(server, prompt)
+    assert "got a link, or nothing, accepted: " in said_once(found, choice) and choice.field in found[-1]["details"]
 
 
 @pytest.mark.parametrize("choice", [c for c in ALL if not c.parents], ids=str)
@@ -194,9 +211,7 @@ def test_the_field_itself_is_marked(server: ComfyServer, choice: Choice, optiona
         }
     marked = {error["extra_info"]["input_name"]: error["details"] for error in errors(server, prompt)}
     # The host repeats the answer for a required list of files beside it, which it would miss.
-    files = {one.field for one in ALL if one.node == choice.node and not (one.dynamic or one.optional or one.parents)}
-    assert choice.field in marked and (not choice.dynamic or set(marked) <= {choice.field, *files}), marked
-    assert choice.dynamic or set(marked) <= {choice.field, *(["lists"] if choice.node == "FlowCachePreset" else [])}
+    assert choice.field in marked and set(marked) <= {choice.field, *beside(choice)}, marked
     assert "gone" in marked[choice.field]
     if set(marked) == {choice.field} and choice.dynamic:
         assert marked[choice.field].startswith(f"{choice.field} - got gone, accepted: ")
