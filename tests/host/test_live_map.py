@@ -137,11 +137,11 @@ def test_it_costs_less_than_half_a_percent_of_the_run(monkeypatch):
     patched = compress(reuse(mini, threshold=0.1, warmup_steps=5), 4)
     start = latent(93, width=64, height=64)
     with CurrentNodeContext("prompt 1", "12"):
-        begun = time.thread_time()
+        begun = time.monotonic()  # the pause between messages is one of the clock's, on a busy machine too
         sample(patched, ours(), positive=texts[0], negative=texts[1], start=start, sigmas=sigmas_of(patched, 50))
-        whole = time.thread_time() - begun
+        whole = time.monotonic() - begun
     share = spent[0] / whole
-    print(f"\nlive map: {len(messages)} messages, {spent[0]:.4f} s of {whole:.2f} s of the processor: {share:.3%}")
+    print(f"\nlive map: {len(messages)} messages, {spent[0]:.4f} s of the processor in {whole:.2f} s: {share:.3%}")
     assert len(messages) > 5 and share < 0.005
 
 

@@ -86,13 +86,16 @@ def alive(pid: int) -> bool:
         return False
 
 
-def both(model, sampler, **options):
-    """Latents without and with the node, and the record of the latter."""
+def both(model, sampler, tolerance: float = 5e-5, **options):
+    """Latents without and with the node, and the record of the latter. The host's transformer and ours round apart: of
+    the largest value 1e-5 was seen after ten steps.
+    """
     here = sample(model, sampler, **options)
     ranks = on_ranks(model)
     there = sample(ranks, sampler, **options)
     for one, other in zip(there, here, strict=True):
-        hostkit.close(one, other)
+        print(f"difference {(one - other).abs().max():.1e} of {other.abs().max():.1f}")
+        hostkit.close(one, other, tolerance)
     assert here[0].std() > 0.1
     return there[0], last_record(ranks)
 
@@ -192,11 +195,13 @@ def test_a_prefix_prompts_by_chunk_and_lengths_that_differ(files):
 
 @pytest.mark.parametrize("storage", ["int8", "int4"])
 def test_quantised_history(files, storage):
-    """centroid is left out: which centroid is nearest may hang on a rounding, of which two implementations differ."""
+    """Which code is nearest may hang on a rounding, in which two implementations of a forward differ, and processors: a
+    code is a 255th or a 15th of a group's range. centroid is left out, where it is more than that.
+    """
     model = loaded(files, "causal")
     kept = {"method": METHOD, "dtype": SAME, "device": SAME, "storage": {"storage": storage}}
     model = node("KVCompressor", model=model, budget=1.5, **kept)
-    both(model, ours(MANY_STEP), negative=prompt(8), cfg=3.0, start=latent(29))
+    both(model, ours(MANY_STEP), 1e-3, negative=prompt(8), cfg=3.0, start=latent(29))
 
 
 MAGI_PLAN = {"plan": "sliding window", "chunk_frames": 3, "window_chunks": 4, "solver": "euler", "clean_pass": True}
