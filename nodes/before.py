@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from typing import Any
 
 from ..flowcache_core.kv.settings import KVSettings
@@ -13,6 +12,7 @@ from . import kv, presets, reuse
 from .adapters.before.graph import Graph, NotKnownError
 from .adapters.before.tell import Numbers, before
 from .adapters.before.wired import Readers
+from .adapters.host_server import host_server
 from .adapters.run.settings import AutoReuse, ReuseSettings
 
 PRESET = "FlowCachePreset"
@@ -51,7 +51,7 @@ def estimates_of(prompt: Any) -> dict[str, list[Numbers]]:
 
 def register() -> None:
     """Give the host's server the route; nothing where there is no server, as in a script."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = host_server()
     if server is None:
         return
     from aiohttp import web

@@ -7,7 +7,6 @@ accepts all inputs, so that the value gets this far, and checks it in ``validate
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .adapters.host_server import host_server
 from .adapters.shown.said import said
 
 MISSING = object()
@@ -85,6 +85,6 @@ def leave_the_wrong(kind: type[io.ComfyNode], inputs: dict[str, Any]) -> None:
 
 def register(kinds: Mapping[str, type[io.ComfyNode]]) -> None:
     """Have the host show every prompt before it checks it; nothing where there is no server, as in a script."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = host_server()
     if server is not None:
         server.add_on_prompt_handler(partial(only_what_is_wrong, kinds))

@@ -245,3 +245,15 @@ Event = (
     | ChunkFinished
     | RunFinished
 )
+
+
+def beside_reuse(event: Event) -> str | None:
+    """What ``event`` says that makes the video another one than the uncached, beside reused steps: "kv budget"
+    (something was dropped), "kv format" (what is kept is not as computed) or "sparse"; None where it says nothing of
+    the kind.
+    """
+    if isinstance(event, CacheCompressed):
+        return "kv budget"
+    if isinstance(event, RunStarted) and event.kv_format:
+        return "kv format"
+    return "sparse" if isinstance(event, AttentionDensity) else None

@@ -12,17 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..reuse.foretold import foretold
-from .events import (
-    AttentionDensity,
-    CacheCompressed,
-    CachePass,
-    ChunkFinished,
-    Event,
-    NotFinite,
-    RunFinished,
-    RunStarted,
-    StepTaken,
-)
+from .events import CachePass, ChunkFinished, Event, NotFinite, RunFinished, RunStarted, StepTaken, beside_reuse
 from .record import kind
 from .remaining import Remaining
 from .text import CHARACTERS
@@ -82,6 +72,8 @@ class LiveRun:
             yield from zip(steps, foretold(settings), strict=True)
 
     def __call__(self, event: Event) -> None:
+        if beside := beside_reuse(event):
+            self.beside.add(beside)
         if isinstance(event, RunStarted):
             self._start(event)
         elif isinstance(event, StepTaken):
@@ -93,10 +85,6 @@ class LiveRun:
             self.left.finish(self._gap())
         elif isinstance(event, CachePass) and event.kind != "clean":
             self._gap()  # what goes before a step is none of it
-        elif isinstance(event, CacheCompressed):
-            self.beside.add("kv budget")
-        elif isinstance(event, AttentionDensity):
-            self.beside.add("sparse")
         elif isinstance(event, RunFinished):
             self.ended += 1
 
@@ -110,8 +98,6 @@ class LiveRun:
             frames = self.windows[self._window].plan.frames
             self.kv |= {"bytes": event.kv_bytes, "allocated": max(tokens, most), "budget": event.budget_tokens}
             self.kv |= {"frames": frames, "held": 0, "token_bytes": event.token_bytes}
-        if event.kv_format:
-            self.beside.add("kv format")
 
     def _take(self, event: StepTaken) -> None:
         settings = self.windows[self._window]

@@ -21,6 +21,7 @@ from .events import (
     RunStarted,
     StepTaken,
     WindowPass,
+    beside_reuse,
 )
 
 if TYPE_CHECKING:
@@ -155,9 +156,9 @@ class RunRecord:
 
     @property
     def beside_reuse(self) -> tuple[str, ...]:
-        """What else made this video another one than the uncached: "kv budget", "kv format", "sparse"."""
-        found = {"kv budget": self.compressions, "kv format": self.started.kv_format, "sparse": self.densities}
-        return tuple(name for name, sign in found.items() if sign)
+        """What else made this video another one than the uncached, each once (:func:`.events.beside_reuse`)."""
+        signs: tuple[Event, ...] = (*self.compressions[:1], self.started, *self.densities[:1])
+        return tuple(name for event in signs if (name := beside_reuse(event)))
 
     @property
     def step_densities(self) -> dict[tuple[int, int], float]:

@@ -11,6 +11,7 @@ from dummy import DummyDenoiser
 
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.kv.settings import KVSettings
+from flowcache_core.kv.storage import STORAGES
 from flowcache_core.plan import blockwise, staggered
 from flowcache_core.plan.base import Plan
 from flowcache_core.report.events import ChunkFinished, Event, RunFinished, RunStarted, StepTaken
@@ -88,6 +89,14 @@ def test_the_map_at_the_end_is_the_record_s(plan):
     assert json.loads(json.dumps(seen[-1], allow_nan=False)) == json.loads(json.dumps(last))
     grown = [sum(row.count(" ") for row in one["rows"]) for one in seen]
     assert grown == sorted(grown, reverse=True) and grown[0] == plan.total_steps and grown[-1] == 0
+
+
+def test_k_v_in_fewer_bits_is_told_by_both():
+    """Nothing is dropped there, and no step is reused; it is another video all the same."""
+    settings = EngineSettings(PLANS["blockwise"], shifted(STEPS, 3.0), kv=KVSettings(storage=STORAGES["int8"]()))
+    live, recorder = LiveRun([settings]), Recorder.of(settings)
+    run(settings, recorder, live)
+    assert live.snapshot()["beside"] == ["kv format"] == list(recorder.record().beside_reuse)
 
 
 def test_what_is_computed_now_is_the_next_step():

@@ -7,7 +7,6 @@ told by the page itself.
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import folder_paths
 
 from ....flowcache_core.errors import SettingError
 from ....flowcache_core.reading.json_text import read_object
+from ..host_server import host_server
 
 LIGHT = ("light", "solarized", "github")
 """Palettes of the host's page with dark text; all others are dark, as its default is."""
@@ -44,7 +44,7 @@ class Page:
 
 def serve() -> None:
     """Give the host's server the route; nothing where there is no server, as in a script."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = host_server()
     if server is None:
         return
     from aiohttp import web

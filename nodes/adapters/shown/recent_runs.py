@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import Any
+
+from ..host_server import host_server
 
 KEPT = 16  # runs; a message of a long video takes some ten thousand bytes
 ROUTE = "/flowcache/runs"
@@ -41,7 +42,7 @@ RECENT = RecentRuns()
 
 def serve() -> None:
     """Answer ``GET /flowcache/runs?client=ID`` with what that client was told; nothing without a server."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = host_server()
     if server is None:
         return
     from aiohttp import web

@@ -7,7 +7,6 @@ So the number is asked for when something is shown, and never kept.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from comfy_execution.progress import get_progress_state
 from comfy_execution.utils import get_executing_context
 
+from ..host_server import host_server
 from .recent_runs import RECENT
 
 RUN_EVENT, ESTIMATE_EVENT = "flowcache.run", "flowcache.estimate"
@@ -81,7 +81,7 @@ def show_estimates(nodes: Mapping[str, Any]) -> None:
 
 def listening() -> bool:
     """Whether a browser asked for the prompt that runs now."""
-    return getattr(_server(), "client_id", None) is not None
+    return getattr(host_server(), "client_id", None) is not None
 
 
 def show_video(filename: str) -> None:
@@ -100,10 +100,6 @@ def _show(send: Callable[[Any, RunningNode], None]) -> None:
     try:
         here = RunningNode.now()
         if here is not None and listening():
-            send(_server(), here)
+            send(host_server(), here)
     except Exception as error:
         logging.warning("FlowCache: could not show the run on its node: %r", error)
-
-
-def _server() -> Any:
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
