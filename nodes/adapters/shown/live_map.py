@@ -19,6 +19,7 @@ from .running_node import RunningNode, listening, show_run
 
 PAUSE = 0.25  # seconds between two messages
 SHARE = 0.002  # of the run's time that messages may take: the dearer they are, the rarer
+MOST = 3.0  # seconds that nobody is told anything: one message dear by chance (a collection fell on it) is no rule
 
 
 @dataclass
@@ -40,7 +41,7 @@ class LiveMap:
             # The processor's time of this thread: what else runs on a busy machine makes no message dearer.
             begun = time.thread_time()
             show_run(self.message())
-            self.next_message = time.monotonic() + max(PAUSE, (time.thread_time() - begun) / SHARE)
+            self.next_message = time.monotonic() + min(max(PAUSE, (time.thread_time() - begun) / SHARE), MOST)
 
     def message(self) -> dict[str, Any]:
         reuse = self.settings.chosen
