@@ -23,6 +23,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ..errors import one_line
 from .errors import RankError
+from .pulse import Pulses
 from .rank import ERRORS, LEFT, LOST, REFUSED
 
 GRACE = 3.0  # seconds that the other ranks get to say what they know, and then to end by themselves
@@ -43,11 +44,13 @@ class Ranks:
     answers: bool = False
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list, init=False)
     said: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
+    pulses: Pulses = field(init=False)
     store: TCPStore | None = field(default=None, init=False)
 
     def __enter__(self) -> Ranks:
         try:
             self.said = tempfile.TemporaryDirectory(prefix="flowcache-ranks-")
+            self.pulses = Pulses(self.said.name, self.count)
             self.store = local_store(self.timeout)
             for rank in range(self.count):
                 variables = {**os.environ, **self.variables(rank), **self.environment}
@@ -84,7 +87,7 @@ class Ranks:
         return found | ({} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)})
 
     def wait(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Until all ranks have ended. RankError when one ends badly, or hangs while all others are done.
+        """Until all ranks have ended. RankError when one ends badly, stands still, or hangs while others are done.
 
         meanwhile: called again and again; what it raises ends the ranks.
         """
@@ -92,7 +95,7 @@ class Ranks:
         while any(process.poll() is None for process in self.processes):
             meanwhile()
             codes = [process.poll() for process in self.processes]
-            if any(code not in (None, 0) for code in codes):
+            if any(code not in (None, 0) for code in codes) or self.silent():
                 break
             if 0 in codes:
                 done_since = done_since or time.monotonic()
@@ -109,9 +112,15 @@ class Ranks:
         codes = [process.poll() for process in self.processes]
         if ended and all(code == 0 for code in codes):
             return
-        # One that says it was left alone ends by itself, if late.
-        codes = [LOST if code is None and self.left(rank) else code for rank, code in enumerate(codes)]
+        # One that says it was left alone ends by itself, if late; and where some stand still, others wait for them.
+        silent = self.silent()
+        waits = [self.left(rank) or (bool(silent) and rank not in silent) for rank in range(self.count)]
+        codes = [LOST if code is None and waits[rank] else code for rank, code in enumerate(codes)]
         raise RankError(fault(codes, [self.error(rank) for rank in range(self.count)], self.timeout))
+
+    def silent(self) -> list[int]:
+        """Ranks that run, and give no sign of life."""
+        return [rank for rank in self.pulses.silent(self.timeout) if self.processes[rank].poll() is None]
 
     def left(self, rank: int) -> bool:
         assert self.said is not None

@@ -14,6 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from ..errors import Found, require, require_finite
 from .errors import answered
+from .rank import say_joined
 from .shape import MeshShape
 from .traffic import Traffic
 
@@ -92,7 +93,9 @@ def joined(shape: MeshShape, device: torch.device | str = "cpu", timeout: float 
     try:
         with answered(timeout):
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
-        yield arranged(shape, rank, device, timeout)
+        mesh = arranged(shape, rank, device, timeout)
+        say_joined()
+        yield mesh
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,8 +17,9 @@ from pathlib import Path
 
 from ..errors import NotFiniteError, SettingError, one_line
 from .errors import RankError, RankLost
+from .pulse import beat, has_joined
 
-ERRORS = "FLOWCACHE_RANK_ERRORS"  # folder for one text a rank
+ERRORS = "FLOWCACHE_RANK_ERRORS"  # folder for one text a rank, and its signs of life
 LEFT = ".lost"  # behind the name of a text: it waited for another in vain
 REFUSED, FAILED, LOST = 2, 1, 75
 
@@ -33,6 +35,30 @@ def follow_starter() -> None:
 
     if ERRORS in os.environ:
         threading.Thread(target=wait, daemon=True, name="flowcache-starter").start()
+        show_life()
+
+
+def follow_parent() -> None:
+    """The same where standard input has messages to be read later; until then the parent is asked after."""
+    parent = os.getppid()
+
+    def wait() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(LOST)
+
+    threading.Thread(target=wait, daemon=True, name="flowcache-parent").start()
+    show_life()
+
+
+def show_life() -> None:
+    beat(os.environ[ERRORS], os.environ["RANK"])
+
+
+def say_joined() -> None:
+    """From now on this rank answers within the timeout."""
+    if ERRORS in os.environ:
+        has_joined(os.environ[ERRORS], os.environ["RANK"])
 
 
 def leave_error(text: str, suffix: str = "") -> None:

@@ -32,13 +32,10 @@ from .run import generate_on_ranks
 
 ROOT = str(Path(__file__).resolve().parents[2])
 BOOT = """
-import os, sys, threading, time
-def follow(parent):
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(75)
-threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
+import sys
 sys.path.insert(0, sys.argv.pop(1))
+from flowcache_core.parallel.rank import follow_parent
+follow_parent()
 from flowcache_core.parallel.serve import main
 sys.exit(main())
 """

@@ -87,5 +87,6 @@ class Session:
                     raise found
                 assert isinstance(found, kinds)
                 return found
-            if any(process.poll() is not None for process in self.ranks.processes) and self.answers.empty():
+            ended = any(process.poll() is not None for process in self.ranks.processes)
+            if (ended or self.ranks.silent()) and self.answers.empty():
                 self.ranks.require_well(ended=False)

@@ -3,8 +3,10 @@ it found; of what is refused, every rank."""
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -82,12 +84,18 @@ def refused(mesh: Mesh, name: str) -> str:
     return ""
 
 
-def failing(how: Callable[[], None]) -> Work:
-    """Rank 1 does ``how`` after its first step, and has said when."""
+def failing(how: Callable[[], None], *, on: Sequence[int] = (1,)) -> Work:
+    """Some ranks do ``how`` after the first step, all at once; the last has said when."""
 
     def work(mesh: Mesh, shapes: Sequence[MeshShape], folder: Path) -> None:
+        done: list[int] = []
+
         def observe(event: object) -> None:
-            if isinstance(event, StepTaken) and mesh.rank == 1:
+            if isinstance(event, StepTaken) and mesh.rank in on and not done:
+                done.append(1)
+                (folder / f"here{mesh.rank}").touch()
+                while not all((folder / f"here{rank}").exists() for rank in on):
+                    time.sleep(0.02)
                 (folder / "at").write_text(str(time.time()))
                 how()
 
@@ -100,12 +108,41 @@ def broken() -> None:
     raise ZeroDivisionError("a fault on this rank")
 
 
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def let_nobody_run() -> None:
+    """A call that never returns and keeps all other threads of Python from running."""
+    ctypes.PyDLL(None).sleep(600)
+
+
+BUSY = 9.0  # seconds
+
+
+def count() -> None:
+    until = time.monotonic() + BUSY
+    while time.monotonic() < until:
+        sum(range(1000))
+
+
+def multiply() -> None:
+    """Calls of a second or so each: whole numbers have no fast product."""
+    until, x = time.monotonic() + BUSY, torch.ones(1200, 1200, dtype=torch.int64)
+    while time.monotonic() < until:
+        x = x @ x
+
+
 WORK: dict[str, Work] = {
     "equal": equal,
     "dies": failing(lambda: os.kill(os.getpid(), 9)),
     "hangs": failing(lambda: time.sleep(600)),
-    "stops": failing(lambda: os.kill(os.getpid(), 19)),
+    "stops": failing(stop),
     "fails": failing(broken),
+    "all stop": failing(stop, on=(0, 1)),
+    "none run": failing(let_nobody_run, on=(0, 1)),
+    "count": failing(count, on=(0, 1)),
+    "multiply": failing(multiply, on=(0, 1)),
 }
 
 

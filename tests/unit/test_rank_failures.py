@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,12 +22,15 @@ from flowcache_core.parallel.mesh import backend_for, joined
 from flowcache_core.parallel.shape import MeshShape
 
 TIMEOUT = 10.0
+PATIENCE = 5.0  # seconds of a starter whose ranks do something for 9
 ROOM = 120.0  # seconds for a busy machine to start two processes, or to end them
 FAULTS = {
     "dies": (60.0, "rank 1 ended (SIGKILL)"),
     "fails": (60.0, "rank 1: ZeroDivisionError: a fault on this rank"),
     "hangs": (TIMEOUT, "rank 1 did not answer within 10 s"),
     "stops": (TIMEOUT, "rank 1 did not answer within 10 s"),
+    "all stop": (TIMEOUT, "ranks 0, 1 did not answer within 10 s"),
+    "none run": (TIMEOUT, "ranks 0, 1 did not answer within 10 s"),
 }
 
 
@@ -54,23 +59,58 @@ def test_a_rank_that_fails_ends_them_all(ends, what):
     assert seconds < timeout + ROOM
 
 
-def test_ranks_end_with_their_starter(tmp_path):
-    """Killed, so that it can do nothing about it."""
+def starter_of(what: str, folder: Path, patience: float) -> tuple[subprocess.Popen[str], int, list[int]]:
+    """A process that has started ranks, their port and their numbers, when they do ``what``."""
     script = f"""
 import sys
 sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]
 from pathlib import Path
 from rank_groups import started
-with started("hangs", "2x1", Path({str(tmp_path)!r}), 600.0) as ranks:
+ranks = started({what!r}, "2x1", Path({str(folder)!r}), 600.0)
+ranks.timeout = {patience}
+with ranks:
     print(ranks.store.port, flush=True)
     ranks.wait()
 """
     starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     port = int(starter.stdout.readline())
     deadline = time.monotonic() + ROOM
-    while not (tmp_path / "at").exists() and time.monotonic() < deadline:
+    while not (folder / "at").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
-    found = [int((tmp_path / f"pid{rank}").read_text()) for rank in range(2)]
+    return starter, port, [int((folder / f"pid{rank}").read_text()) for rank in range(2)]
+
+
+def patient(what: str, folder: Path) -> bool:
+    ranks = started(what, "2x1", folder)
+    ranks.timeout = PATIENCE
+    with ranks:
+        ranks.wait()
+    return True
+
+
+def held_up(folder: Path) -> bool:
+    """The starter and its ranks, as when a machine sleeps."""
+    starter, _, found = starter_of("count", folder, PATIENCE)
+    every = [starter.pid, *found]
+    for number, wait in ((signal.SIGSTOP, PATIENCE + 3), (signal.SIGCONT, 0)):
+        for pid in every:
+            os.kill(pid, number)
+        time.sleep(wait)
+    return starter.wait(ROOM) == 0
+
+
+def test_who_is_busy_or_held_up_for_longer_than_the_timeout_is_left_alone(tmp_path_factory):
+    """All at the same time: most of it is waiting."""
+    folders = [tmp_path_factory.mktemp("busy") for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        found = [pool.submit(patient, what, at) for what, at in zip(("count", "multiply"), folders[:2], strict=True)]
+        found.append(pool.submit(held_up, folders[2]))
+        assert all(one.result() for one in found)
+
+
+def test_ranks_end_with_their_starter(tmp_path):
+    """Killed, so that it can do nothing about it."""
+    starter, port, found = starter_of("hangs", tmp_path, 600.0)
     starter.kill()
     starter.wait()
     deadline = time.monotonic() + ROOM

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -184,15 +185,16 @@ def test_magi_on_ranks():
     assert (latents - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
-def hit_by(number: signal.Signals) -> str:
-    """What is said where this signal has hit rank 1, and no rank is left."""
+def hit_by(number: signal.Signals, which: Sequence[int]) -> str:
+    """What is said where this signal has hit ranks, and no rank is left."""
     asked, _ = window()
-    with pytest.raises(RankError) as error, session(MeshShape(1, 2), timeout=30.0) as ranks:
+    with pytest.raises(RankError) as error, session(MeshShape(1, 2)) as ranks:
         pids, hit = [process.pid for process in ranks.ranks.processes], []
+        ranks.ranks.timeout = 6.0  # of this process: the ranks themselves wait longer for one another
 
         def told(one):
             if isinstance(one.event, StepTaken) and not hit:
-                hit.append(os.kill(pids[1], number))
+                hit.extend(os.kill(pids[rank], number) for rank in which)
 
         ranks.run(asked, told)
     assert not any(map(alive, pids))
@@ -200,11 +202,13 @@ def hit_by(number: signal.Signals) -> str:
 
 
 def test_a_rank_that_dies_or_hangs_ends_the_run():
-    """Both at the same time: most of it is waiting."""
-    with ThreadPoolExecutor(2) as pool:
-        died, hung = pool.map(hit_by, (signal.SIGKILL, signal.SIGSTOP))
+    """All at the same time: most of it is waiting."""
+    kinds = (signal.SIGKILL, signal.SIGSTOP, signal.SIGSTOP)
+    with ThreadPoolExecutor(3) as pool:
+        died, hung, all_hung = pool.map(hit_by, kinds, ([1], [1], [0, 1]))
     assert "rank 1 ended (SIGKILL)" in died
-    assert "rank 1 did not answer within 30 s" in hung
+    assert "rank 1 did not answer within 6 s" in hung
+    assert "ranks 0, 1 did not answer within 6 s" in all_hung
 
 
 def test_a_file_that_is_gone_or_another(tmp_path):
