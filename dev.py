@@ -73,6 +73,17 @@ def run(command: Sequence[str | Path], cwd: Path | None = None, env: Mapping[str
     return 128 - code if code < 0 else code
 
 
+def become(command: Sequence[str | Path]) -> int:
+    """Go on as ``command``, in this folder. Where the system has it there is no process between a user and the work,
+    so that whatever ends the one, ends the other; Windows gets a child."""
+    if os.name == "nt":
+        return run(command)
+    parts = [str(part) for part in command]
+    os.chdir(ROOT)
+    sys.stdout.flush()
+    os.execv(parts[0], parts)
+
+
 def succeeds(command: Sequence[str | Path]) -> bool:
     """Whether a quiet probe exits with 0."""
     parts = [str(part) for part in command]
@@ -448,7 +459,7 @@ def install_ray(python: Path) -> None:
         return
     say(f"Installing {RAY} for the workers: once.")
     if run([python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", RAY]) != 0:
-        say("It could not be installed; without it one worker does the work.")
+        say("It could not be installed; --workers 1 does the same without it.")
 
 
 def usage() -> str:
@@ -485,7 +496,7 @@ def main(arguments: Sequence[str]) -> int:
         return lint(python, rest)
     if len(words) == len(arguments) and wants_workers(rest):
         install_ray(python)
-    return run(core_command(python, command, rest))
+    return become(core_command(python, command, rest))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from flowcache_core.__main__ import BAD_INPUT, NOT_FINITE
+from flowcache_core.__main__ import BAD_INPUT, INTERRUPTED, NOT_FINITE
 from flowcache_core.errors import NotFiniteError, SettingError, require
 
 from .results import require_writable
@@ -71,6 +71,9 @@ def main(argv: Sequence[str]) -> int:
     except NotFiniteError as error:
         print(f"bench: {error}", file=sys.stderr)
         return max(status, NOT_FINITE)
+    except KeyboardInterrupt:
+        print("\nbench: stopped", file=sys.stderr)
+        return INTERRUPTED
     return status
 
 

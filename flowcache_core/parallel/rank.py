@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 import threading
 import time
@@ -31,7 +32,7 @@ def follow_starter() -> None:
         with suppress(OSError, ValueError):
             while os.read(0, 1024):
                 pass
-        os._exit(LOST)
+        leave_no_trace()
 
     if ERRORS in os.environ:
         threading.Thread(target=wait, daemon=True, name="flowcache-starter").start()
@@ -45,10 +46,16 @@ def follow_parent() -> None:
     def wait() -> None:
         while os.getppid() == parent:
             time.sleep(0.5)
-        os._exit(LOST)
+        leave_no_trace()
 
     threading.Thread(target=wait, daemon=True, name="flowcache-parent").start()
     show_life()
+
+
+def leave_no_trace() -> None:
+    """The end of a rank that nobody listens to any more; its starter did not get to take away the folder."""
+    shutil.rmtree(os.environ.get(ERRORS, ""), ignore_errors=True)
+    os._exit(LOST)
 
 
 def show_life() -> None:

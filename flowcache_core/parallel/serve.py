@@ -27,7 +27,7 @@ from .asked import Begin, Finished, Ready, Told, WanRun, Window
 from .errors import RankError
 from .mesh import Mesh, joined
 from .message import read, write
-from .rank import LOST, as_rank
+from .rank import as_rank, leave_no_trace
 from .run import generate_on_ranks
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -65,7 +65,7 @@ class Inbox:
             while True:
                 self.messages.put(read(stream))
         except (EOFError, OSError, ValueError):
-            os._exit(LOST)
+            leave_no_trace()
         except Exception as error:
             self.messages.put(error)
 

@@ -19,27 +19,43 @@ if TYPE_CHECKING:
 ANSWER = 10.0  # seconds for a cluster to answer
 RETRIES = 5  # times that a task is given to another worker when its own has died
 AUTO = "auto"
+TOKEN = "; where its head has a token, RAY_AUTH_MODE=token and that token in ~/.ray/auth_token"
+SETTINGS = b"\4"  # the frame's kind that either side of HTTP/2 begins with (RFC 9113), which Ray's gRPC speaks
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0" + b"\0\0\0\0"
 
 
 def require_answer(address: str) -> None:
-    """SettingError unless something listens there. ``auto`` is asked by Ray itself."""
+    """SettingError unless a server of Ray's kind answers there: Ray itself would ask others for minutes. ``auto`` is
+    asked by Ray."""
     if address == AUTO:
         return
     host, _, port = address.removeprefix("ray://").rpartition(":")
     number = port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536
     require(bool(host) and number, "ray", address, "HOST:PORT of a cluster's head, ray://HOST:PORT, or auto")
+    accepted = "the address of a cluster that runs: ray start --head prints it"
     try:
-        socket.create_connection((host, int(port)), timeout=ANSWER).close()
+        with socket.create_connection((host, int(port)), timeout=ANSWER) as connection:
+            connection.sendall(HELLO)
+            said = connection.recv(9)
     except OSError as error:
         found = Found(f"{address}, where nothing answers ({one_line(str(error), 80)})")
-        raise SettingError("ray", found, "the address of a cluster that runs: ray start --head prints it") from error
+        raise SettingError("ray", found, accepted) from error
+    encrypted = os.environ.get("RAY_USE_TLS", "0") not in ("", "0")
+    require(encrypted or said[3:4] == SETTINGS, "ray", Found(f"{address}, where something else answers"), accepted)
+
+
+def asked(workers: Workers) -> tuple[str, str]:
+    return ("workers", str(workers.count)) if workers.address is None else ("ray", workers.address)
 
 
 @contextmanager
 def cluster(workers: Workers) -> Iterator[Any]:
     """Ray, connected; a cluster of this machine is started, and ended with everything it started."""
-    import ray
-
+    try:
+        import ray
+    except ImportError as error:
+        field, value = asked(workers)
+        raise SettingError(field, Found(f"{value}; {one_line(str(error), 160)}"), "a Ray that can be imported") from error
     if ray.is_initialized():  # of a caller, who ends it
         yield ray
         return
@@ -55,8 +71,9 @@ def cluster(workers: Workers) -> Iterator[Any]:
         else:
             ray.init(address=workers.address, **given)
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
-        field, value = ("ray", workers.address) if workers.address else ("workers", workers.count)
-        raise SettingError(field, Found(f"{value}: {one_line(str(error), 160)}"), "a cluster that answers") from error
+        field, value = asked(workers)
+        found = Found(f"{value}: {one_line(str(error), 160)}")
+        raise SettingError(field, found, f"a cluster that answers{'' if workers.address is None else TOKEN}") from error
     try:
         yield ray
     finally:

@@ -42,6 +42,7 @@ def started(environment: dev.Environment, monkeypatch: pytest.MonkeyPatch) -> li
         return 0
 
     monkeypatch.setattr(dev, "run", run)
+    monkeypatch.setattr(dev, "become", run)
     monkeypatch.setattr(dev, "succeeds", lambda command: True)
     return commands
 
@@ -258,6 +259,16 @@ def test_ctrl_c_waits_for_the_child_and_returns_130(monkeypatch: pytest.MonkeyPa
     code = f"import time, pathlib; time.sleep(0.3); pathlib.Path({str(marker)!r}).touch()"
     assert dev.run([sys.executable, "-c", code], tmp_path) == 130
     assert marker.exists() and children[0].returncode == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there it is a child")
+def test_a_command_is_this_very_process(tmp_path: Path) -> None:
+    """Whoever kills dev.py kills the work. The file's text is what it says where it runs."""
+    (tmp_path / "dev.py").write_text((dev.ROOT / "dev.py").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "benchmarks.py").write_text("import os, sys, time\nprint(os.getpid(), os.getcwd(), sys.argv[1:])\n")
+    command = [sys.executable, str(tmp_path / "dev.py"), "bench", "curve", "--no-venv"]
+    asked = subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE, text=True)
+    assert asked.communicate()[0] == f"{asked.pid} {tmp_path} ['curve']\n" and asked.returncode == 0
 
 
 def test_errors_are_one_line_without_traceback() -> None:

@@ -60,7 +60,8 @@ def test_a_rank_that_fails_ends_them_all(ends, what):
 
 
 def starter_of(what: str, folder: Path, patience: float) -> tuple[subprocess.Popen[str], int, list[int]]:
-    """A process that has started ranks, their port and their numbers, when they do ``what``."""
+    """A process that has started ranks, their port and their numbers, when they do ``what``. ``folder``/temp is where
+    it keeps what is kept for a while."""
     script = f"""
 import sys
 sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]
@@ -72,7 +73,10 @@ with ranks:
     print(ranks.store.port, flush=True)
     ranks.wait()
 """
-    starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    temp = folder / "temp"
+    temp.mkdir()
+    env = os.environ | {"TMPDIR": str(temp)}
+    starter = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=env)
     port = int(starter.stdout.readline())
     deadline = time.monotonic() + ROOM
     while not (folder / "at").exists() and time.monotonic() < deadline:
@@ -117,6 +121,7 @@ def test_ranks_end_with_their_starter(tmp_path):
     while any(map(running, found)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(running, found)) and not listens(port)
+    assert not list((tmp_path / "temp").iterdir())
 
 
 def test_a_port_that_is_closed_before_the_ranks_meet(tmp_path):

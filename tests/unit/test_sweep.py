@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from benchmarks.meaning import merged_rates
 from benchmarks.mini_runs import Row
 from flowcache_core.errors import SettingError
 from flowcache_core.mini.evaluate import main as evaluate
+from flowcache_core.sweep import on_ray
 from flowcache_core.sweep import workers as workers_module
 from flowcache_core.sweep.kept import Kept
 from flowcache_core.sweep.task import Task, perform
@@ -80,6 +82,33 @@ def test_bad_input(arguments, said, monkeypatch):
         workers_of(options(*arguments))
     assert said in str(error.value)
     assert time.monotonic() - begun < 30
+
+
+@pytest.mark.parametrize(
+    "answer, said", [(b"", "where nothing answers (timed out)"), (b"HTTP/1.1 400 Bad\r\n", "where something else answers")]
+)
+def test_what_listens_and_is_no_cluster(answer, said, monkeypatch):
+    """Ray would ask it for minutes."""
+    monkeypatch.setattr(workers_module.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(on_ray, "ANSWER", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        met = []
+
+        def serve():
+            met.append(listening.accept()[0])
+            met[0].sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(SettingError) as error:
+            workers_of(options("--ray", f"127.0.0.1:{listening.getsockname()[1]}"))
+    assert said in str(error.value) and met
+
+
+def test_a_cluster_that_runs_is_taken_for_one(two_workers):
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    assert workers_of(options("--ray", address)) == Workers(1, address)
 
 
 def test_without_ray_it_says_how_to_get_it(monkeypatch):
