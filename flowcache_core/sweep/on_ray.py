@@ -55,7 +55,9 @@ def cluster(workers: Workers) -> Iterator[Any]:
         import ray
     except ImportError as error:
         field, value = asked(workers)
-        raise SettingError(field, Found(f"{value}; {one_line(str(error), 160)}"), "a Ray that can be imported") from error
+        raise SettingError(
+            field, Found(f"{value}; {one_line(str(error), 160)}"), "a Ray that can be imported"
+        ) from error
     if ray.is_initialized():  # of a caller, who ends it
         yield ray
         return

@@ -85,7 +85,8 @@ def test_bad_input(arguments, said, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "answer, said", [(b"", "where nothing answers (timed out)"), (b"HTTP/1.1 400 Bad\r\n", "where something else answers")]
+    "answer, said",
+    [(b"", "where nothing answers (timed out)"), (b"HTTP/1.1 400 Bad\r\n", "where something else answers")],
 )
 def test_what_listens_and_is_no_cluster(answer, said, monkeypatch):
     """Ray would ask it for minutes."""
