@@ -37,6 +37,7 @@ COMMANDS = {
     "schedule": "the table of computed steps of a preset",
     "calibrate": "a preset for your own target: share of steps, dB or seconds",
     "calibrate-heads": "how much sparsity each attention head of a model bears: p per head, as a preset",
+    "measure-kv": "what keeping less of the history does to a model: the errors by which auto (MB) chooses",
     "train-mini": "train the bundled mini model again, on CPU or CUDA; resumes",
     "train-mini-magi": "train the bundled mini MAGI again, on the mini model's clips; resumes",
     "evaluate-mini": "measure how well the mini model does what its prompts say",

@@ -131,11 +131,12 @@ class Bytes:
             for name, (kind, storage) in KINDS.items():
                 if kv := self.largest(kind, storage, one):
                     yield f"{name}, {one:g} times", kv
-            try:
-                chosen = AutoKV(megabytes=self.whole / one / 1e6).settled(self.spec, self.plan)
-            except SettingError:
-                continue
-            yield f"auto, {one:g} times", chosen
+            for heads, who in ((False, "auto by layer"), (True, "auto")):
+                try:
+                    chosen = AutoKV(megabytes=self.whole / one / 1e6, heads=heads).settled(self.spec, self.plan)
+                except SettingError:
+                    continue
+                yield f"{who}, {one:g} times", chosen
 
 
 def bytes_of(of: MiniWan, setup: Setup) -> Bytes:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..denoiser import ChunkInput, ChunkOutput, Denoiser
 from ..errors import require, require_finite_values
 from ..kv.cache import KVCache
+from ..kv.headed import cache_of
 from ..noise import NoiseSource, seeded_noise
 from ..plan.base import Chunk, Tick
 from ..report.events import ChunkFinished, Event, RunFinished, RunStarted, StepTaken
@@ -67,7 +68,7 @@ class Run:
         spec = denoiser.kv_spec(latents)
         # The largest piece of memory comes last, when nothing above can refuse the run any more.
         if cache is None and settings.attention != "bidirectional":
-            cache = KVCache(spec, settings.kv, settings.plan)
+            cache = cache_of(spec, settings.kv, settings.plan)
         sparse = None
         if settings.sparse is not None and cache is not None:
             sparse = SparseRun.begin(settings.sparse, spec, settings.plan, cache.capacity_tokens)

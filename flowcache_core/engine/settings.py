@@ -88,6 +88,9 @@ class EngineSettings:
             require(self.attention == "block-causal", "attention", self.attention, accepted)
         if self.sparse is not None:
             self.sparse.settled(self.plan, 1, self.longest_context)
+            object.__setattr__(self, "kv", self.kv.by_layer("sparse attention"))
+        if self.attention == "joint":
+            object.__setattr__(self, "kv", self.kv.by_layer("joint attention"))
         first, last = self.plan.first_tick, self.plan.last_tick
         for chunk in self.recache:
             alone = chunk in first and last.get(chunk - 1, -1) < first[chunk]

@@ -1,8 +1,8 @@
-"""Given bytes: which storage, which compressor, and how much of the history each layer keeps, by measured error.
+"""Given bytes: which storage, which compressor, and how much of the history a layer or head keeps, by measured error.
 
-For every storage and compressor the budgets of all layers are a knapsack: the error that a layer's budget costs, and
-its bytes. It is solved exactly (``sparse/assignment.py``: dynamic programming over states that nothing beats), once for
-each size of the buffer that packed layers are read into, which all layers share.
+For every storage and compressor the budgets of all layers, or of groups of their heads, are a knapsack: the error that
+a part's budget costs, and its bytes. It is solved exactly (``sparse/assignment.py``: dynamic programming over states
+that nothing beats), once for each size of the buffer that packed parts are read into, which all of them share.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import SettingError
 from ..plan.base import Plan
-from ..sparse.assignment import assign
+from ..sparse.assignment import assign, least_error
 from . import COMPRESSORS
 from .compressor import Compressor
 from .layout import history_frames, largest_chunk_frames
@@ -25,6 +25,7 @@ from .spec import KVSpec
 from .storage import STORAGES
 
 MOST_BUDGETS = 24
+MOST_GROUPS = 4
 STEP = 0.25
 MEGA = 1_000_000
 _SHY = 1 - 1e-9
@@ -50,7 +51,8 @@ class Allocation:
             kept = f"budget {budgets[0]:g} chunks"
         else:
             mean = sum(budgets) / len(budgets)
-            kept = f"budget {mean:.3g} chunks ({min(budgets):g} to {max(budgets):g} by layer)"
+            parts = "layer and head" if settings.by_head else "layer"
+            kept = f"budget {mean:.3g} chunks ({min(budgets):g} to {max(budgets):g} by {parts})"
         how = f", {settings.compressor.name}" if budgets and settings.compressor else ""
         where = f"measured on {profile.model}" if own else f"on {profile.model}, not on this model"
         size = f"{self.bytes / MEGA:.4g} of {megabytes:g} MB"
@@ -61,34 +63,67 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Choice:
-    """One storage and compressor: ``error[layer][k]`` and ``bytes[layer][k]`` of budget ``budgets[k]``, rising."""
+    """One storage and compressor. ``error[part][k]`` and ``bytes[part][k]``: of budget ``budgets[k]``, rising, in a
+    layer, or in a group of its heads; ``read[k]``: of what packed parts are read into, when none keeps more than that.
+
+    groups: K/V heads of each part, those of a layer one after the other; None where parts are whole layers.
+    """
 
     settings: KVSettings
     budgets: tuple[float, ...]
     error: np.ndarray
     bytes: np.ndarray
     read: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...] | None = None
 
-    def best(self, room: int, uniform: bool) -> tuple[float, int, tuple[float, ...]] | None:
-        """Least error, bytes and budgets by layer within ``room``; None where nothing fits."""
-        found: list[tuple[float, int, tuple[float, ...]]] = []
-        layers = len(self.error)
-        for cap in range(len(self.budgets)):
-            left = room - self.read[cap]
-            if uniform:
-                total = int(self.bytes[:, cap].sum())
-                if total <= left:
-                    error = float(self.error[:, cap].mean())
-                    found.append((error, total + self.read[cap], (self.budgets[cap],) * layers))
-                continue
-            errors, cost = self.error[:, : cap + 1], self.bytes[:, : cap + 1]
-            if int(cost.min(1).sum()) > left * _SHY:
-                continue
-            # What exceeds the room by itself stands for all of it: it is too much beside any other layer.
-            best = assign(errors, np.minimum(cost / left, 1.0), _SHY / layers)
-            total = int(sum(cost[layer, k] for layer, k in enumerate(best.choice)))
-            found.append((best.error / layers, total + self.read[cap], tuple(self.budgets[k] for k in best.choice)))
-        return min(found, default=None)
+    @property
+    def caps(self) -> range:
+        """Places in ``budgets`` of the most that a part may keep; where it is all the same, the last alone."""
+        last = len(self.budgets) - 1
+        return range(last, last + 1) if len(set(self.read)) == 1 else range(last + 1)
+
+    def uniform(self, cap: int) -> Solution:
+        """The same budget for all."""
+        total = int(self.bytes[:, cap].sum()) + self.read[cap]
+        return Solution(float(self.error[:, cap].mean()), total, (self.budgets[cap],) * len(self.error))
+
+    def least(self, cap: int, room: int) -> float:
+        """No solution within ``room`` and up to this cap has less error, as a sum; infinite where none fits."""
+        errors, cost, left = self.error[:, : cap + 1], self.bytes[:, : cap + 1], room - self.read[cap]
+        if int(cost.min(1).sum()) > left * _SHY:
+            return np.inf
+        return least_error(errors, np.minimum(cost / left, 1.0), _SHY / len(errors))
+
+    def solved(self, cap: int, room: int) -> Solution:
+        """The least error within ``room`` and up to this cap, as a sum over parts."""
+        errors, cost, left = self.error[:, : cap + 1], self.bytes[:, : cap + 1], room - self.read[cap]
+        # What exceeds the room by itself stands for all of it: it is too much beside any other part.
+        best = assign(errors, np.minimum(cost / left, 1.0), _SHY / len(errors))
+        total = int(sum(cost[part, k] for part, k in enumerate(best.choice)))
+        return Solution(best.error, total + self.read[cap], tuple(self.budgets[k] for k in best.choice))
+
+    def budget(self, by_part: Sequence[float], layers: int) -> float | tuple[float | tuple[float, ...], ...]:
+        """``KVSettings.budget`` of a solution."""
+        if len(set(by_part)) == 1:
+            return by_part[0]
+        if self.groups is None:
+            return tuple(by_part)
+        rows, each = [], len(by_part) // layers
+        for layer in range(layers):
+            own = slice(layer * each, (layer + 1) * each)
+            by_head = {
+                head: budget for heads, budget in zip(self.groups[own], by_part[own], strict=True) for head in heads
+            }
+            row = tuple(by_head[head] for head in sorted(by_head))
+            rows.append(row if len(set(row)) > 1 else row[0])
+        return tuple(rows)
+
+
+@dataclass(frozen=True)
+class Solution:
+    error: float
+    bytes: int
+    budgets: tuple[float, ...]
 
 
 def allocate(
@@ -98,62 +133,116 @@ def allocate(
     profile: ErrorProfile,
     own: bool,
     base: KVSettings,
+    heads: bool = True,
 ) -> Allocation:
     """The least error within ``megabytes`` (10^6 bytes, what packed layers are read into included).
 
-    own: whether the profile is this model's, so that layers get shares of their own; otherwise all get the same. base:
-    number format and device. SettingError naming the least that works.
+    own: whether the profile is this model's, so that layers get shares of their own, and with ``heads`` groups of heads
+    too; otherwise all get the same. base: number format and device. SettingError naming the least that works.
     """
     room = int(megabytes * MEGA)
     whole = replace(base, budget=None, compressor=None)
     if run_bytes(spec, whole, plan) <= room:
         return Allocation(whole, 0.0, run_bytes(spec, whole, plan))
-    found: list[tuple[float, int, tuple[float, ...], KVSettings]] = []
-    least: list[tuple[int, KVSettings, float]] = []
-    for choice in choices(spec, plan, profile, own, base):
-        smallest = int(choice.bytes[:, 0].sum()) + choice.read[0]
-        least.append((smallest, choice.settings, choice.budgets[0]))
-        best = choice.best(room, not own)
-        if best is not None:
-            found.append((*best, choice.settings))
-    if not found:
-        size, settings, budget = min(least, key=lambda one: one[0])
+    offered = list(choices(spec, plan, profile, own, base, heads))
+    found = of_layers(spec, plan, offered, room) if own else of_all(offered, room)
+    if found is None:
+        least = min((one for one in offered if one.groups is None), key=lambda one: one.uniform(0).bytes)
+        size, budget = least.uniform(0).bytes, least.budgets[0]
         chunks = "chunk" if budget == 1 else "chunks"
-        how = f"{budget:g} finished {chunks} as {settings.storage.name}, with the active ones"
+        how = f"{budget:g} finished {chunks} as {least.settings.storage.name}, with the active ones"
         accepted = f"{-(-size // 10_000) / 100:g} or more: {how}; a smaller picture needs less"
         raise SettingError("megabytes", megabytes, accepted)
-    error, size, budgets, settings = min(found, key=lambda one: one[:2])
-    chosen: float | tuple[float, ...] = budgets if len(set(budgets)) > 1 else budgets[0]
+    settings, solution = found
     assert settings.compressor is not None
     history = history_frames(plan) / largest_chunk_frames(plan)
     least_share = profile.least_share(settings.compressor.name, settings.storage.name)
-    guessed = min(budgets) < least_share * history
-    return Allocation(replace(settings, budget=chosen), error, size, guessed)
+    return Allocation(settings, solution.error, solution.bytes, min(solution.budgets) < least_share * history)
 
 
-def choices(spec: KVSpec, plan: Plan, profile: ErrorProfile, own: bool, base: KVSettings) -> Iterator[Choice]:
+def of_all(offered: Sequence[Choice], room: int) -> tuple[KVSettings, Solution] | None:
+    """The best with one budget for all; of equal ones that with fewer bytes. None where nothing fits."""
+    fitting = [
+        (solution.error, solution.bytes, at, solution)
+        for at, one in enumerate(offered)
+        for solution in map(one.uniform, range(len(one.budgets)))
+        if solution.bytes <= room
+    ]
+    if not fitting:
+        return None
+    *_, at, solution = min(fitting)
+    return replace(offered[at].settings, budget=solution.budgets[0]), solution
+
+
+def of_layers(spec: KVSpec, plan: Plan, offered: Sequence[Choice], room: int) -> tuple[KVSettings, Solution] | None:
+    """The best with a budget for every part: what promises most is solved first, until nothing promises more."""
+    tasks = [(one.least(cap, room), at, cap) for at, one in enumerate(offered) for cap in one.caps]
+    best: tuple[KVSettings, Solution] | None = None
+    for least, at, cap in sorted(tasks):
+        if least == np.inf or (best is not None and least >= best[1].error * spec.layers):
+            break
+        one, solution = offered[at], offered[at].solved(cap, room)
+        error = solution.error / spec.layers
+        if best is not None and error >= best[1].error:
+            continue
+        settings = replace(one.settings, budget=one.budget(solution.budgets, spec.layers))
+        size = run_bytes(spec, settings, plan)
+        if size <= room:  # groups that came out alike are one, and read at once
+            best = settings, replace(solution, error=error, bytes=size)
+    return best
+
+
+def choices(
+    spec: KVSpec, plan: Plan, profile: ErrorProfile, own: bool, base: KVSettings, heads: bool = False
+) -> Iterator[Choice]:
+    """For every compressor and storage of the profile that fits the model; with ``heads`` by groups of heads too."""
     history = history_frames(plan) / largest_chunk_frames(plan)
+    many = groups_of(spec.kv_heads) if own and heads and profile.by_head else 1
     for name, by_storage in profile.errors.items():
         compressor = COMPRESSORS[name]()
         budgets = tuple(budgets_up_to(history, compressor))
+        shares = [min(1.0, budget / max(history, 1e-9)) for budget in budgets]
         for stored in by_storage:
             storage = STORAGES[stored]()
             settings = replace(base, budget=budgets[0], compressor=compressor, storage=storage)
             if not fits(spec, settings, plan):
                 continue
-            one = [replace(settings, budget=budget) for budget in budgets]
-            error = np.array(
-                [
-                    [profile.error(name, stored, min(1.0, budget / max(history, 1e-9)), layer if own else None)
-                     for budget in budgets]
-                    for layer in range(spec.layers)
-                ]
-            )  # fmt: skip
-            size = np.array(
-                [layer_bytes(spec, given, plan, budget) for given, budget in zip(one, budgets, strict=True)]
-            )
-            read = tuple(read_bytes(spec, given, plan) for given in one)
-            yield Choice(settings, budgets, error, np.tile(size, (spec.layers, 1)), read)
+            kept = [replace(settings, budget=budget) for budget in budgets]
+            layers = range(spec.layers)
+            error = [
+                [profile.error(name, stored, share, layer if own else None) for share in shares] for layer in layers
+            ]
+            yield Choice(settings, budgets, np.array(error), *sizes(spec, plan, kept, spec.layers))
+            if many > 1:
+                by_head = np.array([profile.parts(name, stored, share) for share in shares]).T
+                by_head = by_head.reshape(spec.layers, spec.kv_heads, -1)
+                groups = tuple(tuple(group) for layer in by_head for group in alike(layer, many))
+                lost = [by_head[at // many, list(group)].sum(0) for at, group in enumerate(groups)]
+                few = group_spec(spec, many)
+                yield Choice(settings, budgets, np.array(lost), *sizes(few, plan, kept, len(groups)), groups)
+
+
+def groups_of(heads: int) -> int:
+    """Into how many groups of equally many a layer's heads go, at most :data:`MOST_GROUPS`: each attends by itself."""
+    return max(count for count in range(1, MOST_GROUPS + 1) if heads % count == 0)
+
+
+def group_spec(spec: KVSpec, many: int) -> KVSpec:
+    """Of one group of heads."""
+    queries = None if spec.query_heads is None else spec.query_heads // many
+    return replace(spec, kv_heads=spec.kv_heads // many, query_heads=queries)
+
+
+def alike(errors: np.ndarray, many: int) -> np.ndarray:
+    """Heads ``[many, heads / many]`` that lose alike: those together that come next to each other by mean error, of
+    ``errors [heads, budgets]``."""
+    return np.argsort(errors.mean(1), kind="stable").reshape(many, -1)
+
+
+def sizes(spec: KVSpec, plan: Plan, kept: Sequence[KVSettings], parts: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Bytes ``[parts][budget]`` of each part, and of the buffer, with each of ``kept``."""
+    one = [layer_bytes(spec, settings, plan, settings.budgets[0]) for settings in kept]
+    return np.tile(np.array(one), (parts, 1)), tuple(read_bytes(spec, settings, plan) for settings in kept)
 
 
 def fits(spec: KVSpec, settings: KVSettings, plan: Plan) -> bool:

@@ -18,10 +18,12 @@ class AutoKV(KVSettings):
     """``megabytes``: 10^6 bytes that a run's K/V may take, of all branches, layers and ranks, what packed layers are
     read into included. Budget, compressor and storage are chosen (:mod:`.allocate`); those of this object say nothing.
     ``profiles``: texts of files that ``measure-kv`` wrote; one of the model's sizes goes before those that are shipped.
+    ``heads``: whether heads of a layer may get shares of their own, where they were measured.
     """
 
     megabytes: float = 0.0
     profiles: tuple[str, ...] = ()
+    heads: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,6 +35,10 @@ class AutoKV(KVSettings):
     @property
     def bounded(self) -> bool:
         return True
+
+    def by_layer(self, user: str) -> AutoKV:
+        """With one share for all heads of a layer."""
+        return replace(self, heads=False)
 
     def settled(self, spec: KVSpec, plan: Plan) -> KVSettings:
         return _allocated(self, countable(spec), plan).settings
@@ -55,4 +61,4 @@ def countable(spec: KVSpec) -> KVSpec:
 def _allocated(auto: AutoKV, spec: KVSpec, plan: Plan) -> Allocation:
     profile, own = profile_for(spec, auto.profiles)
     base = KVSettings(dtype=auto.dtype, device=auto.device)
-    return allocate(spec, plan, auto.megabytes, profile, own, base)
+    return allocate(spec, plan, auto.megabytes, profile, own, base, auto.heads)

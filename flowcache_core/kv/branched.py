@@ -11,6 +11,7 @@ from torch import Tensor
 from ..plan.base import Chunk, Plan
 from ..rows import Rows
 from .cache import KVCache
+from .headed import cache_of
 from .layout import CompressionResult, KVLayout
 from .settings import KVSettings
 from .spec import KVSpec
@@ -22,7 +23,7 @@ class BranchedCache(KVCache):
     def __init__(self, spec: KVSpec, settings: KVSettings, plan: Plan) -> None:
         settings = settings.settled(spec, plan)
         self.spec, self.settings, self.plan = spec, settings, plan
-        self.parts = [KVCache(self.one(spec.device), settings, plan) for _ in range(spec.branches)]
+        self.parts = [cache_of(self.one(spec.device), settings, plan) for _ in range(spec.branches)]
         self.begun: list[Chunk] = []
         self.placed: set[int] = set()
 
@@ -52,7 +53,7 @@ class BranchedCache(KVCache):
         self.placed.add(branch)
         if device != torch.device(self.spec.device):
             self.parts[branch].release()
-            self.parts[branch] = KVCache(self.one(device), self.settings, self.plan)
+            self.parts[branch] = cache_of(self.one(device), self.settings, self.plan)
             for chunk in self.begun:
                 self.parts[branch].begin(chunk)
 
@@ -75,9 +76,10 @@ class BranchedCache(KVCache):
         q: Tensor,
         attend: Callable[..., Tensor],
         newest: int = 0,
+        fused: bool = True,
     ) -> Tensor:
         outputs = [
-            self.parts[branch].attend(layer, range(1), chunk, queries.to(self.device_of(branch)), attend, newest)
+            self.parts[branch].attend(layer, range(1), chunk, queries.to(self.device_of(branch)), attend, newest, fused)
             for branch, (queries,) in self.of(branches, q)
         ]
         return torch.cat([output.to(q.device) for output in outputs])

@@ -43,8 +43,10 @@ class KVCache(CacheFigures):
     branch-major, ``[len(branches) * batch, heads, tokens, head_dim]``.
     """
 
-    def __init__(self, spec: KVSpec, settings: KVSettings, plan: Plan) -> None:
-        """Allocate every buffer. SettingError when per-layer budgets do not fit the model."""
+    def __init__(self, spec: KVSpec, settings: KVSettings, plan: Plan, scratch: Scratch | None = None) -> None:
+        """Allocate every buffer. SettingError when per-layer budgets do not fit the model; those of heads take
+        :func:`.headed.cache_of`. scratch: what packed layers are read into, where caches share it.
+        """
         settings = settings.settled(spec, plan)
         self.spec, self.settings, self.plan = spec, settings, plan
         budgets = settings.layer_budgets(spec.layers)
@@ -55,7 +57,7 @@ class KVCache(CacheFigures):
         self._chunk_starts = tuple(chunk.first_frame * spec.tokens_per_frame for chunk in plan.chunks)
         self._unwritten: dict[int, set[tuple[int, int]]] = {}
         self._finite = PackedFinite(settings.storage.name)
-        self._scratch = Scratch()
+        self._scratch = Scratch() if scratch is None else scratch
         apart = self._place.apart and not settings.storage.packs
         self._reading: Prefetch | AtHand = Prefetch(self._place) if apart else AtHand()
         self._sink = SinkPlace(settings, spec, self._chunk_starts, self._chunk_tokens)
@@ -130,11 +132,13 @@ class KVCache(CacheFigures):
         q: Tensor,
         attend: Callable[..., Tensor],
         newest: int = 0,
+        fused: bool = True,
     ) -> Tensor:
         """``attend(q, keys, values)`` for the context of ``chunk``, so many heads at a time as may be unpacked at once;
         with a fourth argument, the :meth:`bias`, where there is one.
 
-        ``q`` ``[n * batch, q_heads, tokens, head_dim]``, the output too.
+        ``q`` ``[n * batch, q_heads, tokens, head_dim]``, the output too. fused: whether packed tokens may be attended
+        to as they are stored, by the kernel here in place of ``attend``.
         """
         start, end = self._seen(layer, branches, chunk, newest)
         heads, shared = self.spec.kv_heads, self.spec.heads // self.spec.kv_heads
@@ -145,7 +149,8 @@ class KVCache(CacheFigures):
         if bias is not None:
             return attend(q, *self._read(layer, branches, chunk, start, end), bias)
         tokens = self._buffer(layer).tokens
-        if start == 0 and self._sink.move is None and isinstance(tokens, PackedTokens) and usable(tokens, q):
+        whole = fused and start == 0 and self._sink.move is None
+        if whole and isinstance(tokens, PackedTokens) and usable(tokens, q):
             return attend_packed(tokens, branches, q, end)
         if step == heads:
             return attend(q, *self._read(layer, branches, chunk, start, end))

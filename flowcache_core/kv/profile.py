@@ -19,11 +19,12 @@ from ..reading.json_text import parse_object, read_object
 from .spec import KVSpec
 
 FOLDER = Path(__file__).parent / "profiles"
-SCHEMA = 1
+SCHEMA, READ = 2, (1, 2)  # 1 has no numbers of heads
 ACCEPTED = f'JSON with "schema": {SCHEMA}, as measure-kv writes it'
 Errors = Mapping[str, Mapping[str, tuple[tuple[float, ...], ...]]]
-"""compressor -> storage -> one row a share, one number a layer. Where a compressor needs more than the first shares,
-rows begin later: the last is of the last share."""
+"""compressor -> storage -> one row a share: one number a layer, or one for each of its K/V heads, layer by layer. A
+head's is what it loses against what its whole layer gives, so that a layer's numbers add up. Where a compressor needs
+more than the first shares, rows begin later: the last is of the last share."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +50,31 @@ class ErrorProfile:
     shares: tuple[float, ...]
     errors: Errors
 
-    def error(self, compressor: str, storage: str, share: float, layer: int | None) -> float:
-        """Of one layer, or the mean over all, where so much of the history is kept: linear between what was measured;
-        below it, where nobody knows, inversely as the share, at most 1."""
+    @property
+    def by_head(self) -> bool:
+        """Whether every head was measured, and not layers alone."""
+        rows = next(rows for by_storage in self.errors.values() for rows in by_storage.values())
+        return len(rows[0]) > self.sizes.layers
+
+    def parts(self, compressor: str, storage: str, share: float) -> tuple[float, ...]:
+        """Of every layer, or of all heads of every layer, where so much of the history is kept: linear between what was
+        measured; below it, where nobody knows, inversely as the share."""
         rows = self.errors[compressor][storage]
         shares = self.shares[-len(rows) :]
-        values = [sum(row) / len(row) if layer is None else row[layer] for row in rows]
         if share <= shares[0]:
-            return min(1.0, values[0] * shares[0] / max(share, 1e-9))
-        at = min(bisect_left(shares, share), len(values) - 1)
-        low, below = shares[at - 1], values[at - 1]
-        high, above = shares[at], values[at]
+            return tuple(value * shares[0] / max(share, 1e-9) for value in rows[0])
+        at = min(bisect_left(shares, share), len(rows) - 1)
+        low, high = shares[at - 1], shares[at]
         part = min(max((share - low) / (high - low), 0.0), 1.0)
-        return below + (above - below) * part
+        return tuple(below + (above - below) * part for below, above in zip(rows[at - 1], rows[at], strict=True))
+
+    def error(self, compressor: str, storage: str, share: float, layer: int | None) -> float:
+        """Of one layer, or the mean over all, as :meth:`parts`; at most 1."""
+        parts, layers = self.parts(compressor, storage, share), self.sizes.layers
+        if layer is None:
+            return min(1.0, sum(parts) / layers)
+        each = len(parts) // layers
+        return min(1.0, sum(parts[layer * each : (layer + 1) * each]))
 
     def least_share(self, compressor: str, storage: str) -> float:
         """The smallest that was measured."""
@@ -84,7 +97,7 @@ def parse_profile(text: str) -> ErrorProfile:
 
 def _profile(found: Mapping[str, Any], name: str) -> ErrorProfile:
     try:
-        if found["schema"] != SCHEMA:
+        if found["schema"] not in READ:
             raise ValueError
         sizes = Sizes(**{name: _whole(value) for name, value in found["sizes"].items()})
         shares = tuple(_number(value) for value in found["shares"])
@@ -99,7 +112,9 @@ def _profile(found: Mapping[str, Any], name: str) -> ErrorProfile:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SettingError("K/V profile", name, ACCEPTED) from error
     tables = [rows for by_storage in errors.values() for rows in by_storage.values()]
-    whole = all(0 < len(rows) <= len(shares) and all(len(row) == sizes.layers for row in rows) for rows in tables)
+    widths = {len(row) for rows in tables for row in rows}
+    whole = len(widths) == 1 and widths <= {sizes.layers, sizes.layers * sizes.kv_heads}
+    whole = whole and all(0 < len(rows) <= len(shares) for rows in tables)
     rising = bool(shares) and shares[-1] == 1 and all(a < b for a, b in zip((0.0, *shares), shares))
     if not tables or not whole or not rising:
         raise SettingError("K/V profile", name, ACCEPTED)

@@ -41,19 +41,23 @@ class Candidates:
 
 @dataclass
 class Measured:
-    """What runs of one length have found so far: squared errors by candidate and layer, and of what; history: finished
-    chunks before the one that is measured."""
+    """What runs of one length have found so far: squared errors by candidate, layer and K/V head, and of what a layer
+    gives; history: finished chunks before the one that is measured."""
 
     spec: KVSpec
     history: float
-    found: dict[Key, list[float]] = field(default_factory=dict)
+    found: dict[Key, list[list[float]]] = field(default_factory=dict)
     whole: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.whole = self.whole or [0.0] * self.spec.layers
 
-    def add(self, key: Key, layer: int, lost: float) -> None:
-        self.found.setdefault(key, [0.0] * self.spec.layers)[layer] += lost
+    def add(self, key: Key, layer: int, lost: Tensor) -> None:
+        """lost: output of the layer's queries minus what it should be ``[B, heads, queries, d]``."""
+        heads = self.spec.kv_heads
+        rows = self.found.setdefault(key, [[0.0] * heads for _ in range(self.spec.layers)])
+        sums = lost.square().sum((0, 2, 3)).unflatten(0, (heads, -1)).sum(1).tolist()
+        rows[layer] = [before + one for before, one in zip(rows[layer], sums, strict=True)]
 
     def profile(self, model: str) -> ErrorProfile:
         """Relative errors; budgets as shares of the history."""
@@ -63,7 +67,7 @@ class Measured:
             rows = []
             for budget in budgets:
                 if lost := self.found.get((compressor, storage, budget)):
-                    row = (a / b for a, b in zip(lost, self.whole, strict=True))
+                    row = (one / whole for heads, whole in zip(lost, self.whole, strict=True) for one in heads)
                     rows.append(tuple(float(f"{value:.4g}") for value in row))
             errors.setdefault(compressor, {})[storage] = tuple(rows)
         return ErrorProfile(model, Sizes.of(self.spec), tuple(budget / self.history for budget in budgets), errors)
@@ -93,10 +97,11 @@ class MeasuringCache(KVCache):
         branches: range,
         chunk: Chunk,
         q: Tensor,
-        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+        attend: Callable[..., Tensor],
         newest: int = 0,
+        fused: bool = True,
     ) -> Tensor:
-        out = super().attend(layer, branches, chunk, q, attend, newest)
+        out = super().attend(layer, branches, chunk, q, attend, newest, fused)
         if chunk.index == self.last.index:
             if self._asked[layer, branches.start] in self.at:
                 self._measure(layer, branches, q, attend, newest)
@@ -134,7 +139,7 @@ class MeasuringCache(KVCache):
                         k, v = k.gather(2, index), v.gather(2, index)
                     k, v = torch.cat((k, keys[:, :, own:]), 2), torch.cat((v, values[:, :, own:]), 2)
                     seen = attend(asking, k[:, :, -newest:], v[:, :, -newest:]).float()
-                    self.measured.add((compressor.name, name, budget), layer, float((seen - whole).square().sum()))
+                    self.measured.add((compressor.name, name, budget), layer, seen - whole)
 
     def _region(self, layer: int, branches: range, keys: Tensor, values: Tensor) -> Region:
         places = torch.arange(keys.shape[2], dtype=torch.int32, device=keys.device).expand(keys.shape[:3])

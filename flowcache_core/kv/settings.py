@@ -20,11 +20,10 @@ from .storage import Plain, Storage
 STORAGE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn)
 
 
-def default_compressor(budget: float | Sequence[float]) -> Compressor:
+def default_compressor(budgets: Sequence[float]) -> Compressor:
     """The best on the data we measured (``bench compression``): sink and window, or, without room for both, recent."""
     sink_window = SinkWindow()
-    budgets = budget if isinstance(budget, Sequence) else [budget]
-    roomy = all(isinstance(one, int | float) and one >= sink_window.min_budget for one in budgets)
+    roomy = all(one >= sink_window.min_budget for one in budgets)
     return sink_window if roomy else Recent()
 
 
@@ -32,15 +31,15 @@ def default_compressor(budget: float | Sequence[float]) -> Compressor:
 class KVSettings:
     """Immutable settings of a run's K/V cache.
 
-    ``budget``: chunks of finished history that are kept, fractions allowed, one number or one per layer; None keeps
-    everything. ``compressor`` decides what is kept; :func:`default_compressor` when only a budget is given.
-    ``storage``: how finished chunks are kept. ``dtype`` of what is stored as computed (all of it in plain storage, the
-    active chunks in others) and ``device`` of everything; None for the model's own. ``at_finish``: what exceeds the
-    budget is dropped as soon as a chunk has finished, as FlowCache's code for SkyReels-V2 does, and not when the next
-    one needs the room.
+    ``budget``: chunks of finished history that are kept, fractions allowed: one number, one per layer, or for a layer
+    one per K/V head; None keeps everything. ``compressor`` decides what is kept; :func:`default_compressor` when only a
+    budget is given. ``storage``: how finished chunks are kept. ``dtype`` of what is stored as computed (all of it in
+    plain storage, the active chunks in others) and ``device`` of everything; None for the model's own. ``at_finish``:
+    what exceeds the budget is dropped as soon as a chunk has finished, as FlowCache's code for SkyReels-V2 does, and
+    not when the next one needs the room.
     """
 
-    budget: float | Sequence[float] | None = None
+    budget: float | Sequence[float | Sequence[float]] | None = None
     compressor: Compressor | None = None
     dtype: torch.dtype | None = None
     device: str | None = None
@@ -50,10 +49,12 @@ class KVSettings:
     def __post_init__(self) -> None:
         require_types(self)
         if self.budget is not None and self.compressor is None:
-            object.__setattr__(self, "compressor", default_compressor(self.budget))
+            object.__setattr__(self, "compressor", default_compressor(self.budgets))
         if isinstance(self.budget, Sequence):
-            object.__setattr__(self, "budget", tuple(self.budget))
-            require(len(self.budgets) > 0, "budget", self.budget, "one number per layer")
+            rows = tuple(tuple(row) if isinstance(row, Sequence) else row for row in self.budget)
+            object.__setattr__(self, "budget", rows)
+            whole = len(rows) > 0 and () not in rows
+            require(whole, "budget", self.budget, "one number per layer, or for a layer one per K/V head")
         for budget in self.budgets:
             assert self.compressor is not None
             try:
@@ -80,10 +81,22 @@ class KVSettings:
 
     @property
     def budgets(self) -> tuple[float, ...]:
-        """The numbers in ``budget``: none, one for all layers, or one per layer."""
+        """The numbers in ``budget``: none, one for all layers, or one per layer or head."""
         if self.budget is None:
             return ()
-        return tuple(self.budget) if isinstance(self.budget, Sequence) else (self.budget,)
+        rows = self.budget if isinstance(self.budget, Sequence) else (self.budget,)
+        return tuple(one for row in rows for one in (row if isinstance(row, Sequence) else (row,)))
+
+    @property
+    def by_head(self) -> bool:
+        """Whether heads of a layer have budgets of their own."""
+        return isinstance(self.budget, Sequence) and any(isinstance(row, Sequence) for row in self.budget)
+
+    def by_layer(self, user: str) -> KVSettings:
+        """These settings for a ``user`` that reads all heads of a layer at once. SettingError for budgets of heads."""
+        accepted = f"one number, or one per layer: {user} reads all heads of a layer at once"
+        require(not self.by_head, "budget", "one per head", accepted)
+        return self
 
     @property
     def bounded(self) -> bool:
@@ -113,7 +126,18 @@ class KVSettings:
         if not isinstance(self.budget, Sequence):
             return (self.budget,) * layers
         require(len(self.budget) == layers, "budget", self.budget, f"one number, or {layers}: one per layer")
-        return tuple(self.budget)
+        self.by_layer("what asks for them")
+        return self.budgets
+
+    def head_budgets(self, spec: KVSpec) -> tuple[tuple[float, ...], ...]:
+        """``[layer][K/V head]`` of those heads of the model that ``spec`` has. SettingError when others were given."""
+        assert isinstance(self.budget, Sequence)
+        count, heads = spec.layers, spec.all_kv_heads or spec.kv_heads
+        rows = [tuple(row) if isinstance(row, Sequence) else (row,) * heads for row in self.budget]
+        fits = len(rows) == count and all(len(row) == heads for row in rows)
+        accepted = f"{count} layers, each with one number or {heads}: one per K/V head"
+        require(fits, "budget", self.budget, accepted)
+        return tuple(row[spec.first_head : spec.first_head + spec.kv_heads] for row in rows)
 
     def sink_frames(self, plan: Plan) -> int:
         """Latent frames at the start of the video that stay whatever comes; whole chunks only."""
@@ -139,4 +163,5 @@ class KVSettings:
         reason = f"not below the {history:g} finished chunks this video ever has to hold: nothing to compress"
         if len(self.budgets) == 1:
             return f"budget {self.budgets[0]:g} chunks is {reason}"
-        return f"the budget of {idle} of {len(self.budgets)} layers is {reason} in them"
+        what = "heads" if self.by_head else "layers"
+        return f"the budget of {idle} of {len(self.budgets)} {what} is {reason} in them"

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from ..plan.base import Plan
+from .head_shares import head_shares
 from .layout import capacity_tokens, drops, largest_chunk_frames, max_active_frames
 from .settings import KVSettings
 from .spec import KVSpec
@@ -49,6 +50,8 @@ def peak_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
     budgets or the storage do not fit the model. What a packed layer is read into comes on top: :func:`read_bytes`.
     """
     settings = settings.settled(spec, plan)
+    if settings.by_head:
+        return sum(peak_bytes(one.spec(spec), one.settings, plan) for one in head_shares(spec, settings))
     budgets = settings.layer_budgets(spec.layers)
     known = {budget: layer_bytes(spec, settings, plan, budget) for budget in set(budgets)}
     return sum(known[budget] for budget in budgets)
@@ -79,6 +82,8 @@ def read_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
     settings = settings.settled(spec, plan)
     if not settings.storage.packs:
         return 0
+    if settings.by_head:  # one after the other, into the same buffer
+        return max(read_bytes(one.spec(spec), one.settings, plan) for one in head_shares(spec, settings))
     tokens = max(capacity_tokens(plan, spec.tokens_per_frame, one) for one in set(settings.layer_budgets(spec.layers)))
     streams = spec.branches * spec.batch
     return 2 * streams * heads_at_once(spec, streams, tokens) * tokens * spec.head_dim * spec.dtype.itemsize
@@ -91,6 +96,8 @@ def ahead_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
     place = place_of(spec, settings)
     if not place.apart or settings.storage.packs:
         return 0
+    if settings.by_head:
+        return sum(ahead_bytes(one.spec(spec), one.settings, plan) for one in head_shares(spec, settings))
     tokens = max(capacity_tokens(plan, spec.tokens_per_frame, one) for one in set(settings.layer_budgets(spec.layers)))
     return 2 * 2 * spec.branches * spec.batch * spec.kv_heads * tokens * spec.head_dim * place.dtype.itemsize
 

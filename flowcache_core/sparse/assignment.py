@@ -82,6 +82,20 @@ def assign(
     return Assignment(picked, fsum(errors[index]), fsum(share[index]))
 
 
+def least_error(error: Numbers, density: Numbers, budget: float) -> float:
+    """What :func:`assign` cannot come below with equal weights: the error where a head may mix two candidates. Infinite
+    where nothing fits."""
+    scale = float(error.max(1).sum()) or 1.0
+    costs, losses = np.rint(density * _UNIT).astype(np.int64), np.rint(error / scale * _UNIT).astype(np.int64)
+    hulls = [_lower_hull(cost, loss) for cost, loss in zip(costs, losses, strict=True)]
+    start, steps = np.sum([hull[0] for hull in hulls], 0), np.concatenate([np.diff(hull, axis=0) for hull in hulls])
+    steps = steps[np.argsort(steps[:, 1] / steps[:, 0], kind="stable")]
+    points = np.r_[start[None], start + np.cumsum(steps, axis=0)]
+    room = (budget + _SLACK) * len(error) * _UNIT
+    # Every number was rounded by half a unit at most.
+    return np.inf if start[0] > room else (np.interp(room, points[:, 0], points[:, 1]) / _UNIT - 1e-9) * scale
+
+
 @dataclass(frozen=True)
 class _Relaxation:
     """Least error of some heads as a function of the density they share, when a head may mix two candidates: the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 import pytest
 
 import dev
+import flowcache_core.__main__
+from benchmarks.__main__ import BENCHMARKS
 
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 Command = list[str]
@@ -187,6 +190,24 @@ def test_help_has_a_line_for_every_command(capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     for name, text in dev.COMMANDS.items():
         assert sum(line.split()[:1] == [name] and line.endswith(text) for line in lines) == 1
+
+
+ROOT = Path(dev.__file__).parent
+
+
+def test_every_command_and_benchmark_that_is_written_about_is_there() -> None:
+    """In the docs, in what commands say of themselves, and in the core's own list."""
+    own = {*dev.COMMANDS} - {"bench", "test", "lint"}
+    assert own == {*flowcache_core.__main__.COMMANDS}
+    said, texts = (
+        set(),
+        [path for name in ("docs", "flowcache_core", "benchmarks") for path in (ROOT / name).rglob("*")],
+    )
+    for path in (ROOT / "README.md", *(path for path in texts if path.suffix in (".md", ".py"))):
+        said |= set(re.findall(r"dev\.py ([a-z][a-z-]*)(?: ([a-z_]+))?", path.read_text(encoding="utf-8")))
+    assert len(said) > 20
+    assert {command for command, _ in said} <= {*dev.COMMANDS}
+    assert {name for command, name in said if command == "bench"} - {""} <= {*BENCHMARKS}
 
 
 def test_unknown_command_lists_what_is_accepted() -> None:

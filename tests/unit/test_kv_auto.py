@@ -68,6 +68,45 @@ def test_the_knapsack_is_solved_exactly(seed: int, monkeypatch: pytest.MonkeyPat
         )
 
 
+def headed(seed: int) -> ErrorProfile:
+    """As :func:`profile`, for three layers of two heads that differ much."""
+    g, shares = torch.Generator().manual_seed(seed), (0.2, 0.4, 0.6, 0.8, 1.0)
+    errors = {}
+    for compressor in ("recent", "sink-window"):
+        errors[compressor] = {}
+        for storage, extra in (("plain", 0.0), ("int4", 0.02)):
+            fall = torch.rand(len(shares), 6, generator=g).pow(3).cumsum(0).flip(0) / 9 + extra
+            errors[compressor][storage] = tuple(tuple(row) for row in fall.tolist())
+    return ErrorProfile("test", Sizes.of(SPEC), shares, errors)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shares_of_heads_are_the_best_of_all(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against every combination of layers' budgets, and of the budgets of all heads of a model with two."""
+    monkeypatch.setattr(module, "STEP", 2.0)
+    table, history = headed(seed), 5.0
+    whole, every = run_bytes(SPEC, KVSettings(), PLAN), by_trying(table)
+    for name, by_storage in table.errors.items():
+        budgets = budgets_up_to(history, COMPRESSORS[name]())
+        for stored in by_storage:
+            parts = {budget: table.parts(name, stored, budget / history) for budget in budgets}
+            for row in product(budgets, repeat=6):
+                pairs = tuple(row[at : at + 2] for at in (0, 2, 4))
+                kv = KVSettings(pairs, COMPRESSORS[name](), storage=STORAGES[stored]())
+                error = sum(parts[budget][at] for at, budget in enumerate(row)) / SPEC.layers
+                every.append((run_bytes(SPEC, kv, PLAN), error))
+    better = 0
+    for share in (0.5, 0.7, 0.9):
+        found = allocate(SPEC, PLAN, share * whole / MEGA, table, True, KVSettings())
+        assert found.bytes == run_bytes(SPEC, found.settings, PLAN) <= share * whole
+        assert found.error == pytest.approx(min(error for size, error in every if size <= share * whole), rel=1e-9)
+        layers = allocate(SPEC, PLAN, share * whole / MEGA, table, True, KVSettings(), heads=False)
+        assert not layers.settings.by_head
+        better += found.error < 0.99 * layers.error
+        assert found.settings.by_head == ("layer and head" in found.text(1.0, table, True))
+    assert better
+
+
 def test_more_bytes_never_mean_more_error_and_the_whole_fits_at_last() -> None:
     table = profile(5)
     whole = run_bytes(SPEC, KVSettings(), PLAN) / MEGA
@@ -160,7 +199,7 @@ def test_a_profile_of_one_s_own_goes_before_those_that_are_shipped() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"schema": 2},
+        {"schema": 3},
         {"shares": [0.5]},
         {"shares": [0.5, 0.4, 1.0]},
         {"errors": {}},

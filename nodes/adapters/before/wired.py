@@ -19,6 +19,7 @@ from ....flowcache_core.released import RELEASED
 from ....flowcache_core.schedule import Schedule, magi, shifted
 from ....flowcache_core.solvers import SOLVERS
 from ..host_ar.attach import plan_of as host_plan
+from ..host_ar.order import HOST_SAMPLER
 from ..run.plan_choice import PlanChoice
 from ..run.settings import AutoReuse, FlowCacheSettings, ReuseSettings, on_plan
 from ..wan.sampling import kv_of
@@ -159,7 +160,8 @@ def host_run(plan: Plan, settings: FlowCacheSettings) -> EngineSettings:
     """The host's own AR sampler as the engine would be told of it."""
     reuse: Mapping[str, Any] = {} if settings.chosen is None else settings.chosen.engine_fields
     levels, solver = shifted(plan.steps, 5.0), SOLVERS["renoise"]()
-    return EngineSettings(plan, levels, solver, kv=settings.kv_settings, clean_pass=True, **reuse)
+    kv = settings.kv_settings.by_layer(HOST_SAMPLER)
+    return EngineSettings(plan, levels, solver, kv=kv, clean_pass=True, **reuse)
 
 
 def latents_of(graph: Graph, sampling: str) -> tuple[int, int, int, int, int]:

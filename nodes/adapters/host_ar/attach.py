@@ -62,7 +62,7 @@ def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> tuple[
         settings = settings.settled(run)
         check(guider, settings)
         with naming("KV Cache Compressor"):
-            kv = settings.kv_settings
+            kv = settings.kv_settings.by_layer(HOST_SAMPLER)
             here = kv.device in (None, guider.model_patcher.load_device.type)
             kv_bytes = run_bytes(kv_spec(model, latents.shape, 1, "cpu"), kv, plan) if here else 0
         announce(guider, max(chunk.frames for chunk in plan.chunks), kv_bytes)

@@ -89,7 +89,7 @@ class HostRun:
         require(last == 0, "sigmas", f"an end at {last:g}", f"an end at 0, or {INSTEAD}")
         chosen = settings.chosen
         picked: dict[str, Any] = {} if chosen is None else chosen.engine_fields
-        kv = settings.kv_settings
+        kv = settings.kv_settings.by_layer(HOST_SAMPLER)
         solver = SOLVERS["renoise"]()
         embeddings = Embeddings(model, noise.device)
         with naming("FlowCache Chunkwise Reuse"):

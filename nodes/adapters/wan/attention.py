@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -91,7 +92,7 @@ class ChunkAttention:
             return func(*args, **kwargs) if previous is None else previous(func, *args, **kwargs)
 
         def override(func: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, heads: int, **rest: Any) -> Tensor:
-            return self.attention(layer, run, func, (q, k, v), heads, rest)
+            return self.attention(layer, partial(run, func), (q, k, v), heads, rest, fused=previous is None)
 
         forwards = self.elsewhere.get(options.get(DEVICE), self.forwards)
         options[OVERRIDE] = override
@@ -108,11 +109,12 @@ class ChunkAttention:
         self,
         layer: int,
         run: Callable[..., Tensor],
-        func: Callable[..., Tensor],
         qkv: tuple[Tensor, Tensor, Tensor],
         heads: int,
         kwargs: dict[str, Any],
+        fused: bool,
     ) -> Tensor:
+        """``run``: the attention that a user has chosen. fused: whether ours may take its place where K/V is packed."""
         options, given = kwargs["transformer_options"], qkv[0].shape[1]
         needed = f"{self.tokens} tokens: no reference images or frames beside the video's"
         require(given == self.tokens, "conditioning", f"{given} tokens", needed)
@@ -125,25 +127,35 @@ class ChunkAttention:
         outputs = []
         for items, branches in self.slices(options["uuids"]):
             rows = slice(items.start * batch, items.stop * batch)
-            again = not self.written.isdisjoint((layer, branch) for branch in branches)
-            keys, values = self.context(layer, branches, q[rows], k[rows], v[rows])
             own = options.copy()  # by no key: who reads one may be watched
             own.update({name: options[name][items.start : items.stop] for name in ("uuids", "cond_or_uncond")})
             part = {**kwargs, "transformer_options": own, "skip_reshape": True}
-            bias = None if self.sparse is not None else self.cache.bias(layer, branches, self.chunk, self.newest)
-            if bias is not None:
-                outputs.append(attend_heads(q[rows], keys, values, bias.to(q.device)).transpose(1, 2).flatten(2))
-                continue
-            if self.sparse is None:
-                outputs.append(run(func, q[rows], keys, values, heads, **part))
-                continue
 
-            def dense(q: Tensor, k: Tensor, v: Tensor, part: dict[str, Any] = part) -> Tensor:
-                return run(func, q, k, v, heads, **part).unflatten(-1, (heads, -1)).transpose(1, 2)
+            def dense(
+                q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, part: dict[str, Any] = part
+            ) -> Tensor:
+                k, v = k.to(q.device), v.to(q.device)
+                if bias is not None:
+                    return attend_heads(q, k, v, bias.to(q.device))
+                return run(q, k, v, q.shape[1], **part).unflatten(-1, (q.shape[1], -1)).transpose(1, 2)
 
-            out = self.sparse.attend(layer, branches, q[rows], keys, values, dense, sage=sage(), again=again)
+            out = self.attended(layer, branches, (q[rows], k[rows], v[rows]), dense, fused)
             outputs.append(out.transpose(1, 2).flatten(2))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+    def attended(
+        self, layer: int, branches: range, qkv: tuple[Tensor, Tensor, Tensor], dense: Callable[..., Tensor], fused: bool
+    ) -> Tensor:
+        """The attention of some branches' ``q [n * batch, heads, tokens, head_dim]``, their K/V written before."""
+        again = not self.written.isdisjoint((layer, branch) for branch in branches)
+        if again or self.sparse is not None:
+            keys, values = self.context(layer, branches, *qkv)
+            if self.sparse is None:
+                bias = self.cache.bias(layer, branches, self.chunk, self.newest)
+                return dense(qkv[0], keys, values) if bias is None else dense(qkv[0], keys, values, bias)
+            return self.sparse.attend(layer, branches, qkv[0], keys, values, dense, sage=sage(), again=again)
+        self.store(layer, branches, *qkv)
+        return self.cache.attend(layer, branches, self.chunk, qkv[0], dense, self.newest, fused)
 
     def refuse_second(self, mine: set[tuple[int, int]]) -> None:
         """SettingError where one request of the guider's has the model run twice; ``mine``: (layer, branch)."""
@@ -163,19 +175,25 @@ class ChunkAttention:
         for first, last in pairwise([0, *cuts, len(branches)]):
             yield range(first, last), range(branches[first], branches[last - 1] + 1)
 
+    def store(self, layer: int, branches: range, q: Tensor, k: Tensor, v: Tensor) -> None:
+        """Write what a branch is first evaluated with."""
+        mine = {(layer, branch) for branch in branches}
+        self.refuse_second(mine)
+        self.cache.write(layer, branches, self.chunk, k, v, self.rows)
+        if self.rows is None:
+            self.cache.observe(layer, branches, self.chunk, q)
+        self.written |= mine
+
     def context(self, layer: int, branches: range, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values to attend to. Only the first evaluation of a branch is stored: what a guidance node of
         another pack evaluates again, perturbed, must not become history.
         """
         mine = {(layer, branch) for branch in branches}
-        self.refuse_second(mine)
         if self.written.isdisjoint(mine):
-            self.cache.write(layer, branches, self.chunk, k, v, self.rows)
-            if self.rows is None:
-                self.cache.observe(layer, branches, self.chunk, q)
-            self.written |= mine
+            self.store(layer, branches, q, k, v)
             keys, values = self.cache.context(layer, branches, self.chunk, self.newest)
             return keys.to(q.device), values.to(q.device)
+        self.refuse_second(mine)
         keys, values = (part.to(q.device) for part in self.cache.context(layer, branches, self.chunk, self.newest))
         if self.rows is not None:
             places = keys.shape[-2] - self.rows.tokens + self.rows.on(keys.device)

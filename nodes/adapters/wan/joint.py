@@ -6,7 +6,7 @@ each of its model calls is answered out of a pass that they share wherever it wo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,11 @@ class JointAttention(ChunkAttention):
         """From now on for another of the guider's calls."""
         self.asked = asked
         self.evaluated.clear()
+
+    def attended(
+        self, layer: int, branches: range, qkv: tuple[Tensor, Tensor, Tensor], dense: Callable[..., Tensor], fused: bool
+    ) -> Tensor:
+        return dense(qkv[0], *self.context(layer, branches, *qkv))
 
     def context(self, layer: int, branches: range, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         mine = {(layer, branch) for branch in branches}
