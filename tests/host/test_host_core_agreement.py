@@ -115,14 +115,17 @@ class Case:
     plan: dict[str, Any]
     cfg: float = 1.0
     reuse: dict[str, Any] | None = None
-    budget: float | None = None
+    budget: float | tuple[tuple[float, ...], ...] | None = None
     prefix: int = 0
     method: dict[str, Any] = field(default_factory=METHOD.copy)
 
     def patched(self, model: Any) -> Any:
         if self.reuse is not None:
             model = reuse(model, **self.reuse)
-        if self.budget is not None:
+        if isinstance(self.budget, tuple):  # no field takes one for each head: auto (MB) chooses them
+            chosen = module("flowcache_core.kv.settings").KVSettings(self.budget)
+            model = module("nodes.adapters.run.outer").with_kv(model, chosen)
+        elif self.budget is not None:
             model = node("KVCompressor", model=model, budget=self.budget, method=self.method, dtype=SAME, device=SAME)
         return model
 
@@ -239,6 +242,15 @@ OTHERS = [
 @pytest.mark.parametrize("method", OTHERS, ids=lambda fields: fields["method"])
 def test_other_compressors(loaded, method):
     assert agree(loaded["14B"], Case(CAUSAL, 4.0, None, 1.5, method=method)).compressions
+
+
+HEADS = ((1.0, 2.0), (1.5, 1.0))
+
+
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_budgets_of_heads(loaded, plan):
+    """As auto (MB) chooses them where a profile was measured."""
+    assert agree(loaded["1.3B"], Case(plan, 4.0, REUSE, HEADS)).compressions
 
 
 @pytest.mark.parametrize("name", CHECKPOINTS)
