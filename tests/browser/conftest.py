@@ -60,6 +60,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     lay_out(base)
     if PICTURES:
         name_checkpoints(base / "models")
+        (base / "input" / "my_video.mp4").touch()  # what StreamDiffusionV2's template asks for
     with comfy_server(HOST, Path(sys.executable), base, *FRONTENDS[request.param]) as running:
         yield running
 
