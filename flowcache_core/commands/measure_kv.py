@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..calibrate.bundled import BUNDLED
@@ -23,6 +24,7 @@ from ..engine import generate
 from ..errors import SettingError, require, require_count, require_finite
 from ..files import require_file, whole_file
 from ..kv import COMPRESSORS
+from ..kv.allocate import alike, groups_of
 from ..kv.layout import largest_chunk_frames
 from ..kv.profile import ErrorProfile
 from ..kv.recorded_errors import Candidates, Measured, MeasuringCache
@@ -31,6 +33,7 @@ from ..kv.storage import STORAGES
 from ..kv.storage.base import Packed, Storage
 from ..plan import blockwise
 from ..report.refusing import refusing
+from ..sparse.assignment import assign
 from .arguments import Parser, require_device
 from .calibrate import specimen_of
 
@@ -60,6 +63,22 @@ def measure(of: Specimen, model: str, setup: Setup, count: int) -> ErrorProfile:
         generate(denoiser, settings, noise, cache=cache, observe=refusing(lambda event: None))
     assert measured is not None
     return measured.profile(model)
+
+
+def shared_out(profile: ErrorProfile, compressor: str) -> tuple[list[float], list[float], list[float]]:
+    """Mean error over layers for every share of the history that was kept: with the same share for all, and where
+    layers, or groups of heads of every layer, get the best with that share as their mean."""
+    rows, layers = profile.errors[compressor]["plain"], profile.sizes.layers
+    shares, heads = profile.shares[-len(rows) :], len(rows[0]) // layers
+    by_head = np.minimum.accumulate(np.array(rows).T.reshape(layers, heads, -1), 2)
+    by_layer = by_head.sum(1)
+    many = groups_of(heads)
+    groups = np.concatenate([[layer[list(group)].sum(0) for group in alike(layer, many)] for layer in by_head])
+    best = [
+        [assign(parts, np.tile(np.array(shares), (len(parts), 1)), share).error / layers for share in shares]
+        for parts in (by_layer, groups)
+    ]
+    return [sum(row) / layers for row in rows], best[0], best[1]
 
 
 def fitting(spec: KVSpec, chunk_tokens: int) -> list[Storage]:
@@ -112,6 +131,11 @@ def main(argv: Sequence[str]) -> int:
             row = (profile.error(compressor, storage, share, None) for share in shares)
             gap = " " * 8 * (len(profile.shares) - len(shares))
             print(f"{compressor + ', ' + storage:30}{gap}" + "".join(f"{error:8.2%}" for error in row))
+    print("\nheld as computed, the same bytes in all, shared out to layers, to groups of their heads:")
+    for compressor in profile.errors:
+        for title, row in zip(("alike", "by layer", "by head"), shared_out(profile, compressor), strict=True):
+            gap = " " * 8 * (len(profile.shares) - len(row))
+            print(f"{compressor + ', ' + title:30}{gap}" + "".join(f"{error:8.2%}" for error in row))
     with whole_file(options.out) as part:
         part.write_text(profile.as_json(), encoding="utf-8")
     print(f"saved: {options.out}")
