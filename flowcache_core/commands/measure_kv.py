@@ -133,9 +133,9 @@ def main(argv: Sequence[str]) -> int:
             print(f"{compressor + ', ' + storage:30}{gap}" + "".join(f"{error:8.2%}" for error in row))
     print("\nheld as computed, the same bytes in all, shared out to layers, to groups of their heads:")
     for compressor in profile.errors:
-        for title, row in zip(("alike", "by layer", "by head"), shared_out(profile, compressor), strict=True):
-            gap = " " * 8 * (len(profile.shares) - len(row))
-            print(f"{compressor + ', ' + title:30}{gap}" + "".join(f"{error:8.2%}" for error in row))
+        for title, errors in zip(("alike", "by layer", "by head"), shared_out(profile, compressor), strict=True):
+            gap = " " * 8 * (len(profile.shares) - len(errors))
+            print(f"{compressor + ', ' + title:30}{gap}" + "".join(f"{error:8.2%}" for error in errors))
     with whole_file(options.out) as part:
         part.write_text(profile.as_json(), encoding="utf-8")
     print(f"saved: {options.out}")
