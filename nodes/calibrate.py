@@ -116,11 +116,11 @@ class Calibrate(Node):
             field = TARGETS[chosen][0]
             if chosen == HEADS:
                 heads, text = heads_preset(model, latent, name.strip(), target[field])
-                document, picture = heads.document, draw_heads(heads, Page.now().dark)
+                document, picture = heads.document, draw_heads(heads, Page.now())
             else:
                 calibration = Calibration.of(model, latent, chunks or None)
                 own, text = calibration.preset(name.strip(), Target(**{field: target[field]}))
-                document, picture = own.document, draw_curve(calibration.chooser, own.preset, Page.now().dark)
+                document, picture = own.document, draw_curve(calibration.chooser, own.preset, Page.now())
         text = said(text)
         images = ui.PreviewImage(picture, cls=cls).as_dict()
         return io.NodeOutput(document, text, picture, ui={**images, **ui.PreviewText(text).as_dict()})

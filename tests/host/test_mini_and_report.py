@@ -11,6 +11,7 @@ from comfy_extras.nodes_ar_video import EmptyARVideoLatent
 from hostkit import NODES, STAGGERED, close, compress, latent, load, module, node, ours, reuse, sample, sigmas_of
 
 core = module("flowcache_core.mini")
+Page = module("nodes.adapters.shown.page").Page
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +94,12 @@ class TestReport:
         model = compress(load(), 2)
         sample(model, ours({"plan": "blockwise", "chunk_frames": 1, "solver": "renoise", "clean_pass": True}),
                start=latent(1021, width=16, height=16), sigmas=sigmas_of(model, 1))  # fmt: skip
-        assert draw(module("nodes.adapters.run.settings").last_record(model), "a title", True).shape[1] < 1500
+        assert (
+            draw(module("nodes.adapters.run.settings").last_record(model), lambda _: "a title", Page()).shape[1] < 1500
+        )
         plain = reuse(load())
         sample(plain, ours({**STAGGERED, "attention": "bidirectional"}))
-        picture = draw(module("nodes.adapters.run.settings").last_record(plain), "a title", False)
+        picture = draw(module("nodes.adapters.run.settings").last_record(plain), lambda _: "a title", Page(dark=False))
         assert np.isfinite(picture.numpy()).all()
 
 

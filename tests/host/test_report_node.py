@@ -15,6 +15,8 @@ from PIL import ImageFont
 records = module("nodes.adapters.run.records")
 run_report = module("nodes.adapters.shown.run_report")
 time = module("flowcache_core.report.lead").time
+theme = module("nodes.adapters.shown.theme")
+Page = module("nodes.adapters.shown.page").Page
 
 
 @pytest.fixture(scope="module")
@@ -139,9 +141,8 @@ class TestWhatAPersonWantsToKnow:
         assert lead[1].startswith("Beside the uncached video: ") and lead[2].startswith("Next: FlowCache Compare with ")
 
     def test_numbers_and_units_stay_together_and_every_sign_can_be_drawn(self):
-        theme = module("nodes.adapters.shown.theme")
         title = "auto (mini): saved 5 min 29 s of 7 min 57 s (3.2 x), K/V 3.3 of 5.3 MB, expected 65 dB"
-        lines = theme.wrapped(title, theme.TITLE)
+        lines = theme.LIGHT.wrapped(title, theme.TITLE)
         assert len(lines) > 1 and " ".join(lines) == title and not any(line.startswith(("MB", "dB")) for line in lines)
 
     def test_few_steps_and_bounded_memory(self, plain):
@@ -197,10 +198,22 @@ class TestASentence:
         close(out, sample(plain, comfy.samplers.sampler_object("euler"), sigmas=sigmas, start=start)[0], 0)
         assert the_sentence(model, out) == records.NO_STEP
 
+    @pytest.mark.parametrize("letters", [None, theme.chinese_letters()], ids=["no letters", "letters of this machine"])
+    def test_pictures_are_chinese_where_there_are_letters(self, sampled, monkeypatch, letters):
+        """Without them they are the English ones: a sign that cannot be drawn says nothing."""
+        model, outs = sampled
+        run, _ = module("nodes.adapters.run.settings").slot_of(model).report_on(outs[0][0])
+        outcome = run_report.outcome(run, run.record)
+        draw = module("nodes.adapters.shown.picture").draw
+        english = draw(run.record, outcome.headline, Page())
+        monkeypatch.setattr(theme, "chinese_letters", lambda: letters)
+        chinese = draw(run.record, outcome.headline, Page("zh"))
+        assert torch.equal(chinese, english) if letters is None else not torch.equal(chinese, english)
+
     def test_sentences_fit_into_their_picture(self, plain):
         draw = module("nodes.adapters.shown.picture").draw_sentence
         for dark in (False, True):
-            picture = draw("a sentence of many words " * 20, dark)
+            picture = draw("a sentence of many words " * 20, Page(dark=dark))
             edge = picture[:, :, -12:]
             assert float(edge.max() - edge.min()) == 0, "letters reach the right edge"
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from PIL import ImageDraw
 
 from ....flowcache_core.report.record import RunRecord
-from .theme import Theme, text, wrapped
+from .theme import Theme
 
 SMALLEST = 8  # pixels of a cell in which a bar can be seen
 ROWS = 240  # pixels of the strip at most
@@ -46,4 +46,4 @@ def strip(pen: ImageDraw.ImageDraw, record: RunRecord, corner: tuple[float, floa
     for layer in range(1, layers):
         x = left + width * layer / layers
         pen.line((x, top, x, bottom - 1), fill=theme.ink)
-    return text(pen, (left, bottom + 6), wrapped(WORDS, width=width), theme.soft) + 8
+    return theme.text(pen, (left, bottom + 6), theme.wrapped(theme.says(WORDS), width=width), theme.soft) + 8

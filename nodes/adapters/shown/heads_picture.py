@@ -10,21 +10,22 @@ from torch import Tensor
 from ....flowcache_core.presets.own import OwnHeads
 from ....flowcache_core.report.figure import COLOURS
 from .densities import DARK, LIGHT
-from .theme import LABEL, LINE, MARGIN, TITLE, WIDTH, Theme, font, tensor, text, theme_of, wrapped
+from .page import Page
+from .theme import LABEL, LINE, MARGIN, TITLE, WIDTH, Theme, tensor, theme_of
 
 LEFT, PLOT_HEIGHT = MARGIN + 84, 280
 LARGEST = 480  # pixels of the table
 
 
-def draw_heads(own: OwnHeads, dark: bool) -> Tensor:
+def draw_heads(own: OwnHeads, page: Page) -> Tensor:
     """``[1, H, W, 3]`` from 0 to 1."""
     method, table = own.preset.method, own.preset.method.shared_out.p
     assert not isinstance(table, float)
-    theme = theme_of(dark=dark)
+    theme = theme_of(page)
     image = Image.new("RGB", (WIDTH, 2000), theme.paper)
     pen = ImageDraw.Draw(image)
     title = f"{own.name}: error of a step over the share of attention computed"
-    y = text(pen, (MARGIN, MARGIN), wrapped(title, TITLE), theme.ink, TITLE)
+    y = theme.text(pen, (MARGIN, MARGIN), theme.wrapped(theme.says(title), TITLE), theme.ink, TITLE)
     y = plot(pen, own, y + LABEL, theme) + 14
     cell = max(2, min(32, (WIDTH - 2 * MARGIN) // len(table[0]), LARGEST // len(table)))
     for layer, row in enumerate(table):
@@ -33,7 +34,7 @@ def draw_heads(own: OwnHeads, dark: bool) -> Tensor:
             x, top = MARGIN + head * cell, y + layer * cell
             pen.rectangle((x, top, x + cell - 2, top + cell - 2), fill=colour)  # type: ignore[arg-type]
     words = f"p of every head (across) in every layer (down) at density {method.density:g}: light little, dark all"
-    y = text(pen, (MARGIN, y + cell * len(table) + 8), wrapped(words), theme.soft)
+    y = theme.text(pen, (MARGIN, y + cell * len(table) + 8), theme.wrapped(theme.says(words)), theme.soft)
     return tensor(image.crop((0, 0, WIDTH, round(y) + MARGIN)))
 
 
@@ -44,7 +45,7 @@ def plot(pen: ImageDraw.ImageDraw, own: OwnHeads, top: float, theme: Theme) -> f
     points = own.preset.evidence["predicted_error"]
     lines = {"one p for all heads": ("shared", COLOURS["reused"]), "p per head": ("per_head", theme.cells["computed"])}
     for name, (_, colour) in lines.items():
-        top = text(pen, (LEFT, top), [name], colour)
+        top = theme.text(pen, (LEFT, top), [theme.says(name)], colour)
     top += 8
     levels = [math.log10(row[key]) for row in points for key, _ in lines.values() if row[key] > 0] or [-4.0]
     low, high = math.floor(min(levels)), math.ceil(max(*levels, math.floor(min(levels)) + 1))
@@ -57,10 +58,10 @@ def plot(pen: ImageDraw.ImageDraw, own: OwnHeads, top: float, theme: Theme) -> f
     for level in range(low, high + 1):
         _, y = place(0, 10.0**level)
         pen.line((LEFT, y, right, y), fill=theme.grid)
-        pen.text((LEFT - 8, y), f"1e{level}", fill=theme.ink, font=font(LABEL), anchor="rm")
+        pen.text((LEFT - 8, y), f"1e{level}", fill=theme.ink, font=theme.font(LABEL), anchor="rm")
     for tenth in range(0, 11, 2):
         x, _ = place(tenth / 10, 10.0**low)
-        pen.text((x, bottom + 6), f"{tenth / 10:g}", fill=theme.ink, font=font(LABEL), anchor="mt")
+        pen.text((x, bottom + 6), f"{tenth / 10:g}", fill=theme.ink, font=theme.font(LABEL), anchor="mt")
     for key, colour in lines.values():
         corners = [place(row["density"], row[key]) for row in points]
         if len(corners) > 1:

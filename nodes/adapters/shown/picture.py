@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
@@ -11,7 +11,8 @@ from torch import Tensor
 from ....flowcache_core.report.figure import KINDS, map_codes
 from ....flowcache_core.report.record import Kind, RunRecord
 from . import densities, places
-from .theme import LABEL, LINE, MARGIN, TITLE, WIDTH, Theme, font, tensor, text, theme_of, ticks_of, wrapped
+from .page import Page
+from .theme import LABEL, LINE, MARGIN, TITLE, WIDTH, Theme, tensor, theme_of, ticks_of
 
 GUTTER = 72  # left of the map, for numbers of chunks
 HIGHEST_MAP, HIGHEST_CELL, LOWEST_CELL = 620, 44, 3
@@ -44,16 +45,16 @@ class Cells:
         return round(x), round(y), round(x + self.width) - 1 - right, round(y + self.height) - 1 - below
 
 
-def draw(record: RunRecord, title: str, dark: bool, images: Tensor | None = None) -> Tensor:
+def draw(record: RunRecord, title: Callable[[str], str], page: Page, images: Tensor | None = None) -> Tensor:
     """``[1, H, W, 3]`` from 0 to 1: what was computed and reused, of the attention too where it is sparse, and
     below it the K/V tokens held at every tick; last, where steps were computed in part, how often every place was, over
     the decoded video ``images [T, H, W, 3]`` where that is known.
     """
-    theme = theme_of(dark=dark)
+    theme = theme_of(page)
     image = Image.new("RGB", (WIDTH, 4000), theme.paper)
     pen = ImageDraw.Draw(image)
-    y = text(pen, (MARGIN, MARGIN), wrapped(title, TITLE), theme.ink, TITLE) + 4
-    y = text(pen, (MARGIN, y), wrapped(record.fault), theme.cells["not finite"])
+    y = theme.text(pen, (MARGIN, MARGIN), theme.wrapped(title(theme.language), TITLE), theme.ink, TITLE) + 4
+    y = theme.text(pen, (MARGIN, y), theme.wrapped(theme.says(record.fault or "")), theme.cells["not finite"])
     y = legend(pen, (MARGIN, y + 4), [kind for kind in KINDS if kind in present(record)], theme)
     chunks, steps = map_codes(record).shape
     width = WIDTH - 2 * MARGIN - GUTTER
@@ -70,11 +71,12 @@ def draw(record: RunRecord, title: str, dark: bool, images: Tensor | None = None
     return tensor(image.crop((0, 0, WIDTH, round(y) + MARGIN)))
 
 
-def draw_sentence(sentence: str, dark: bool) -> Tensor:
+def draw_sentence(sentence: str, page: Page) -> Tensor:
     """``[1, H, W, 3]``: a sentence in the place of the map."""
-    theme, lines = theme_of(dark=dark), wrapped(sentence, TITLE)
+    theme = theme_of(page)
+    lines = theme.wrapped(theme.says(sentence), TITLE)
     image = Image.new("RGB", (WIDTH, 2 * MARGIN + len(lines) * (TITLE + 9)), theme.paper)
-    text(ImageDraw.Draw(image), (MARGIN, MARGIN), lines, theme.ink, TITLE)
+    theme.text(ImageDraw.Draw(image), (MARGIN, MARGIN), lines, theme.ink, TITLE)
     return tensor(image)
 
 
@@ -87,11 +89,12 @@ def legend(pen: ImageDraw.ImageDraw, corner: tuple[float, float], kinds: Sequenc
     left, y = corner
     x = left
     for kind in kinds:
-        width = LABEL + 8 + pen.textlength(NAMES[kind], font=font(LABEL)) + 24
+        name = theme.says(NAMES[kind])
+        width = LABEL + 8 + theme.length(name) + 24
         if x > left and x + width > WIDTH - MARGIN:
             x, y = left, y + LINE
         pen.rectangle((x, y + 4, x + LABEL - 4, y + LABEL), fill=theme.cells[kind])
-        pen.text((x + LABEL + 4, y), NAMES[kind], fill=theme.ink, font=font(LABEL))
+        pen.text((x + LABEL + 4, y), name, fill=theme.ink, font=theme.font(LABEL))
         x += width
     return y + LINE
 
@@ -113,12 +116,14 @@ def step_map(pen: ImageDraw.ImageDraw, record: RunRecord, cells: Cells, theme: T
         pen.line((cells.left, y, WIDTH - MARGIN, y), fill=theme.ink, width=2)
     for row in ticks_of(chunks, LABEL, cells.height):
         middle = cells.top + (row + 0.5) * cells.height
-        pen.text((cells.left - 12, middle), str(row), fill=theme.ink, font=font(LABEL), anchor="rm")
+        pen.text((cells.left - 12, middle), str(row), fill=theme.ink, font=theme.font(LABEL), anchor="rm")
     for column in ticks_of(steps, len(str(steps)) * LABEL * 0.62 + 12, cells.width):
         middle = cells.left + (column + 0.5) * cells.width
-        pen.text((middle, bottom + 6), str(column), fill=theme.ink, font=font(LABEL), anchor="mt")
-    pen.text((MARGIN, cells.top - 4), "chunk", fill=theme.soft, font=font(LABEL), anchor="lb")
-    pen.text((WIDTH - MARGIN, bottom + LINE), "own step", fill=theme.soft, font=font(LABEL), anchor="rt")
+        pen.text((middle, bottom + 6), str(column), fill=theme.ink, font=theme.font(LABEL), anchor="mt")
+    pen.text((MARGIN, cells.top - 4), theme.says("chunk"), fill=theme.soft, font=theme.font(LABEL), anchor="lb")
+    pen.text(
+        (WIDTH - MARGIN, bottom + LINE), theme.says("own step"), fill=theme.soft, font=theme.font(LABEL), anchor="rt"
+    )
 
 
 def kv_plot(
@@ -129,19 +134,20 @@ def kv_plot(
     """
     left, y = corner
     started = record.started
+    allocated = f"allocated {started.kv_tokens} ({started.kv_bytes / 1e6:.1f} MB)"
     entries = [
-        (None, theme.cells["computed"], "K/V tokens a layer"),
-        (started.kv_tokens, theme.soft, f"allocated {started.kv_tokens} ({started.kv_bytes / 1e6:.1f} MB)"),
+        (None, theme.cells["computed"], theme.says("K/V tokens a layer")),
+        (started.kv_tokens, theme.soft, theme.says(allocated)),
     ]
     if started.budget_tokens is not None and started.budget_tokens < started.kv_tokens:
-        entries.append((started.budget_tokens, theme.budget, f"budget {started.budget_tokens}"))
+        entries.append((started.budget_tokens, theme.budget, theme.says(f"budget {started.budget_tokens}")))
     x = float(left)
     for _, colour, label in entries:
-        long = 34 + pen.textlength(label, font=font(LABEL)) + 20
+        long = 34 + theme.length(label) + 20
         if x > left and x + long > left + width:
             x, y = left, y + LINE
         pen.line((x, y + LABEL / 2 + 2, x + 24, y + LABEL / 2 + 2), fill=colour, width=4)
-        pen.text((x + 32, y), label, fill=theme.ink, font=font(LABEL))
+        pen.text((x + 32, y), label, fill=theme.ink, font=theme.font(LABEL))
         x += long
     top = y + LINE + 8
     bottom = top + PLOT_HEIGHT
@@ -163,10 +169,14 @@ def kv_plot(
     for event in record.compressions:
         x, at = place(event.tick, event.tokens_after)
         pen.polygon([(x - 8, at - 13), (x + 8, at - 13), (x, at)], fill=theme.mark)
-    pen.text((left, bottom + 8), "tick 0", fill=theme.soft, font=font(LABEL))
-    pen.text((left + width, bottom + 8), str(last), fill=theme.soft, font=font(LABEL), anchor="ra")
+    pen.text((left, bottom + 8), theme.says("tick 0"), fill=theme.soft, font=theme.font(LABEL))
+    pen.text((left + width, bottom + 8), str(last), fill=theme.soft, font=theme.font(LABEL), anchor="ra")
     if record.compressions:
         pen.text(
-            (left + width / 2, bottom + 8), "triangles: compressed", fill=theme.mark, font=font(LABEL), anchor="ma"
+            (left + width / 2, bottom + 8),
+            theme.says("triangles: compressed"),
+            fill=theme.mark,
+            font=theme.font(LABEL),
+            anchor="ma",
         )
     return bottom + 8 + LINE

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ....flowcache_core.report import places
 from ....flowcache_core.report.record import RunRecord
-from .theme import LABEL, LINE, MARGIN, WIDTH, Theme, font, text, wrapped
+from .theme import LABEL, LINE, MARGIN, WIDTH, Theme
 
 ACROSS, GAP = 3, 12
 HIGHEST = 3000  # pixels from the top: what lies below is left out
@@ -16,7 +16,8 @@ HIGHEST = 3000  # pixels from the top: what lies below is left out
 def drawn(page: Image.Image, record: RunRecord, images: Tensor | None, top: float, theme: Theme) -> float:
     """From ``top`` on; returns where the next thing may begin. images ``[T, H, W, 3]`` from 0 to 1: the video."""
     pen = ImageDraw.Draw(page)
-    y = text(pen, (MARGIN, top), wrapped(f"{places.sentence(record)}; light: seldom, dark: often"), theme.ink) + 8
+    title = theme.says(f"{places.sentence(record)}; light: seldom, dark: often")
+    y = theme.text(pen, (MARGIN, top), theme.wrapped(title), theme.ink) + 8
     video = None if images is None else (images[..., :3] * 255).round().clamp(0, 255).byte().cpu().numpy()
     shown = places.tiles(record, video)
     across = min(ACROSS, len(shown))
@@ -28,6 +29,6 @@ def drawn(page: Image.Image, record: RunRecord, images: Tensor | None, top: floa
         if place + row > HIGHEST:
             break
         page.paste(Image.fromarray(tile.picture).resize((wide, high), Image.Resampling.NEAREST), (x, round(place)))
-        words = f"{tile.chunk}: {tile.least}-{tile.most} of {tile.steps}"
-        pen.text((x, place + high + 2), words, fill=theme.soft, font=font(LABEL))
+        words = f"{tile.chunk}: {tile.least}-{tile.most} / {tile.steps}"
+        pen.text((x, place + high + 2), words, fill=theme.soft, font=theme.font(LABEL))
     return min(HIGHEST, y + -(-len(shown) // across) * row)

@@ -56,7 +56,7 @@ class RunReport:
         found = report.tried("record", lambda: slot_of(model).report_on(latent["samples"]), lambda _: None)
         if found is None:
             (sentence,) = report.lines
-            report.picture = report.tried("picture", lambda: draw_sentence(sentence, page.dark), blank)
+            report.picture = report.tried("picture", lambda: draw_sentence(sentence, page), blank)
             report.document = json.dumps({"notes": [sentence]})
             return report
         run, note = found
@@ -68,8 +68,8 @@ class RunReport:
         report.lines += report.tried("text", lambda: described(record), lambda _: [])
         expected = report.tried("expectation", lambda: expectation(run), lambda _: None)
         report.lines += [line for line in (expected, note) if line]
-        title = "" if came_to is None else came_to.headline()  # the pictures' letters are Latin
-        report.picture = report.tried("picture", lambda: draw(record, title, page.dark, images), blank)
+        title = (lambda language: "") if came_to is None else came_to.headline
+        report.picture = report.tried("picture", lambda: draw(record, title, page, images), blank)
         report.document = report.tried(
             "JSON", lambda: json.dumps(to_json(record), allow_nan=False), lambda why: json.dumps({"notes": [why]})
         )

@@ -1,7 +1,8 @@
 """Colours and letters of the pictures, for a dark page and a light one.
 
 Cells keep their hues (those of ``report/figure.py``, Okabe and Ito's) on both; what is nearly as dark as the page or as
-light gets another. Letters are large: a node shows a picture at less than half its size.
+light gets another. Letters are large: a node shows a picture at less than half its size. Pictures speak Chinese on a
+Chinese page where the machine has letters for it, English everywhere else: PIL brings Latin letters only.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import torch
@@ -18,16 +21,26 @@ from torch import Tensor
 
 from ....flowcache_core.report.figure import COLOURS
 from ....flowcache_core.report.record import Kind
+from .page import Page
+from .said import chinese
 
 WIDTH, MARGIN = 960, 28
 TITLE, LABEL = 34, 27
-UNIT = re.compile(r"(\d) (?=(?:MB|GB|s|dB|x|%|min)\b)")
+UNIT = re.compile(r"(\d) (?=(?:MB|GB|s|dB|x|%|min|秒|分|小时|倍|步|块)(?![a-z]))")
 LINE = LABEL + 9  # from one row of labels to the next
+FONTS = (
+    *("msyh.ttc", "simhei.ttf", "PingFang.ttc", "Hiragino Sans GB.ttc", "STHeiti Medium.ttc"),
+    *("NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "SourceHanSansSC-Regular.otf", "wqy-microhei.ttc"),
+    *("wqy-zenhei.ttc", "DroidSansFallbackFull.ttf", "DroidSansFallback.ttf"),
+)
+"""Chinese letters that come with Windows, macOS and Linux, by the names of their files; PIL knows where to look."""
 
 
 @dataclass(frozen=True)
 class Theme:
-    """paper: behind everything. grid: faint lines. budget, mark: of a limit, and of what happened at a tick."""
+    """paper: behind everything. grid: faint lines. budget, mark: of a limit, and of what happened at a tick. letters:
+    file of the Chinese ones, None for Latin letters and English words.
+    """
 
     paper: str
     ink: str
@@ -37,6 +50,47 @@ class Theme:
     mark: str
     area: str
     cells: Mapping[Kind, str]
+    letters: str | None = None
+
+    @property
+    def language(self) -> str:
+        return "en" if self.letters is None else "zh"
+
+    def says(self, sentence: str) -> str:
+        return sentence if self.letters is None else chinese(sentence)
+
+    def font(self, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+        return letters_of(self.letters, size)
+
+    def length(self, words: str, size: int = LABEL) -> float:
+        """In pixels."""
+        return self.font(size).getlength(words)
+
+    def wrapped(self, sentence: str | None, size: int = LABEL, width: int = WIDTH - 2 * MARGIN) -> list[str]:
+        """Lines that are no wider than ``width`` pixels."""
+        whole = UNIT.sub("\\1\u00a0", sentence or "")  # a number and its unit stay together
+        letters, lines = max(8, 3 * width // size), [whole]
+        while letters > 8:
+            lines = textwrap.wrap(whole, letters)
+            if all(self.length(line, size) <= width for line in lines):
+                break
+            letters -= 2
+        return [line.replace("\u00a0", " ") for line in lines]  # the host's letters have no sign for it
+
+    def text(
+        self,
+        pen: ImageDraw.ImageDraw,
+        corner: tuple[float, float],
+        lines: Iterable[str],
+        colour: str,
+        size: int = LABEL,
+    ) -> float:
+        """Lines one under the other; where the next would begin."""
+        x, y = corner
+        for line in lines:
+            pen.text((x, y), line, fill=colour, font=self.font(size))
+            y += size + 9
+        return y
 
 
 LIGHT = Theme("#FFFFFF", "#222222", "#6B6B6B", "#E2E2E2", "#C34A00", "#B3206A", "#CFE8F7", COLOURS)
@@ -46,36 +100,23 @@ DARK = Theme(
 )  # fmt: skip
 
 
-def theme_of(*, dark: bool) -> Theme:
-    return DARK if dark else LIGHT
+def theme_of(page: Page) -> Theme:
+    theme = DARK if page.dark else LIGHT
+    return replace(theme, letters=chinese_letters()) if page.language.startswith("zh") else theme
 
 
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
+@cache
+def chinese_letters() -> str | None:
+    """The first of :data:`FONTS` that this machine has."""
+    for name in FONTS:
+        with suppress(OSError):
+            return str(ImageFont.truetype(name, LABEL).path)
+    return None
 
 
-def wrapped(sentence: str | None, size: int = LABEL, width: int = WIDTH - 2 * MARGIN) -> list[str]:
-    """Lines that are no wider than ``width`` pixels."""
-    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    whole = UNIT.sub("\\1\u00a0", sentence or "")  # a number and its unit stay together
-    letters, lines = max(8, 3 * width // size), [whole]
-    while letters > 8:
-        lines = textwrap.wrap(whole, letters)
-        if all(pen.textlength(line, font=font(size)) <= width for line in lines):
-            break
-        letters -= 2
-    return [line.replace("\u00a0", " ") for line in lines]  # the host's letters have no sign for it
-
-
-def text(
-    pen: ImageDraw.ImageDraw, corner: tuple[float, float], lines: Iterable[str], colour: str, size: int = LABEL
-) -> float:
-    """Lines one under the other; where the next would begin."""
-    x, y = corner
-    for line in lines:
-        pen.text((x, y), line, fill=colour, font=font(size))
-        y += size + 9
-    return y
+@cache
+def letters_of(file: str | None, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
 
 
 def tensor(image: Image.Image) -> Tensor:
