@@ -7,7 +7,7 @@ accepts all inputs, so that the value gets this far, and checks it in ``validate
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from inspect import signature
@@ -41,7 +41,7 @@ def check(node: type[io.ComfyNode], **values: Any) -> bool | str:
     """For ``validate_inputs``: True, or what the host shall write behind the field's name.
 
     The host repeats an answer for each field of the prompt that the method takes; :func:`only_what_is_wrong` has left
-    it one. Where it could not, and for a field that is missing, the answer names the field.
+    it one. Where there is no server to do so, and for a field that is missing, the answer names the field.
     """
     entries: dict[str, Any] = {entry.id: entry for entry in node.define_schema().inputs}
     found = {field: reason for field, value in values.items() if (reason := refusal(entries[field], value)) is not None}
@@ -54,21 +54,43 @@ def check(node: type[io.ComfyNode], **values: Any) -> bool | str:
     return True
 
 
+class OneMarked(dict[str, Any]):
+    """A node's inputs of which some are passed over by whoever goes through them, and are there for whoever asks."""
+
+    def __init__(self, inputs: Mapping[str, Any], passed_over: Collection[str]) -> None:
+        super().__init__(inputs)
+        self.passed_over = frozenset(passed_over)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in super().__iter__() if name not in self.passed_over)
+
+
 def only_what_is_wrong(kinds: Mapping[str, type[io.ComfyNode]], posted: Any) -> Any:
-    """A prompt as it was posted, in which a node with a wrong choice has no other field that ``validate_inputs`` takes:
-    the host then marks that field, and no other. Such a prompt is refused, so nothing runs without those fields. A
-    required field without entries of its own stays: the host would miss it.
+    """A prompt as it was posted, in which a node with a wrong choice shows no other field that ``validate_inputs``
+    takes: the host goes through the fields to see which answer to write where, and then marks that field, and no other.
+    A required one is there all the same when the host asks whether it is missing. Such a prompt is refused, so nothing
+    runs with such inputs.
 
     kinds: our nodes by their class in prompts.
     """
     prompt = posted.get("prompt") if isinstance(posted, Mapping) else None
     for one in prompt.values() if isinstance(prompt, Mapping) else ():
-        if isinstance(one, Mapping) and one.get("class_type") in kinds and isinstance(one.get("inputs"), dict):
-            leave_the_wrong(kinds[one["class_type"]], one["inputs"])
+        if isinstance(one, dict) and one.get("class_type") in kinds and isinstance(one.get("inputs"), dict):
+            wrong, names = wrong_choice(kinds[one["class_type"]], one["inputs"])
+            if wrong is not None:
+                one["inputs"] = one_marked(kinds[one["class_type"]], one["inputs"], names - {wrong})
     return posted
 
 
-def leave_the_wrong(kind: type[io.ComfyNode], inputs: dict[str, Any]) -> None:
+def one_marked(kind: type[io.ComfyNode], inputs: Mapping[str, Any], others: Collection[str]) -> OneMarked:
+    """Lists that reveal fields are left out: of those that the host finds it asks for the value."""
+    dynamic = {entry.id for entry in kind.define_schema().inputs if isinstance(entry, io.DynamicCombo.Input)}
+    left = {name: value for name, value in inputs.items() if name not in others or name not in dynamic}
+    return OneMarked(left, others)
+
+
+def wrong_choice(kind: type[io.ComfyNode], inputs: Mapping[str, Any]) -> tuple[str | None, set[str]]:
+    """The field that holds it, None without one; and all fields that ``validate_inputs`` takes."""
     validate: Callable[..., bool | str] = getattr(kind, "validate_inputs")  # noqa: B009 - of the host's base class
     names = [name for name in signature(validate).parameters if name in inputs]
     values = {name: None if isinstance(inputs[name], list) else inputs[name] for name in names}  # as the host has links
@@ -76,11 +98,9 @@ def leave_the_wrong(kind: type[io.ComfyNode], inputs: dict[str, Any]) -> None:
         if len(names) > 1 and validate(**values) is not True:
             entries: dict[str, Any] = {entry.id: entry for entry in kind.define_schema().inputs}
             choices = [name for name in names if isinstance(entries[name], io.Combo.Input | io.DynamicCombo.Input)]
-            wrong = next(name for name in choices if refusal(entries[name], values[name]) is not None)
-            for name in names:
-                missed = not (entries[name].optional or isinstance(entries[name], io.DynamicCombo.Input))
-                if name != wrong and not missed:
-                    del inputs[name]
+            wrong = (name for name in choices if refusal(entries[name], values[name]) is not None)
+            return next(wrong, None), set(names)
+    return None, set(names)
 
 
 def register(kinds: Mapping[str, type[io.ComfyNode]]) -> None:

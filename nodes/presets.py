@@ -100,7 +100,8 @@ class Preset(Node):
         known, held = (NOTHING, *files()), isinstance(lists, str) and bool(lists.strip())
         given = file is not MISSING and file is not None  # else the host refuses it, or a link will bring it
         if given and file not in known and not (held and isinstance(file, str) and file):
-            return said(f"file: got {file or 'nothing'}, accepted: {', '.join(known)}")
+            field = "" if lists is MISSING else "file: "  # the host names it where the answer is for one field
+            return said(f"{field}got {file or 'nothing'}, accepted: {', '.join(known)}")
         return True
 
     @classmethod

@@ -13,6 +13,8 @@ RECTANGLES = """vue => app.graph.nodes.map(n => {
         width: box ? box.width / scale : folded ? n._collapsed_width ?? n.size[0] : n.size[0],
         height: box ? box.height / scale : folded ? title : n.size[1] + title};
 })"""
+GROUPS = """() => app.graph.groups.map(group => ({name: group.title, left: group.pos[0], top: group.pos[1],
+    width: group.size[0], height: group.size[1]}))"""
 VIEW = """() => {
     const ds = app.canvas.ds, canvas = app.canvas.canvas.getBoundingClientRect();
     return {scale: ds.scale, left: -ds.offset[0], top: -ds.offset[1],
@@ -36,6 +38,22 @@ def overlaps(boxes: list[dict[str, Any]]) -> list[str]:
         and other["left"] + other["width"] > one["left"] + EDGE
         and one["top"] + one["height"] > other["top"] + EDGE
         and other["top"] + other["height"] > one["top"] + EDGE
+    ]
+
+
+def cut_by_groups(page: Any, boxes: list[dict[str, Any]]) -> list[str]:
+    """Nodes that begin in a group's box and do not end in it."""
+    groups: list[dict[str, Any]] = page.evaluate(GROUPS)
+    return [
+        f"{box['name']} by {group['name']}"
+        for group in groups
+        for box in boxes
+        if group["left"] <= box["left"] < group["left"] + group["width"]
+        and group["top"] <= box["top"] < group["top"] + group["height"]
+        and (
+            box["left"] + box["width"] > group["left"] + group["width"] + EDGE
+            or box["top"] + box["height"] > group["top"] + group["height"] + EDGE
+        )
     ]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from api_copy import COPIES, names, read
 from comfy_server import ComfyServer
-from geometry import SMALLEST, outside, overlaps, still, view_of
+from geometry import SMALLEST, cut_by_groups, outside, overlaps, still, view_of
 from panels import RUN, look
 from PIL import Image, ImageChops
 
@@ -72,7 +72,7 @@ def test_template_opens_without_a_missing_node_or_an_error_and_is_in_sight(page:
     page.errors.clear()
     load_template(page, name)
     boxes, view = still(page), view_of(page)
-    assert overlaps(boxes) == []
+    assert overlaps(boxes) == [] and cut_by_groups(page, boxes) == []
     first = min(boxes, key=lambda box: (box["left"], box["top"]))
     assert first["name"].startswith("MarkdownNote") and first["top"] == min(box["top"] for box in boxes)
     assert view["scale"] >= SMALLEST and outside(boxes, view) == [], view
@@ -110,7 +110,8 @@ def test_mini_template_runs_and_shows_video_and_report(page: Any, server: ComfyS
         polling=500,
         timeout=RUN,
     )
-    assert overlaps(still(page)) == []  # map, panels, preview and results have come
+    boxes = still(page)  # map, panels, preview and results have come
+    assert overlaps(boxes) == [] and cut_by_groups(page, boxes) == []
     shown = page.evaluate(
         """() => Object.fromEntries(app.graph.nodes.map(n => [n.type, {
             images: n.imgs?.length ?? 0,

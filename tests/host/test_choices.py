@@ -137,19 +137,11 @@ def errors(server: ComfyServer, prompt: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def beside(choice: Choice) -> set[str]:
-    """Fields that the host repeats an answer for, since it would miss them: required lists of files, a preset's too."""
-    files = {one.field for one in ALL if one.node == choice.node and not (one.dynamic or one.optional or one.parents)}
-    return files | ({"lists"} if choice.node == "FlowCachePreset" else set())
-
-
 def said_once(found: list[dict[str, Any]], choice: Choice) -> str:
-    """The one sentence of all errors; it names the field wherever it stands at another."""
-    said = {error["details"].partition(" - ")[2] or error["details"] for error in found}
-    marked = {error["extra_info"].get("input_name", choice.field) for error in found}
-    assert len(said) == 1 and marked <= {choice.field, *beside(choice)}, found
-    (sentence,) = said
-    assert len(found) == 1 or sentence.startswith(f"{choice.field}: got "), sentence
+    """What the one error says, which is written on the field itself and on no other."""
+    (error,) = found
+    assert error["extra_info"]["input_name"] == choice.field, error
+    sentence: str = error["details"]
     return sentence
 
 
@@ -194,7 +186,7 @@ def test_a_list_that_reveals_fields_takes_no_link(server: ComfyServer, choice: C
     prompt = prompt_of(server, choice, ["6", 0])
     prompt["6"] = {"class_type": "PrimitiveString", "inputs": {"value": "custom"}}
     found = errors(server, prompt)
-    assert "got a link, or nothing, accepted: " in said_once(found, choice) and choice.field in found[-1]["details"]
+    assert "got a link, or nothing, accepted: " in said_once(found, choice)
 
 
 @pytest.mark.parametrize("choice", [c for c in ALL if not c.parents], ids=str)
@@ -209,12 +201,8 @@ def test_the_field_itself_is_marked(server: ComfyServer, choice: Choice, optiona
             **{k: v for k, v in given.items() if not isinstance(v, list)},
             **prompt[NODE]["inputs"],
         }
-    marked = {error["extra_info"]["input_name"]: error["details"] for error in errors(server, prompt)}
-    # The host repeats the answer for a required list of files beside it, which it would miss.
-    assert choice.field in marked and set(marked) <= {choice.field, *beside(choice)}, marked
-    assert "gone" in marked[choice.field]
-    if set(marked) == {choice.field} and choice.dynamic:
-        assert marked[choice.field].startswith(f"{choice.field} - got gone, accepted: ")
+    said = said_once(errors(server, prompt), choice)
+    assert "gone" in said and (not choice.dynamic or said.startswith(f"{choice.field} - got gone, accepted: "))
 
 
 @pytest.mark.parametrize("choice", [replace(choice, parents=()) for choice in DYNAMIC], ids=str)
