@@ -163,10 +163,11 @@ class MeasuredHeads:
             raise SettingError("density", density, error.accepted) from error
         layers, heads, samples = table.subject.layers, table.subject.heads, len(self.errors.complete)
         least = float(table.means()[1].min(1).mean())
-        steps, videos = f"step{'s' * (samples != 1)}", f"video{'s' * (self.videos != 1)}"
+        steps = f"{samples} step{'s' * (samples != 1)}"
+        videos = f"{self.videos} video{'s' * (self.videos != 1)}"
         text = (
-            f"p per head by measured error: {layers} layers of {heads} heads at {samples} {steps} of {self.videos} "
-            f"{videos}; any density from {least:.2g} on."
+            f"p per head by measured error: {layers} layers of {heads} heads at {steps} of {videos}; "
+            f"any density from {least:.2g} on."
         )
         evidence = {
             **self.evidence,

@@ -53,12 +53,13 @@ class Allocation:
             mean = sum(budgets) / len(budgets)
             parts = "layer and head" if settings.by_head else "layer"
             kept = f"budget {mean:.3g} chunks ({min(budgets):g} to {max(budgets):g} by {parts})"
-        how = f", {settings.compressor.name}" if budgets and settings.compressor else ""
+        if budgets and settings.compressor:
+            kept = f"{kept}, {settings.compressor.name}"
         where = f"measured on {profile.model}" if own else f"on {profile.model}, not on this model"
         size = f"{self.bytes / MEGA:.4g} of {megabytes:g} MB"
         error = f"{'about ' if self.guessed else ''}{self.error:.1%}"
         beyond = ", where less of the history was never kept" if self.guessed else ""
-        return f"{kept}{how}, storage {settings.storage.name}: {size}; attention error {error}, {where}{beyond}"
+        return f"{kept}, storage {settings.storage.name}: {size}; attention error {error}, {where}{beyond}"
 
 
 @dataclass(frozen=True)
@@ -149,8 +150,8 @@ def allocate(
     if found is None:
         least = min((one for one in offered if one.groups is None), key=lambda one: one.uniform(0).bytes)
         size, budget = least.uniform(0).bytes, least.budgets[0]
-        chunks = "chunk" if budget == 1 else "chunks"
-        how = f"{budget:g} finished {chunks} as {least.settings.storage.name}, with the active ones"
+        count = "1 finished chunk" if budget == 1 else f"{budget:g} finished chunks"
+        how = f"{count} as {least.settings.storage.name}, with the active ones"
         accepted = f"{-(-size // 10_000) / 100:g} or more: {how}; a smaller picture needs less"
         raise SettingError("megabytes", megabytes, accepted)
     settings, solution = found

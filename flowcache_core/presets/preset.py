@@ -123,9 +123,8 @@ class Preset:
         expected = self.expected_psnr(share, run)
         if expected is None:
             return None
-        found = f"{share:.2f} of the steps computed; expected {expected:.0f} dB on this model"
+        source = "" if self.guidance is None else f" (median, calibrated at guidance {self.guidance:g})"
         if not self.measured:
-            found += " (from its recording; not measured)"
-        elif self.guidance is not None:
-            found += f" (median, calibrated at guidance {self.guidance:g})"
+            source = " (from its recording; not measured)"
+        found = f"{share:.2f} of the steps computed; expected {expected:.0f} dB on this model{source}"
         return f"{found}, from reuse alone: {' and '.join(beside)} not counted" if beside else found

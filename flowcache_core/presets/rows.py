@@ -27,8 +27,10 @@ def preset_of(model: str, name: str, row: object, wanted: frozenset[str], known:
     guidance, measured = evidence.get("guidance"), "curve" in evidence
     curve = evidence.get("curve" if measured else "expected", ())
     require(guidance is None or is_finite(guidance), f"{where}.evidence.guidance", guidance, "a number")
-    accepted = 'a list of {"share": number, "psnr": number}, with first_share and later_share where they differ, and '
-    accepted += "first and computed where it states the steps"
+    accepted = (
+        'a list of {"share": number, "psnr": number}, with first_share and later_share where they differ, '
+        "and first and computed where it states the steps"
+    )
     requires = _requirements(f"{where}.requires", row.get("requires"), wanted, known, policy)
     steps = MOST_STEPS if requires is None else int(requires["steps"])
     points = isinstance(curve, list | tuple) and all(_is_point(point, steps) for point in curve)

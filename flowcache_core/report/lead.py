@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .comparison import SEEN
-from .words import words
+from .words import ENGLISH, words
 
 FEW_STEPS = 8  # below, nearly every step is needed
 LONG = 6  # chunks from which on bounded K/V is worth a try
@@ -59,9 +59,9 @@ class Outcome:
         whole = self.seconds + self.saved
         if self.reuses and self.saved > 0.01 * whole:
             factor = whole / max(self.seconds, 1e-9)
-            parts.append(say["saved"].format(saved=time(self.saved), whole=time(whole), factor=factor))
+            parts.append(say["saved"].format(saved=time(self.saved, say), whole=time(whole, say), factor=factor))
         else:
-            parts += [say["took"].format(seconds=time(self.seconds)), *([say["no time"]] if self.preset else [])]
+            parts += [say["took"].format(seconds=time(self.seconds, say)), *([say["no time"]] if self.preset else [])]
         if self.bounded:
             held, all_of_it = megabytes(self.kv_bytes), megabytes(self.whole_bytes)
             parts.append(say["kv"].format(held=held, whole=all_of_it))
@@ -69,7 +69,7 @@ class Outcome:
             parts.append(say["kv all"].format(held=megabytes(self.kv_bytes)))
         if self.expected is not None and self.reuses and not self.fault:
             parts.append(say["expected alone" if self.beside else "expected"].format(psnr=self.expected))
-        return f"{self.name(say)}: {', '.join(parts)}"
+        return f"{self.name(say)}{say['is']}{say['comma'].join(parts)}"
 
     def name(self, say: Mapping[str, str]) -> str:
         if self.preset is None:
@@ -115,16 +115,17 @@ def named(beside: Sequence[str], language: str = "en") -> str:
     return say["and"].join(say[f"the {name}"] for name in beside)
 
 
-def time(seconds: float) -> str:
+def time(seconds: float, say: Mapping[str, str] = ENGLISH) -> str:
     """Such as "4.2 s", "41 s", "3 min 20 s", "2 h 5 min"."""
+    hour, minute, second = (say[unit] for unit in ("hours", "minutes", "seconds"))
     if seconds < 9.95:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f} {second}"
     whole = round(seconds)
     if whole < 90:
-        return f"{whole} s"
+        return f"{whole} {second}"
     if whole < 5400:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole // 60 % 60} min"
+        return f"{whole // 60} {minute} {whole % 60} {second}"
+    return f"{whole // 3600} {hour} {whole // 60 % 60} {minute}"
 
 
 def megabytes(size: float) -> str:

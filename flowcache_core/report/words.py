@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 ENGLISH: Mapping[str, str] = {
+    "is": ": ",
+    "comma": ", ",
+    "hours": "h",
+    "minutes": "min",
+    "seconds": "s",
     "no reuse": "no reuse",
     "compressor": "KV Cache Compressor",
     "custom": "custom settings",
@@ -43,6 +48,11 @@ ENGLISH: Mapping[str, str] = {
     "0": "another video",
 }
 CHINESE: Mapping[str, str] = {
+    "is": "：",
+    "comma": "，",
+    "hours": "小时",
+    "minutes": "分",
+    "seconds": "秒",
     "no reuse": "未复用",
     "compressor": "KV 缓存压缩",
     "custom": "自定义设置",

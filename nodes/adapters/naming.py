@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ...flowcache_core.errors import SettingError
+from ...flowcache_core.errors import NotFiniteError, SettingError
 from .shown.said import said
 
 CATEGORY = "FlowCache"
@@ -28,10 +28,15 @@ NodeFieldError.__module__, NodeFieldError.__qualname__ = ValueError.__module__, 
 
 @contextmanager
 def naming(node: str) -> Iterator[None]:
-    """Put ``node``, a display name, before the field of every SettingError raised inside that names none yet."""
+    """Put ``node``, a display name, before the field of every SettingError raised inside that names none yet. What
+    ended a run is said in the language of the page too.
+    """
     try:
         yield
     except NodeFieldError:
         raise
     except SettingError as error:
         raise NodeFieldError(f"{node}, {error.field}", error.value, error.accepted) from error
+    except NotFiniteError as error:
+        error.args = (said(str(error)),)
+        raise

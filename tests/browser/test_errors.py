@@ -31,12 +31,13 @@ def run(page: Any) -> Any:
 
 
 def said_of(page: Any, box: Any, sign: str = "accepted") -> str:
-    """The sentence of an error: in the box itself or, in newer frontends, in the log that it opens. sign: one of its
-    words."""
+    """The sentence of an error: in the box itself or, in newer frontends, in the log that it opens, which has no more
+    than the places in the source at first. sign: one of its words.
+    """
     text: str = box.inner_text()
     if sign not in text:
         page.get_by_test_id("error-overlay-see-errors").click()
-        log = page.get_by_test_id("runtime-error-panel").filter(has_text=sign).first
+        log = page.get_by_test_id("runtime-error-panel").filter(has_text="Exception Message").filter(has_text=sign).first
         log.wait_for(timeout=20_000)
         text = log.inner_text()
     return text

@@ -2,73 +2,76 @@
 
 from __future__ import annotations
 
-import ast
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 import pytest
 from hostkit import NODES, load, module
+from in_source import HOLE, Source, speaks
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = json.loads((ROOT / "web" / "sentences.zh.json").read_text(encoding="utf-8"))
-CALLS = {"require": (3, 2), "SettingError": (2, 1), "Found": (0,), "NotKnownError": (0,), "NoRecordError": (0,)}
-LETTERS = 8  # of a sentence that is more than signs between what is put in
 said = module("nodes.adapters.shown.said")
 auto = module("flowcache_core.presets.auto")
-
-
-def template(node: ast.expr) -> str | None:
-    """A sentence with {} for what is put in; None for anything else."""
-    if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        return node.value
-    if isinstance(node, ast.JoinedStr):
-        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
-    return None
-
-
-def either(node: ast.expr) -> list[ast.expr]:
-    return [node.body, node.orelse] if isinstance(node, ast.IfExp) else [node]
-
-
-def assigned(tree: ast.AST) -> Iterator[tuple[str, str]]:
-    """(name, sentence) of every name that one is given to."""
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Assign):
-            continue
-        target, value = node.targets[0], node.value
-        pairs = [(target, value)]
-        if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple):
-            pairs = list(zip(target.elts, value.elts, strict=True))
-        for name, given in pairs:
-            for one in either(given):
-                if isinstance(name, ast.Name) and (found := template(one)) is not None:
-                    yield name.id, found
-
-
-def sentences(folder: Path) -> Iterator[str]:
-    """What errors accept and find, and reasons, of every file below ``folder``."""
-    for tree in (ast.parse(file.read_text(encoding="utf-8")) for file in folder.rglob("*.py")):
-        names = list(assigned(tree))
-        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
-            places = CALLS.get(getattr(call.func, "id", ""), ())
-            for given in (one for at in places if at < len(call.args) for one in either(call.args[at])):
-                if isinstance(given, ast.Name):
-                    yield from (text for name, text in names if name == given.id)
-                elif (text := template(given)) is not None:
-                    yield text
 
 
 def is_chinese(text: str) -> bool:
     return any("\u4e00" <= sign <= "\u9fff" for sign in text)
 
 
-def test_no_sentence_of_the_nodes_is_missing() -> None:
-    found = {text for text in sentences(ROOT / "nodes") if sum(map(str.isalpha, text)) >= LETTERS}
-    assert len(found) > 150
-    assert [text for text in sorted(found) if not is_chinese(said.chinese(text.replace("{}", "9")))] == []
+@pytest.fixture(scope="module")
+def source() -> Source:
+    files = [file for part in ("nodes", "flowcache_core") for file in (ROOT / part).rglob("*.py")]
+    names = {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+    return Source({name: file for name, file in names.items() if not name.endswith(".__main__")})
+
+
+@pytest.fixture(scope="module")
+def declared() -> set[str]:
+    """What the host translates by itself (locales/), and what a node offers to choose, which stays as it is."""
+    found: set[str] = set()
+    inputs = [one for node in NODES.values() for one in node.define_schema().inputs]
+    while inputs:
+        one = inputs.pop()
+        found |= {one.tooltip or "", str(getattr(one, "default", ""))}
+        for option in getattr(one, "options", None) or ():
+            found.add(option if isinstance(option, str) else option.key)
+            inputs += [] if isinstance(option, str) else option.inputs
+    todo: list[Any] = [json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))]
+    while todo:
+        one = todo.pop()
+        todo += one.values() if isinstance(one, dict) else ()
+        found |= {one} if isinstance(one, str) else set()
+    return found
+
+
+def left_in_english(sentence: str) -> bool:
+    chinese = [said.chinese(line.replace(HOLE, "9")) for line in sentence.split("\n")]
+    return any(not is_chinese(line) or speaks(line) for line in chinese)
+
+
+def test_no_error_that_the_page_can_show_is_missing(source: Source) -> None:
+    """Of every module that the nodes come to by imports: what only commands, training and sweeps import is none."""
+    reached = source.reached("nodes")
+    found = {text for name in reached for text in source.errors(name)}
+    assert len(found) > 500 and not any(".commands" in name for name in reached)
+    assert [text for text in sorted(found) if left_in_english(text)] == []
+
+
+def test_no_other_words_are_missing(source: Source, declared: set[str]) -> None:
+    """Notes, reports, what pictures say. Modules that hold Chinese themselves have their own way."""
+    own = {name for name, one in source.modules.items() if is_chinese(one.path.read_text(encoding="utf-8"))}
+    words = {text for name in source.reached("nodes") - own for text in source.words(name)}
+    found = {text for text in words if not any(text in one for one in declared)}
+    assert len(found) > 300
+    assert [text for text in sorted(found) if left_in_english(text)] == []
+
+
+def test_the_table_is_in_order() -> None:
+    assert list(TABLE) == sorted(TABLE)
+    assert [text for text in TABLE if HOLE * 2 in text] == []  # where one ends and the other begins cannot be told
 
 
 def test_no_title_of_a_template_is_missing() -> None:

@@ -1,5 +1,6 @@
 // What panels say in Chinese.
 export const chinese = {
+  comma: "，",
   steps: (done, total) => `第 ${done} 步，共 ${total} 步`,
   share: (share) => `已计算 ${share} %`,
   finished: (done, all) => `完成 ${done}/${all} 块`,

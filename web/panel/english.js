@@ -1,5 +1,6 @@
 // What panels say in English.
 export const english = {
+  comma: ", ",
   steps: (done, total) => `step ${done} of ${total}`,
   share: (share) => `${share} % computed`,
   finished: (done, all) => `${done} of ${all} chunks done`,

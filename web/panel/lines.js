@@ -71,7 +71,7 @@ function result(subject, run) {
   if (subject === "memory") return kv ?? words().noMemory;
   if (!run.complete) return ofSampling(run).headline;
   if (subject === "steps") return saved(run);
-  return [saved(run), ...(kv ? [kv] : []), ...expected(run)].join(", ");
+  return [saved(run), ...(kv ? [kv] : []), ...expected(run)].join(words().comma);
 }
 
 function behind(subject, run) {

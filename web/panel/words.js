@@ -40,6 +40,8 @@ export function reason(sentence) {
 }
 
 function translated(sentence) {
+  const quoted = /^(['"])(.*)\1$/s.exec(sentence); // a value in quotes keeps them
+  if (quoted) return quoted[1] + translated(quoted[2]) + quoted[1];
   for (const [known, chinese] of sentences) {
     const found = known.exec(sentence);
     if (!found) continue;

@@ -80,4 +80,5 @@ def family_misfit(tensors: Mapping[str, Tensor]) -> Misfit | None:
     if bool(found) == expected:
         return None
     what = f"a {size} model with {found[0]}" if found else f"a {size} model without fps_embedding.weight"
-    return Misfit(Found(what), f"SkyReels-V2-DF {size}, which has {'a' if expected else 'no'} frame-rate embedding")
+    has = "which has a frame-rate embedding" if expected else "which has no frame-rate embedding"
+    return Misfit(Found(what), f"SkyReels-V2-DF {size}, {has}")

@@ -9,6 +9,7 @@ from typing import Any
 from ....flowcache_core.architecture import architecture_of
 from ....flowcache_core.dry_run.estimate import Estimate, Model, estimate
 from ....flowcache_core.engine import EngineSettings
+from ....flowcache_core.errors import SettingError
 from ....flowcache_core.kv.settings import KVSettings
 from ....flowcache_core.mini.noise_levels import SHIFT
 from ....flowcache_core.models.magi.config import MagiConfig
@@ -21,7 +22,7 @@ from ....flowcache_core.solvers import SOLVERS
 from ..host_ar.attach import plan_of as host_plan
 from ..host_ar.order import HOST_SAMPLER
 from ..run.plan_choice import PlanChoice
-from ..run.settings import AutoReuse, FlowCacheSettings, ReuseSettings, on_plan
+from ..run.settings import AutoReuse, FlowCacheSettings, ReuseSettings, fit_steps, on_plan, other_preset
 from ..wan.sampling import kv_of
 from .graph import LONGEST, Graph, NotKnownError
 from .model_sizes import MINI, file_of, of_loader
@@ -68,10 +69,14 @@ def foreseen(graph: Graph, wired: Wired, readers: Readers) -> Foreseen:
     latents, steps = latents_of(graph, wired.sampling), steps_of(graph, wired.sampling)
     given = min(prefix_of(graph, wired), latents[2] - 1)
     windows = engines(graph, wired, settings, model, (latents[2], given), steps)
-    settings = settings.settled(on_plan(run_of(graph, wired, model, windows[0]), windows[0].plan))
+    run = on_plan(run_of(graph, wired, model, windows[0]), windows[0].plan)
+    settings = settings.settled(run)
     if settings.chosen is not None:
         if settings.chosen.source is not None:
-            settings.chosen.source.fit(steps)
+            try:
+                fit_steps(settings.chosen.source, settings.chosen.preset, steps)
+            except SettingError as error:
+                raise SettingError(error.field, error.value, f"{error.accepted}; {other_preset(run)}") from error
         settings.chosen.policy.check(steps)
         windows = [replace(one, **settings.chosen.engine_fields) for one in windows]
     source = settings.chosen.source if settings.chosen else None

@@ -13,6 +13,7 @@ from ....flowcache_core.errors import SettingError
 from ....flowcache_core.plan.base import Chunk, Plan
 from ....flowcache_core.schedule import Schedule
 from ..run.foreign import repeated, skipped
+from ..shown.said import said
 
 HOST_SAMPLER = "Sampler AR Video"
 OUR_SAMPLER = "AR Video Sampler (FlowCache)"
@@ -58,10 +59,11 @@ class CallOrder:
             return expected
         if expected is not None and any(self.fits(later, frames, sigma) for later in self.calls):
             raise self.missing(expected)
-        raise RuntimeError(
+        problem = (
             f"{HOST_SAMPLER} samples frames {start_frame} to {start_frame + x.shape[2] - 1} at sigma {sigma:.3g} where "
             f"{expected} was expected: this ComfyUI is newer than FlowCache knows; use {OUR_SAMPLER}"
         )
+        raise RuntimeError(said(problem))
 
     def fits(self, call: Call, frames: tuple[int, int], sigma: float) -> bool:
         chunk, step = call

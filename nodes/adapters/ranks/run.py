@@ -23,6 +23,7 @@ from ..naming import naming
 from ..run.foreign import compiles
 from ..run.sparse import NAME as SPARSE
 from ..shown.progress import Progress
+from ..shown.said import said
 from .choice import NAME, Devices, RanksChoice, spoken
 
 KEY = "flowcache_ranks"
@@ -76,7 +77,7 @@ def ranks(file: ModelFile, shape: MeshShape, choice: RanksChoice, devices: Devic
         with Session(begin, interrupted) as session:
             yield session
     except RankError as error:
-        raise RuntimeError(f"{NAME}: {error}") from None
+        raise RuntimeError(said(f"{NAME}: {error}")) from None
 
 
 def run_window(

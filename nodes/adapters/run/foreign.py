@@ -38,7 +38,7 @@ def repeated(found: str, model_options: Mapping[str, Any], instead: str = "") ->
 
 
 def here(model_options: Mapping[str, Any]) -> str:
-    others = "; ".join(around(model_options))
+    others = ", ".join(around(model_options))
     return f" (on this model: {others})" if others else ""
 
 

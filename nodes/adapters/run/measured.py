@@ -90,7 +90,8 @@ class MeasuredRun:
     def note(self) -> str:
         """What is said before the first step."""
         forwards, known = self.heads.errors.subject.cells * len(self.places), self.heads.videos
-        earlier = f"; {known} earlier video{'s' * (known != 1)} of this kind count too" if known else ""
+        videos = f"{known} video{'s' * (known != 1)}"
+        earlier = f"; earlier runs of this kind count too ({videos})" if known else ""
         return (
             f"heads are measured at {len(self.places)} steps: {forwards} more forwards of a chunk, kept as they come, "
             f"so that a run which is stopped goes on with the same seed{earlier}"

@@ -132,15 +132,22 @@ def fit_model(source: Preset, name: str, patcher: Any) -> None:
     require(not source.architecture or here in (source.architecture, ""), f"preset {name}", f"a model {here}", accepted)
 
 
-def fit(source: Preset, name: str, schedule: Schedule) -> None:
-    """SettingError that says whose preset it is, when it was calibrated for other runs than those over ``schedule``."""
+def fit_steps(source: Preset, name: str, steps: int, shift: float | None = None) -> None:
+    """SettingError that says whose preset it is, when it was calibrated for another number of steps or another shift
+    (None: not known).
+    """
     try:
-        source.fit(schedule.steps, shift_of(schedule))
+        source.fit(steps, shift)
     except SettingError as error:
         needs = (source.requires or {}).items()
         runs = " at ".join(f"{value:g} steps" if key == "steps" else f"{key} {value:g}" for key, value in needs)
         accepted = f"a run of the model {source.model} with {runs}"
         raise SettingError(f"preset {name}", error.value, accepted) from error
+
+
+def fit(source: Preset, name: str, schedule: Schedule) -> None:
+    """SettingError as :func:`fit_steps`, and where no shift describes the noise levels, for other ones."""
+    fit_steps(source, name, schedule.steps, shift_of(schedule))
     if source.sigmas:
         made = len(source.sigmas) - 1
         accepted = f"a run of {made} steps, at the noise levels it was recorded at"
