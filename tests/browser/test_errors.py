@@ -37,7 +37,8 @@ def said_of(page: Any, box: Any, sign: str = "accepted") -> str:
     text: str = box.inner_text()
     if sign not in text:
         page.get_by_test_id("error-overlay-see-errors").click()
-        log = page.get_by_test_id("runtime-error-panel").filter(has_text="Exception Message").filter(has_text=sign).first
+        logs = page.get_by_test_id("runtime-error-panel").filter(has_text="Exception Message")
+        log = logs.filter(has_text=sign).first
         log.wait_for(timeout=20_000)
         text = log.inner_text()
     return text
