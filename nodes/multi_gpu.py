@@ -12,6 +12,7 @@ from .adapters.ranks.choice import BRANCHES_FIRST, NAME, SHARED, Devices, RanksC
 from .adapters.ranks.text import described
 from .adapters.run.outer import with_ranks
 from .adapters.shown.running_node import show_text
+from .adapters.shown.said import said
 
 
 class MultiGPU(Node):
@@ -74,7 +75,7 @@ class MultiGPU(Node):
         with naming(NAME):
             choice, devices = RanksChoice(ranks, shared, float(timeout)), Devices.here()
             choice.check(devices)
-            text = described(model, choice, devices)
+            text = said(described(model, choice, devices))
             patched = with_ranks(model, choice if choice.most(devices) > 1 else None)
         show_text(text)
         return io.NodeOutput(patched, ui=ui.PreviewText(text))

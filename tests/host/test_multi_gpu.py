@@ -318,13 +318,14 @@ def test_with_one_device_it_says_so_and_changes_nothing(files, started):
 def test_it_says_what_will_run_where(files, monkeypatch):
     model = loaded(files, "causal")
     assert text_of(model, ranks=2)[1] == (
-        "2 ranks on CPU, a trial: no faster: with guidance 2 for guidance branches; without, 2 for attention heads. "
-        "Each loads the model's file for a run."
+        "2 ranks on the CPU, to try it: no faster.\nWith guidance: 2 for guidance branches.\n"
+        "Without guidance: 2 for attention heads.\nEach loads the model's file for a run."
     )
+    assert "Without guidance it needs ranks 1, 2." in text_of(model, ranks=4)[1]
     monkeypatch.setattr(Devices, "here", lambda: Devices("cuda", 4))
     text = text_of(model, ranks=0)[1]
-    assert "2 for guidance branches x 2 for attention heads" in text
-    assert "2 for attention heads" in text_of(model, ranks=0, shared="heads only")[1]
+    assert "4 ranks on 4 GPUs.\nWith guidance: 2 for guidance branches x 2 for attention heads." in text
+    assert "They share: 2 for attention heads." in text_of(model, ranks=0, shared="heads only")[1]
 
 
 def lora(model):

@@ -132,3 +132,18 @@ def test_what_auto_says_is_chinese() -> None:
     assert len(notes) >= 4
     for note in notes:
         assert is_chinese(said.chinese(note)) and " is " not in said.chinese(note), said.chinese(note)
+
+
+def test_what_multi_gpu_says_is_chinese() -> None:
+    choice, shape = module("nodes.adapters.ranks.choice"), module("flowcache_core.parallel.shape")
+    fault = module("flowcache_core.parallel.launch").fault
+    found = [
+        choice.RanksChoice(ranks, shared).describe(shape.Shareable(2, 8, 8), choice.Devices(kind, 4))
+        for ranks, shared, kind in ((2, choice.BRANCHES_FIRST, "cpu"), (4, choice.HEADS_ONLY, "cuda"))
+    ]
+    found.append(choice.RanksChoice(6).describe(shape.Shareable(2, 3, 3), choice.Devices("cpu", 1)))
+    ends = [([None, 75], ["", ""]), ([None, None], ["", ""]), ([-9, 75], ["", ""]), ([75, 75], ["", ""])]
+    found += [f"{choice.NAME}: {fault(codes, errors, 20.0)}" for codes, errors in ends]
+    for line in "\n".join(found).split("\n"):
+        turned = said.chinese(line)
+        assert is_chinese(turned) and " rank" not in turned.replace(" ranks 须", ""), turned

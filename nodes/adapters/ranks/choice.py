@@ -61,19 +61,20 @@ class RanksChoice:
 
     def describe(self, model: Shareable, devices: Devices) -> str:
         """For the node: what will run where. model: with as many branches as it may have."""
-        guided = self.shape(model, devices)
+        guided, count = self.shape(model, devices), self.most(devices)
         alone = Shareable(1, model.heads, model.kv_heads)
-        lines = [f"with guidance {spoken(guided)}" if guided.cfg > 1 else spoken(guided)]
-        if guided.cfg > 1:
-            single = [n for n in alone.head_counts if n <= self.most(devices)]
-            fits = not self.ranks or self.ranks in alone.head_counts
-            lines.append(
-                f"without, {spoken(self.shape(alone, devices))}"
-                if fits
-                else f"without, it needs ranks {listed(single, 20)}"
-            )
-        where = "CPU, a trial: no faster" if devices.kind == "cpu" else f"{devices}"
-        return f"{self.most(devices)} ranks on {where}: {'; '.join(lines)}. Each loads the model's file for a run."
+        where = "the CPU, to try it: no faster" if devices.kind == "cpu" else f"{devices}"
+        lines = [f"{count} ranks on {where}."]
+        if guided.cfg == 1:
+            lines.append(f"They share: {spoken(guided)}.")
+        else:
+            lines.append(f"With guidance: {spoken(guided)}.")
+            if not self.ranks or self.ranks in alone.head_counts:
+                lines.append(f"Without guidance: {spoken(self.shape(alone, devices))}.")
+            else:
+                fitting = [n for n in alone.head_counts if n <= count]
+                lines.append(f"Without guidance it needs ranks {listed(fitting, 20)}.")
+        return "\n".join([*lines, "Each loads the model's file for a run."])
 
 
 def spoken(shape: MeshShape) -> str:
