@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,40 @@ def test_no_title_of_a_template_is_missing() -> None:
     graphs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     titles = {one["title"] for graph in graphs for one in (*graph.get("groups", ()), *graph["nodes"]) if "title" in one}
     assert len(titles) > 20 and sorted(titles - set(TABLE)) == []
+
+
+def chinese_pages() -> dict[str, str]:
+    """Notes of the templates and help pages."""
+    notes = json.loads((ROOT / "web" / "notes.zh.json").read_text(encoding="utf-8"))
+    return notes | {str(path): path.read_text(encoding="utf-8") for path in (ROOT / "web" / "docs").glob("*/zh.md")}
+
+
+def test_bold_words_end_where_they_should() -> None:
+    """Markdown takes stars behind a sign for the end of bold words only where no letter follows at once."""
+    pages = chinese_pages()
+    assert len(pages) > 30
+    for name, page in pages.items():
+        for line in page.splitlines():
+            parts = line.split("**")
+            assert len(parts) % 2, (name, line)
+            for bold, after in zip(parts[1::2], parts[2::2], strict=True):
+                assert bold[-1].isalnum() or not after or not after[0].isalnum(), (name, bold, after)
+
+
+def test_notes_name_fields_as_the_page_does() -> None:
+    english, chinese = (
+        json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+        for language in ("en", "zh")
+    )
+    fields = {
+        entry["name"]
+        for kind, node in english.items()
+        for key, entry in node["inputs"].items()
+        if chinese[kind]["inputs"][key]["name"] != entry["name"]
+    }
+    for name, page in chinese_pages().items():
+        named = set(re.findall(r"(?<!\*)\*([^*\n]+)\*(?!\*)", page))
+        assert not named & fields, name
 
 
 @pytest.mark.parametrize("english", TABLE)
