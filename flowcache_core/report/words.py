@@ -57,7 +57,7 @@ CHINESE: Mapping[str, str] = {
     "compressor": "KV 缓存压缩",
     "custom": "自定义设置",
     "record": "已记录，每一步都计算",
-    "saved": "节省 {whole} 中的 {saved}（{factor:.1f} 倍）",
+    "saved": "节省 {saved}（共 {whole}，{factor:.1f} 倍）",
     "no time": "没有节省时间",
     "took": "用时 {seconds}",
     "kv": "K/V {held} MB（全部需 {whole} MB）",

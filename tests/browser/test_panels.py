@@ -15,6 +15,9 @@ SHAPES = """async () => {
     return Object.values(LANGUAGES).map(table => JSON.stringify(shape(table)));
 }"""
 
+FOLD = """([kind, open]) => app.graph.nodes.find(n => n.type === kind).widgets
+    .find(w => w.name === 'flowcache_run').flowcache.folding.open = open"""
+
 
 def locale(page: Any, name: str) -> None:
     page.evaluate("name => app.extensionManager.setting.set('Comfy.Locale', name)", name)
@@ -82,17 +85,15 @@ def test_nothing_of_it_is_queued_or_saved(page: Any) -> None:
 def test_details_unfold_and_the_node_follows(page: Any) -> None:
     kind = "FlowCacheARSampler"
     size = "kind => app.graph.nodes.find(n => n.type === kind).size[1]"
-    fold = """([kind, open]) => app.graph.nodes.find(n => n.type === kind).widgets
-        .find(w => w.name === 'flowcache_run').flowcache.folding.open = open"""
     near(page, kind)
     page.locator(".flowcache-panel details:visible").first.wait_for()
     before = page.evaluate(size, kind)
-    page.evaluate(fold, [kind, True])
+    page.evaluate(FOLD, [kind, True])
     opened = panel_when(page, "p.text.includes('activations') && !p.cut", kind)
     page.wait_for_timeout(500)
     look(page, "panel-unfolded")
     assert "weights" in opened["text"] and page.evaluate(size, kind) > before + 30
-    page.evaluate(fold, [kind, False])
+    page.evaluate(FOLD, [kind, False])
     page.wait_for_timeout(700)
     assert abs(page.evaluate(size, kind) - before) <= 2
 
@@ -128,6 +129,14 @@ def test_chinese(page: Any) -> None:
             "() => [...app.graph.groups, ...app.graph.nodes.filter(n => n.type === 'MarkdownNote')].map(g => g.title)"
         )
         assert all(any("\u4e00" <= sign <= "\u9fff" for sign in title) for title in page.evaluate(titles))
+        change(page, "FlowCacheKVCompressor", "preset", "auto (MB)")  # what is chosen for as much memory
+        notice(page)
+        page.evaluate(FOLD, ["FlowCacheKVCompressor", True])
+        text = panel_when(page, "p.text.includes(' plain')", "FlowCacheKVCompressor")["text"]
+        assert "\u5168\u90e8\u5386\u53f2\uff0c\u5b58\u50a8 plain" in text and "storage" not in text, text
+        look(page, "panel-chinese-auto-mb")
+        page.evaluate(FOLD, ["FlowCacheKVCompressor", False])
+        change(page, "FlowCacheKVCompressor", "preset", "custom")
         change(page, "BasicScheduler", "steps", 4)
         notice(page)
         panel_when(page, "p.headline.startsWith('4 \u6b65\u65f6')", "FlowCacheChunkwiseReuse")

@@ -128,7 +128,7 @@ function foretelling(subject, found) {
   }
   if (subject === "memory") {
     const all = found.kv < found.whole_kv ? say.bounded(found.chunks) : say.fits(found.chunks);
-    const chosen = found.kv_choice ? [found.kv_choice] : [];
+    const chosen = found.kv_choice ? [reason(found.kv_choice)] : [];
     return { short: kv, more: [all, ...where, ...chosen], notes: [] };
   }
   const short = [steps, ...(found.whole_kv ? [kv] : []), say.peak(megabytes(found.peak))].join(" · ");

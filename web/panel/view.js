@@ -111,9 +111,10 @@ export class Panel {
     this.folding.style.display = details.length ? "block" : "none";
     write(this.summary, words().details);
     write(this.details, details.join("\n"));
-    // The report's map of letters needs letters of one width.
-    this.details.style.fontFamily = this.state.text ? "monospace" : "sans-serif";
-    this.details.style.whiteSpace = this.state.text ? "pre" : "pre-wrap";
+    // A table keeps its columns; sentences are not cut.
+    const columns = /\S {2,}\S/.test(this.state.text ?? "");
+    this.details.style.fontFamily = columns ? "monospace" : "sans-serif";
+    this.details.style.whiteSpace = columns ? "pre" : "pre-wrap";
   }
 
   map(run, headline) {
