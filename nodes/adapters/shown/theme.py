@@ -60,7 +60,7 @@ class Theme:
         return sentence if self.letters is None else chinese(sentence)
 
     def font(self, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-        return letters_of(self.letters, size)
+        return ImageFont.load_default(size) if self.letters is None else letters_of(self.letters, size)
 
     def length(self, words: str, size: int = LABEL) -> float:
         """In pixels."""
@@ -115,8 +115,8 @@ def chinese_letters() -> str | None:
 
 
 @cache
-def letters_of(file: str | None, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size) if file is None else ImageFont.truetype(file, size)
+def letters_of(file: str, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, size)
 
 
 def tensor(image: Image.Image) -> Tensor:
