@@ -59,8 +59,10 @@ class Ranks:
                 self.processes.append(
                     subprocess.Popen(list(self.command), env=variables, stdin=subprocess.PIPE, stdout=out)
                 )
-        except BaseException:
+        except BaseException as error:
             self.end()
+            if isinstance(error, OSError | RuntimeError):  # no folder, no port, no process to be had
+                raise RankError(f"ranks could not be started: {one_line(str(error), 200)}") from error
             raise
         return self
 

@@ -14,8 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from ..errors import Found, require, require_finite
 from .errors import answered
-from .rank import say_joined
-from .shape import MeshShape
+from .rank import say_joined, say_left
+from .shape import MOST_RANKS, MeshShape
 from .traffic import Traffic
 
 TIMEOUT = 300.0  # seconds that a rank waits for another
@@ -47,15 +47,30 @@ class Mesh:
 
 
 def started_as_rank() -> bool:
-    """Whether torchrun, or :mod:`.launch`, has started this process as one of several."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    """Whether torchrun, or :mod:`.launch`, has started this process as one of several. Platforms set the same variables
+    for a job of one process."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def rank_in_world() -> tuple[int, int]:
-    """This process's rank and how many there are, as its starter says."""
+    """This process's rank and how many there are, as its starter says. SettingError for what is no such word."""
     if not started_as_rank():
         return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    world = whole_of("WORLD_SIZE", 1, MOST_RANKS, "from 1")
+    return whole_of("RANK", 0, world - 1, "below WORLD_SIZE"), world
+
+
+def require_meeting_place() -> None:
+    """SettingError unless the variables say where rank 0 is to be met."""
+    require("MASTER_ADDR" in os.environ, "MASTER_ADDR", Found("nothing"), "where rank 0 is, as torchrun says it")
+    whole_of("MASTER_PORT", 0, 65535, "to 65535")
+
+
+def whole_of(variable: str, least: int, most: int, said: str) -> int:
+    text = os.environ.get(variable)
+    whole = text is not None and text.isascii() and text.isdigit() and least <= int(text[:9]) <= most
+    require(whole, variable, Found("nothing") if text is None else text, f"a whole number {said}, as torchrun sets it")
+    return int(text or 0)
 
 
 def backend_for(device: torch.device) -> str:
@@ -87,9 +102,10 @@ def joined(shape: MeshShape, device: torch.device | str = "cpu", timeout: float 
     backend = backend_for(device)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    if world == 1 and not started_as_rank():
+    if world == 1:
         yield Mesh(shape, 0, device, timeout)
         return
+    require_meeting_place()
     try:
         with answered(timeout):
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
@@ -97,6 +113,7 @@ def joined(shape: MeshShape, device: torch.device | str = "cpu", timeout: float 
         say_joined()
         yield mesh
     finally:
+        say_left()
         if dist.is_initialized():
             dist.destroy_process_group()
 

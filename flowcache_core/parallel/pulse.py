@@ -17,8 +17,10 @@ from pathlib import Path
 
 PULSE = 0.5  # seconds between two
 LATE = 5.0  # seconds that one may be late in any case, whatever the timeout
-STARTING = 300.0  # seconds without one that a rank may take before it has joined: an import lets nobody else run
-LONGEST_LOOK = 1.0  # of the seconds between two looks: more means that this process, too, was held up
+AWAY = (
+    300.0  # seconds of a rank that has not joined yet, or has left: imports and the end of Python let nobody else run
+)
+LONGEST_LOOK = 0.3  # of the seconds between two looks: more means that this process, too, was held up
 ALIVE, JOINED = ".alive", ".joined"  # behind the number of the rank
 
 
@@ -44,6 +46,13 @@ def has_joined(folder: str, rank: str) -> None:
     with suppress(OSError):
         os.utime(_file(folder, rank, ALIVE))
         _file(folder, rank, JOINED).touch()
+
+
+def has_left(folder: str, rank: str) -> None:
+    """On the rank: nobody waits for it any more."""
+    with suppress(OSError):
+        os.utime(_file(folder, rank, ALIVE))
+        _file(folder, rank, JOINED).unlink()
 
 
 @dataclass
@@ -74,7 +83,7 @@ class Pulses:
             return
         self.looked = now
         for rank in range(self.count):
-            self.joined[rank] = self.joined[rank] or _file(self.folder, rank, JOINED).exists()
+            self.joined[rank] = _file(self.folder, rank, JOINED).exists()
             newest = None  # of a file that somebody has deleted nothing is known
             with suppress(OSError):
                 newest = _file(self.folder, rank, ALIVE).stat().st_mtime_ns
@@ -85,5 +94,5 @@ class Pulses:
     def silent(self, timeout: float) -> list[int]:
         """Ranks that have given no sign for ``timeout`` seconds."""
         self.look()
-        limits = [max(timeout, LATE if joined else STARTING) for joined in self.joined]
+        limits = [max(timeout, LATE if joined else AWAY) for joined in self.joined]
         return [rank for rank in range(self.count) if self.without[rank] > limits[rank]]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ..errors import NotFiniteError, SettingError, one_line
 from .errors import RankError, RankLost
-from .pulse import beat, has_joined
+from .pulse import beat, has_joined, has_left
 
 ERRORS = "FLOWCACHE_RANK_ERRORS"  # folder for one text a rank, and its signs of life
 LEFT = ".lost"  # behind the name of a text: it waited for another in vain
@@ -66,6 +66,12 @@ def say_joined() -> None:
     """From now on this rank answers within the timeout."""
     if ERRORS in os.environ:
         has_joined(os.environ[ERRORS], os.environ["RANK"])
+
+
+def say_left() -> None:
+    """From now on nobody waits for this rank."""
+    if ERRORS in os.environ:
+        has_left(os.environ[ERRORS], os.environ["RANK"])
 
 
 def leave_error(text: str, suffix: str = "") -> None:

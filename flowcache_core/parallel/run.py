@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..denoiser import Denoiser
@@ -15,6 +16,7 @@ from ..models.magi.denoiser import MagiDenoiser
 from ..models.wan.denoiser import WanDenoiser
 from ..noise import NoiseSource
 from ..report.events import Event
+from ..sweep.task import sources
 from .alike import require_alike
 from .decisions import told_by_first
 from .fits import require_shareable
@@ -58,9 +60,9 @@ def generate_on_ranks(
     mine: Denoiser = on_ranks(denoiser, mesh)
     mine = mine if around is None else around(mine)
     drawn = None if noise_source is None else noise_source(0, 0, noise[:, :, :1])
-    require_alike(
-        mesh, {"settings": settings, "model": denoiser, "noise": noise, "noise source": drawn, "prefix": prefix}
-    )
+    versions = (sources(), torch.__version__)
+    alike = {"settings": settings, "model": denoiser, "noise": noise, "noise source": drawn, "prefix": prefix}
+    require_alike(mesh, {"version of FlowCache or torch": versions, **alike})
     return generate(
         mine,
         settings,

@@ -17,6 +17,7 @@ from rank_models import SIDE, cases, drawn, refusals, settings, wan
 
 from flowcache_core.engine import generate
 from flowcache_core.errors import SettingError
+from flowcache_core.parallel import run
 from flowcache_core.parallel.mesh import Mesh, arranged, joined
 from flowcache_core.parallel.rank import as_rank
 from flowcache_core.parallel.run import generate_on_ranks
@@ -133,6 +134,14 @@ def multiply() -> None:
         x = x @ x
 
 
+def other_version(mesh: Mesh, shapes: Sequence[MeshShape], folder: Path) -> None:
+    """Rank 1 comes from another state of the sources."""
+    (folder / "at").write_text(str(time.time()))
+    if mesh.rank == 1:
+        run.sources = lambda: "another"
+    generate_on_ranks(mesh, wan(), settings(), inputs(settings())[0])
+
+
 WORK: dict[str, Work] = {
     "equal": equal,
     "dies": failing(lambda: os.kill(os.getpid(), 9)),
@@ -142,6 +151,7 @@ WORK: dict[str, Work] = {
     "all stop": failing(stop, on=(0, 1)),
     "none run": failing(let_nobody_run, on=(0, 1)),
     "count": failing(count, on=(0, 1)),
+    "other version": other_version,
     "multiply": failing(multiply, on=(0, 1)),
 }
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -30,6 +31,7 @@ FAULTS = {
     "hangs": (TIMEOUT, "rank 1 did not answer within 10 s"),
     "stops": (TIMEOUT, "rank 1 did not answer within 10 s"),
     "all stop": (TIMEOUT, "ranks 0, 1 did not answer within 10 s"),
+    "other version": (60.0, "ranks: got 'other version of FlowCache or torch on rank 1 than on rank 0'"),
     "none run": (TIMEOUT, "ranks 0, 1 did not answer within 10 s"),
 }
 
@@ -47,8 +49,9 @@ def fails(what: str, folder: Path) -> tuple[str, float]:
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory) -> dict[str, tuple[str, float]]:
     """All faults at the same time, each on ranks of its own: most of it is waiting."""
+    folders = [tmp_path_factory.mktemp("fault") for _ in FAULTS]
     with ThreadPoolExecutor(len(FAULTS)) as pool:
-        return dict(zip(FAULTS, pool.map(lambda what: fails(what, tmp_path_factory.mktemp(what)), FAULTS), strict=True))
+        return dict(zip(FAULTS, pool.map(fails, FAULTS, folders), strict=True))
 
 
 @pytest.mark.parametrize("what", FAULTS)
@@ -138,6 +141,41 @@ def test_one_that_comes_alone_waits_no_longer_than_it_may(monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(RankError, match="did not answer within 1 s"), joined(MeshShape(2, 1), timeout=1.0):
+        pass
+
+
+@pytest.mark.parametrize(
+    "changed, said",
+    [
+        ({"RANK": "abc"}, "RANK: got 'abc', accepted: a whole number below WORLD_SIZE"),
+        ({"RANK": "2"}, "RANK: got '2'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: got '0'"),
+        ({"MASTER_ADDR": None}, "MASTER_ADDR: got 'nothing'"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT: got '99999'"),
+        ({"MASTER_PORT": None}, "MASTER_PORT: got 'nothing'"),
+    ],
+)
+def test_variables_of_a_starter_that_say_nothing(changed, said, monkeypatch):
+    for name, value in (
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"} | changed
+    ).items():
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(SettingError) as error, joined(MeshShape(2, 1)):
+        pass
+    assert said in str(error.value)
+
+
+def test_a_job_of_one_process_is_no_rank(monkeypatch):
+    """As platforms set them, without anybody to meet."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with joined(MeshShape()) as mesh:
+        assert mesh.shape.size == 1 and not torch.distributed.is_initialized()
+
+
+def test_nowhere_to_keep_anything(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(RankError, match="ranks could not be started: .*gone"), started("dies", "2x1", tmp_path):
         pass
 
 
