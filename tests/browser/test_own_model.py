@@ -121,7 +121,7 @@ def test_the_slider_and_the_rival_of_a_comparison(page: Any) -> None:
 def test_a_preset_that_is_not_here_is_taken_from_the_workflow(page: Any) -> None:
     page.errors.clear()
     open_template(page, MINI)
-    saved = page.evaluate("() => app.graph.serialize()")
+    saved = json.loads(page.evaluate("() => JSON.stringify(app.graph.serialize())"))  # as a file: nothing undefined
     (node,) = [one for one in saved["nodes"] if one["type"] == "FlowCacheChunkwiseReuse"]
     node["widgets_values"] = ["my: gone", LISTS]
     page.evaluate("graph => app.loadGraphData(graph, true, true, null)", saved)
