@@ -142,7 +142,7 @@ def test_recall_under_a_budget_is_counted(short_recall: None) -> None:
 
 def test_the_curve_asks_for_recall(small: Any, short_recall: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of methods that are measured already too; of other steps and solvers, with theirs."""
-    monkeypatch.setitem(curve.SETUPS, "blockwise", (Setup(chunks=1), {}))
+    monkeypatch.setitem(curve.SETUPS, "blockwise", (Setup(chunks=1, steps=20), {}))
     only = ["--model", "scenes", "--pairs", "1", "--methods", "fewer"]
     assert curve.main(only) == 0
     assert curve.main([*only, "--recall"]) == 0
