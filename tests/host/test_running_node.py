@@ -79,7 +79,7 @@ class TestTheNodeThatRuns:
     def test_a_second_workflow_shows_its_own_node(self, server: ComfyServer) -> None:
         """The host hands the sampler that the first workflow made to the second one."""
         assert shown_on(post(server, graph(1))) == ({RUN}, {RUN})
-        heard = post(server, renamed(graph(2), lambda number: str(int(number) + 100)))
+        heard = post(server, renamed(graph(2), lambda number: f"1{number:0>2}"))
         (cached,) = heard.of("execution_cached")
         assert "108" in cached["nodes"]
         assert shown_on(heard) == ({"111"}, {"111"})
@@ -158,7 +158,8 @@ class TestAReportCostsNoVideo:
             "noise": ["43", 0], "guider": [GUIDER, 0], "sampler": [SAMPLER, 0], "sigmas": ["42", 1],
             "latent_image": [RUN, 0],
         }}  # fmt: skip
-        prompt["13"]["inputs"]["samples"] = ["44", 0]
+        decoder = next(node for node in prompt.values() if node["class_type"] == "VAEDecode")
+        decoder["inputs"]["samples"] = ["44", 0]
         prompt["45"] = {"class_type": "FlowCacheReport", "inputs": {"model": [COMPRESSOR, 0], "latent": ["44", 0]}}
         heard = post(server, prompt)
         assert heard.error is None and saved(heard)

@@ -74,7 +74,7 @@ def test_it_is_what_the_core_computes(model):
     method = module("flowcache_core.sparse.xattention").XAttention(8, 0.6, 4)
     worst, original = [], attention.ChunkAttention.attention
 
-    def watched(self, layer, run, func, qkv, heads, kwargs):
+    def watched(self, layer, run, qkv, heads, kwargs, fused):
         inner = self.sparse
 
         def attend(layer, branches, q, k, v, dense, **rest):
@@ -85,7 +85,7 @@ def test_it_is_what_the_core_computes(model):
                 worst.append(float((out - expected).abs().max()))
             return out
 
-        return original(replace(self, sparse=SimpleNamespace(attend=attend)), layer, run, func, qkv, heads, kwargs)
+        return original(replace(self, sparse=SimpleNamespace(attend=attend)), layer, run, qkv, heads, kwargs, fused)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention.ChunkAttention, "attention", watched)
