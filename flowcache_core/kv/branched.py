@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..plan.base import Chunk, Plan
 from ..rows import Rows
-from .cache import KVCache
 from .headed import cache_of
 from .layout import CompressionResult, KVLayout
+from .parted import PartedCache
 from .settings import KVSettings
 from .spec import KVSpec
 
 
-class BranchedCache(KVCache):
+class BranchedCache(PartedCache):
     """A :class:`KVCache` in parts, one for each branch. A part lies where its branch's K/V is first written from."""
 
     def __init__(self, spec: KVSpec, settings: KVSettings, plan: Plan) -> None:
@@ -89,27 +89,11 @@ class BranchedCache(KVCache):
         some = [one for one in found if one is not None]
         return torch.cat([one.to(some[0].device) for one in some]) if some else None
 
-    def note_change(self, chunk: Chunk, change: Tensor) -> None:
-        for part in self.parts:
-            part.note_change(chunk, change)
-
     def device_of(self, branch: int) -> torch.device:
         return torch.device(self.parts[branch].spec.device)
 
     def commit(self, chunk: Chunk) -> CompressionResult | None:
         return [part.commit(chunk) for part in self.parts][0]
-
-    def require_finite(self) -> None:
-        for part in self.parts:
-            part.require_finite()
-
-    def forget(self) -> None:
-        for part in self.parts:
-            part.forget()
-
-    def release(self) -> None:
-        for part in self.parts:
-            part.release()
 
     # -- figures -------------------------------------------------------------------------------------------------------
 

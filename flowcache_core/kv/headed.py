@@ -14,6 +14,7 @@ from .cache import KVCache
 from .head_shares import head_shares
 from .layer import LayerBuffer
 from .layout import CompressionResult, KVLayout
+from .parted import PartedCache
 from .settings import KVSettings
 from .spec import KVSpec
 from .storage.tokens import Scratch
@@ -27,7 +28,7 @@ def cache_of(spec: KVSpec, settings: KVSettings, plan: Plan) -> KVCache:
     return HeadedCache(spec, settings, plan) if settings.by_head else KVCache(spec, settings, plan)
 
 
-class HeadedCache(KVCache):
+class HeadedCache(PartedCache):
     """A :class:`KVCache` in parts, one for each group of heads with budgets of its own (:mod:`.head_shares`).
 
     What takes keys and values out of it is refused: it attends. Its layers and layouts are those of all parts.
@@ -103,16 +104,8 @@ class HeadedCache(KVCache):
     def bias(self, layer: int, branches: range, chunk: Chunk, newest: int = 0) -> Tensor | None:
         raise SettingError("budget", "one per head", APART)
 
-    def note_change(self, chunk: Chunk, change: Tensor) -> None:
-        for part in self.parts:
-            part.note_change(chunk, change)
-
     def commit(self, chunk: Chunk) -> CompressionResult | None:
         return _together(chunk, [part.commit(chunk) for part in self.parts])
-
-    def require_finite(self) -> None:
-        for part in self.parts:
-            part.require_finite()
 
     def held(self, chunk: Chunk, branch: int) -> Iterator[Tensor]:
         for part in self.parts:
@@ -122,14 +115,6 @@ class HeadedCache(KVCache):
         coming = iter(parts)
         for part in self.parts:
             part.take_over(chunk, branch, coming)
-
-    def forget(self) -> None:
-        for part in self.parts:
-            part.forget()
-
-    def release(self) -> None:
-        for part in self.parts:
-            part.release()
 
     # -- what figures are made of ------------------------------------------------------------------------------------
 
