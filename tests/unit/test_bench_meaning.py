@@ -77,6 +77,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> Any:
     """Benchmarks with one short chunk or two, which leave their files here."""
     monkeypatch.setattr(folder, "FOLDER", tmp_path)
     monkeypatch.setitem(curve.SETUPS, "blockwise", (Setup(chunks=1, steps=20), {}))
+    monkeypatch.setattr(Subject, "shares", (0.2,))
     return tmp_path
 
 
@@ -143,12 +144,13 @@ def test_recall_under_a_budget_is_counted(short_recall: None) -> None:
 def test_the_curve_asks_for_recall(small: Any, short_recall: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of methods that are measured already too; of other steps and solvers, with theirs."""
     monkeypatch.setitem(curve.SETUPS, "blockwise", (Setup(chunks=1, steps=20), {}))
+    monkeypatch.setattr(Subject, "shares", (0.2,))
     only = ["--model", "scenes", "--pairs", "1", "--methods", "fewer"]
     assert curve.main(only) == 0
     assert curve.main([*only, "--recall"]) == 0
     found = json.loads((small / "curve-scenes-blockwise.json").read_text())["figures"]
-    assert len(found["rows"]) == 6 and all("back" in row["recall"] for row in found["rows"])
-    assert [row["computed"] for row in found["rows"]] == [0.2, 0.2, 0.3, 0.3, 0.5, 0.5]  # of the uncached run's steps
+    assert len(found["rows"]) == 2 and all("back" in row["recall"] for row in found["rows"])
+    assert [row["computed"] for row in found["rows"]] == [0.2, 0.2]  # of the uncached run's steps
     assert "back" in found["uncached_recall"]
     with pytest.raises(SettingError, match="for --recall"):
         curve.main(["--recall"])
