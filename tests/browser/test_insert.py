@@ -108,8 +108,9 @@ def test_the_subgraph_is_in_the_library_and_runs(page: Any) -> None:
             const file = JSON.parse((await (await fetch(`/api/global_subgraphs/${id}`)).json()).data);
             const bare = app.rootGraph.serialize();
             const node = {...file.nodes[0], id: 900, pos: [500, -300]};
+            const subgraphs = [...bare.definitions.subgraphs, ...file.definitions.subgraphs];
             await app.loadGraphData({...bare, nodes: [...bare.nodes, node], last_node_id: 900,
-                definitions: file.definitions});
+                definitions: {...bare.definitions, subgraphs}});
             const put = app.graph.getNodeById(900), model = app.graph.nodes.find(n => n.type === 'FlowCacheMiniModel');
             const guider = app.graph.nodes.find(n => n.type === 'CFGGuider');
             model.connect(model.findOutputSlot('MODEL'), put, 0);
