@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 from comfy_server import ComfyServer
 from panels import RUN, idle, look, queue
 from test_errors import change, marked, run, said_of
-from test_frontend import MINI, open_template, ours, picture
+from test_frontend import MINI, open_template, ours
 
-SHOTS = Path(__file__).resolve().parents[2] / "build" / "shots"
 LISTS = json.dumps(
     {
         "schema": 1,
@@ -100,8 +98,7 @@ def test_the_slider_and_the_rival_of_a_comparison(page: Any) -> None:
     )
     page.evaluate("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
     page.wait_for_timeout(1500)
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    picture(page).save(SHOTS / f"compare-{page.renderer.replace(' ', '-')}.png")
+    look(page, "compare")
     page.evaluate("id => app.graph.getNodeById(id).widgets.find(w => w.name === 'flowcache_rival').callback()", compare)
     rival = page.evaluate(
         "old => app.graph.nodes.filter(n => n.type === 'FlowCacheCompare' && n.id !== old).map(n => n.id)", compare
