@@ -24,7 +24,7 @@ from ..engine import generate
 from ..errors import SettingError, require, require_count, require_finite
 from ..files import require_file, whole_file
 from ..kv import COMPRESSORS
-from ..kv.allocate import alike, groups_of
+from ..kv.allocate import grouped, groups_of
 from ..kv.layout import largest_chunk_frames
 from ..kv.profile import ErrorProfile
 from ..kv.recorded_errors import Candidates, Measured, MeasuringCache
@@ -72,8 +72,7 @@ def shared_out(profile: ErrorProfile, compressor: str) -> tuple[list[float], lis
     shares, heads = profile.shares[-len(rows) :], len(rows[0]) // layers
     by_head = np.minimum.accumulate(np.array(rows).T.reshape(layers, heads, -1), 2)
     by_layer = by_head.sum(1)
-    many = groups_of(heads)
-    groups = np.concatenate([[layer[list(group)].sum(0) for group in alike(layer, many)] for layer in by_head])
+    _, groups = grouped(by_head, groups_of(heads))
     best = [
         [assign(parts, np.tile(np.array(shares), (len(parts), 1)), share).error / layers for share in shares]
         for parts in (by_layer, groups)

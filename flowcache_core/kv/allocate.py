@@ -122,6 +122,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Solution:
+    """error: mean or sum over parts, as whoever made it says. budgets: of every part."""
+
     error: float
     bytes: int
     budgets: tuple[float, ...]
@@ -217,10 +219,9 @@ def choices(
             if many > 1:
                 by_head = np.array([profile.parts(name, stored, share) for share in shares]).T
                 by_head = by_head.reshape(spec.layers, spec.kv_heads, -1)
-                groups = tuple(tuple(group) for layer in by_head for group in alike(layer, many))
-                lost = [by_head[at // many, list(group)].sum(0) for at, group in enumerate(groups)]
-                few = group_spec(spec, many)
-                yield Choice(settings, budgets, np.array(lost), *sizes(few, plan, kept, len(groups)), groups)
+                groups, lost = grouped(by_head, many)
+                few = spec.of_heads(spec.kv_heads // many)
+                yield Choice(settings, budgets, lost, *sizes(few, plan, kept, len(groups)), groups)
 
 
 def groups_of(heads: int) -> int:
@@ -228,16 +229,12 @@ def groups_of(heads: int) -> int:
     return max(count for count in range(1, MOST_GROUPS + 1) if heads % count == 0)
 
 
-def group_spec(spec: KVSpec, many: int) -> KVSpec:
-    """Of one group of heads."""
-    queries = None if spec.query_heads is None else spec.query_heads // many
-    return replace(spec, kv_heads=spec.kv_heads // many, query_heads=queries)
-
-
-def alike(errors: np.ndarray, many: int) -> np.ndarray:
-    """Heads ``[many, heads / many]`` that lose alike: those together that come next to each other by mean error, of
-    ``errors [heads, budgets]``."""
-    return np.argsort(errors.mean(1), kind="stable").reshape(many, -1)
+def grouped(by_head: np.ndarray, many: int) -> tuple[tuple[tuple[int, ...], ...], np.ndarray]:
+    """Heads that lose alike, ``many`` groups of them for each layer of ``by_head [layers, heads, budgets]``: those that
+    come next to each other by mean error, layer by layer; and what each group loses ``[groups, budgets]``."""
+    orders = [np.argsort(layer.mean(1), kind="stable").reshape(many, -1) for layer in by_head]
+    groups = tuple(tuple(group.tolist()) for order in orders for group in order)
+    return groups, np.array([by_head[at // many, list(group)].sum(0) for at, group in enumerate(groups)])
 
 
 def sizes(spec: KVSpec, plan: Plan, kept: Sequence[KVSettings], parts: int) -> tuple[np.ndarray, tuple[int, ...]]:

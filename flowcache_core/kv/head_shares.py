@@ -23,9 +23,7 @@ class HeadShare:
 
     def spec(self, whole: KVSpec) -> KVSpec:
         """Of these heads alone."""
-        count = len(self.heads[0])
-        queries = None if whole.query_heads is None else whole.query_heads // whole.kv_heads * count
-        return replace(whole, kv_heads=count, query_heads=queries, all_kv_heads=whole.all_kv_heads or whole.kv_heads)
+        return whole.of_heads(len(self.heads[0]))
 
 
 def head_shares(spec: KVSpec, settings: KVSettings) -> tuple[HeadShare, ...]:

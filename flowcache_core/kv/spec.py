@@ -46,6 +46,11 @@ class KVSpec:
         """Query heads."""
         return self.kv_heads if self.query_heads is None else self.query_heads
 
+    def of_heads(self, count: int) -> KVSpec:
+        """Of ``count`` of these K/V heads, and the queries that share them."""
+        queries = None if self.query_heads is None else self.query_heads // self.kv_heads * count
+        return replace(self, kv_heads=count, query_heads=queries, all_kv_heads=self.all_kv_heads or self.kv_heads)
+
     @property
     def whole(self) -> KVSpec:
         """The K/V of all ranks together."""

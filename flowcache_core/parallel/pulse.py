@@ -17,9 +17,8 @@ from pathlib import Path
 
 PULSE = 0.5  # seconds between two
 LATE = 5.0  # seconds that one may be late in any case, whatever the timeout
-AWAY = (
-    300.0  # seconds of a rank that has not joined yet, or has left: imports and the end of Python let nobody else run
-)
+# Seconds of a rank that has not joined yet, or has left: imports and the end of Python let nobody else run.
+AWAY = 300.0
 LONGEST_LOOK = 0.3  # of the seconds between two looks: more means that this process, too, was held up
 ALIVE, JOINED = ".alive", ".joined"  # behind the number of the rank
 

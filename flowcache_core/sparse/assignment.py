@@ -87,13 +87,9 @@ def least_error(error: Numbers, density: Numbers, budget: float) -> float:
     where nothing fits."""
     scale = float(error.max(1).sum()) or 1.0
     costs, losses = np.rint(density * _UNIT).astype(np.int64), np.rint(error / scale * _UNIT).astype(np.int64)
-    hulls = [_lower_hull(cost, loss) for cost, loss in zip(costs, losses, strict=True)]
-    start, steps = np.sum([hull[0] for hull in hulls], 0), np.concatenate([np.diff(hull, axis=0) for hull in hulls])
-    steps = steps[np.argsort(steps[:, 1] / steps[:, 0], kind="stable")]
-    points = np.r_[start[None], start + np.cumsum(steps, axis=0)]
-    room = (budget + _SLACK) * len(error) * _UNIT
+    room = np.array(round((budget + _SLACK) * len(error) * _UNIT))
     # Every number was rounded by half a unit at most.
-    return np.inf if start[0] > room else (np.interp(room, points[:, 0], points[:, 1]) / _UNIT - 1e-9) * scale
+    return (float(_Relaxation.of_all(costs, losses)(room)) / _UNIT - 1e-9) * scale
 
 
 @dataclass(frozen=True)
@@ -104,6 +100,16 @@ class _Relaxation:
 
     density: NDArray[np.int64]
     error: NDArray[np.int64]
+
+    @classmethod
+    def of_all(cls, costs: NDArray[np.int64], losses: NDArray[np.int64]) -> _Relaxation:
+        """For the heads from 0 on alone."""
+        hulls = [_lower_hull(cost, loss) for cost, loss in zip(costs, losses, strict=True)]
+        steps = np.concatenate([np.diff(hull, axis=0) for hull in hulls])
+        start = np.sum([hull[0] for hull in hulls], 0)
+        order = np.argsort(steps[:, 1] / steps[:, 0], kind="stable")
+        points = np.r_[start[None], start + np.cumsum(steps[order], axis=0)]
+        return cls(points[:, 0], points[:, 1])
 
     @classmethod
     def of_tails(cls, costs: NDArray[np.int64], losses: NDArray[np.int64]) -> list[_Relaxation]:

@@ -146,7 +146,7 @@ class ChunkAttention:
     def attended(
         self, layer: int, branches: range, qkv: tuple[Tensor, Tensor, Tensor], dense: Callable[..., Tensor], fused: bool
     ) -> Tensor:
-        """The attention of some branches' ``q [n * batch, heads, tokens, head_dim]``, their K/V written before."""
+        """The attention of some branches' ``q [n * batch, heads, tokens, head_dim]``; a first evaluation is stored."""
         again = not self.written.isdisjoint((layer, branch) for branch in branches)
         if again or self.sparse is not None:
             keys, values = self.context(layer, branches, *qkv)
