@@ -1,0 +1,1 @@
+"""What ``dev.py`` is made of: processes, the environment it makes, the suites of tests. Standard library only."""
