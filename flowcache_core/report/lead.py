@@ -9,6 +9,7 @@ from .comparison import SEEN
 from .words import ENGLISH, words
 
 FEW_STEPS = 8  # below, nearly every step is needed
+AUTO = "auto"  # what names of auto's choices begin with
 LONG = 6  # chunks from which on bounded K/V is worth a try
 MEGA = 1e6
 
@@ -20,7 +21,8 @@ class Outcome:
     preset: as the user chose it, None without reuse. seconds: that it took; saved: that reused steps would have taken
     more. kv_bytes: allocated; whole_bytes: what the whole history would take. expected: dB of the preset's calibration,
     measured or (not ``measured``) foretold by a recording; None where nothing is known. beside: what else made the
-    video another one than the uncached (``RunRecord.beside_reuse``). fault: the first step that was not finite.
+    video another one than the uncached (``RunRecord.beside_reuse``). compressor: whether K/V settings were on the
+    model, whatever they came to. fault: the first step that was not finite.
     """
 
     preset: str | None
@@ -36,6 +38,7 @@ class Outcome:
     expected: float | None = None
     measured: bool = True
     beside: tuple[str, ...] = ()
+    compressor: bool = False
     fault: str | None = None
 
     @property
@@ -93,17 +96,29 @@ class Outcome:
         return say["next"].format(what=say[self._advice()].format(steps=self.steps, plain=self.plain_steps))
 
     def _advice(self) -> str:
+        """Never what the run had already."""
         if self.fault:
             return "try finite"
         if self.preset == "record":
             return "try calibrate"
-        if not self.reuses and self.steps < FEW_STEPS:
-            return "try reuse" if self.bounded else "try compressor"
         if not self.reuses:
-            return "try reuse"
+            return self._without_reuse()
         if self.expected is None:
             return "try record"
-        return "try budget" if self.chunks >= LONG and not self.bounded and self.kv_bytes else "try rival"
+        return "try budget" if self.chunks >= LONG and self.kv_bytes and not self._compresses else "try rival"
+
+    def _without_reuse(self) -> str:
+        if self.steps >= FEW_STEPS:
+            return "try fidelity" if self.preset is not None and self.preset.startswith(AUTO) else "try reuse"
+        if not self.kv_bytes:
+            return "try more"
+        if not self._compresses:
+            return "try compressor"
+        return "try uncompressed" if self.bounded else "try smaller"
+
+    @property
+    def _compresses(self) -> bool:
+        return self.compressor or self.bounded
 
     def lines(self, language: str = "en") -> list[str]:
         return [self.headline(language), self.nearness(language), self.advice(language)]

@@ -9,7 +9,7 @@ import comfy.samplers
 import folder_paths
 import pytest
 import torch
-from hostkit import NODES, close, compress, latent, load, module, node, ours, reuse, sample, sigmas_of
+from hostkit import NODES, SAME, close, compress, latent, load, module, node, ours, reuse, sample, sigmas_of
 from PIL import ImageFont
 
 records = module("nodes.adapters.run.records")
@@ -128,6 +128,22 @@ class TestWhatAPersonWantsToKnow:
         found = run_report.outcome(run, run.record)
         assert found.saved == run.message["saved"] > 0 and found.reuses
         assert f"of {time(found.seconds + found.saved)}" in found.headline()
+
+    @pytest.mark.parametrize(("megabytes", "said"), [(1000.0, "plain steps"), (None, "KV Cache Compressor")])
+    def test_what_is_on_already_is_no_advice(self, megabytes, said):
+        """A long video with auto (MB) that had room for everything."""
+        model = NODES["FlowCacheMiniModel"].execute().args[0]
+        model = NODES["FlowCacheChunkwiseReuse"].execute(model=model, preset={"preset": "mini: fast-20"}).args[0]
+        if megabytes is not None:
+            preset = {"preset": "auto (MB)", "megabytes": megabytes}
+            method = {"method": "recent"}
+            model = node("KVCompressor", model=model, budget=4.0, method=method, dtype=SAME, device=SAME, preset=preset)
+        plan = {"plan": "blockwise", "chunk_frames": 3, "solver": "euler", "clean_pass": True}
+        positive, negative = (node("MiniPrompt", text=text) for text in ("a red circle moving right", ""))
+        start = latent(69, width=32, height=32)
+        sigmas = sigmas_of(model, 20)
+        out = sample(model, ours(plan), positive=positive, negative=negative, start=start, sigmas=sigmas)[0]
+        assert said in report(model, out)[0].splitlines()[2]
 
     def test_a_preset_that_was_measured_says_how_near(self):
         model = NODES["FlowCacheMiniModel"].execute().args[0]

@@ -62,7 +62,15 @@ ADVICE = {
     "recorded": (replace(RUN, preset="record", computed=200), "FlowCache Calibrate"),
     "nothing chosen": (PLAIN, "preset auto"),
     "few steps": (replace(PLAIN, preset="auto", steps=4), "KV Cache Compressor"),
-    "few steps, bounded": (replace(PLAIN, preset="auto", steps=4, kv_bytes=1e6), "Reuse"),
+    "few steps, bounded": (replace(PLAIN, preset="auto", steps=4, kv_bytes=1e6), "run without KV Cache Compressor"),
+    "few steps, compressor that kept all": (
+        replace(PLAIN, preset="auto", steps=4, compressor=True),
+        "a smaller budget of KV Cache Compressor",
+    ),
+    "few steps, no K/V": (replace(PLAIN, steps=4, kv_bytes=0, whole_bytes=0), "more steps"),
+    "long, compressor that kept all": (replace(RUN, chunks=20, kv_bytes=4.7e6, compressor=True), "plain steps"),
+    "auto that reused nothing": (replace(PLAIN, preset="auto (mini: slow)"), "a lower fidelity"),
+    "other reuse that reused nothing": (replace(PLAIN, preset="custom"), "preset auto"),
     "broken": (replace(RUN, fault="chunk 0, step 0"), "not finite"),
 }
 

@@ -104,7 +104,7 @@ class HostRun:
         with naming("KV Cache Compressor"):
             spec = kv_spec(model, noise.shape, 1, noise.device)
             cache = host_kv(spec, kv, plan)
-        keep = partial(settings.slot.keep, recording=recording, reuse=chosen)
+        keep = partial(settings.slot.keep, recording=recording, reuse=chosen, compressor=settings.kv is not None)
         live, notes = LiveMap(LiveRun([engine]), settings), reuse_notes(settings, patcher)
         notes += (choice,) if (choice := kv.choice(spec, plan)) else ()
         return cls(model, engine, cache, settings.kv is not None, reuse, Recorder.of(engine), live, keep, notes)

@@ -72,7 +72,8 @@ class Sketch:
 class Run:
     """autoregressive: whether a sampler ran it that leaves a record, as soon as it takes a step. noise: what it began
     from. made: its latents. recording, heads: for a calibration, where that was asked for. reuse: what it reused, None
-    for nothing. message: the last one of its live map (docs/live-map.md).
+    for nothing. compressor: whether KV Cache Compressor was on the model. message: the last one of its live map
+    (docs/live-map.md).
     """
 
     autoregressive: bool
@@ -82,6 +83,7 @@ class Run:
     recording: Recording | None = None
     heads: MeasuredHeads | None = None
     reuse: ReuseSettings | None = None
+    compressor: bool = False
     message: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -102,12 +104,15 @@ class RecordSlot:
         recording: Recording | None = None,
         reuse: ReuseSettings | None = None,
         heads: MeasuredHeads | None = None,
+        *,
+        compressor: bool = False,
     ) -> None:
         """Note the run as far as it went; nothing on a MODEL without settings, whose slot nobody will ask."""
         if not self.runs:
             return
         run = self.runs[-1]
         run.recording, run.reuse, run.message, run.heads = recording, reuse, message, heads
+        run.compressor = compressor
         with suppress(ValueError):  # it did not even start
             self.runs[-1].record = recorder.record()
 

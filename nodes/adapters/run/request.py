@@ -97,8 +97,9 @@ class Sampling:
     def keep(self, recorder: Recorder) -> None:
         """Leave what the run has noted so far for the report."""
         message = self.progress.live.message()
-        heads = None if self.measured is None else self.measured.heads
-        self.settings.slot.keep(recorder, message, self.recording, self.settings.chosen, heads)
+        heads, settings = None if self.measured is None else self.measured.heads, self.settings
+        compressor = settings.kv is not None
+        settings.slot.keep(recorder, message, self.recording, settings.chosen, heads, compressor=compressor)
 
     @property
     def runs(self) -> Sequence[EngineSettings]:

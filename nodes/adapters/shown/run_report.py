@@ -114,6 +114,7 @@ def outcome(run: Run, record: RunRecord) -> Outcome:
         expected=expected,
         measured=source is None or source.measured,
         beside=record.beside_reuse,
+        compressor=run.compressor,
         fault=fault,
     )
 
