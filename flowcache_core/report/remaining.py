@@ -47,6 +47,7 @@ class Remaining:
             False: (Counter(), {}),
             True: (Counter(), {}),
         }  # by "begins the video": how often, and how much of it was computed
+        self.likely: dict[int, float] = {}  # own step -> how much of it will be computed, as other chunks tell
 
     def took(self, step: int, share: float, seconds: float, *, begins: bool) -> None:
         """The next step of the run, of which ``share`` was computed. begins: it is of the chunk that begins a video."""
@@ -57,6 +58,8 @@ class Remaining:
             times, shares = self.seen[begins]
             times[step] += 1
             shares[step] = shares.get(step, 0.0) + share
+            if not begins or step not in self.seen[False][1]:
+                self.likely[step] = shares[step] / times[step]
         if share == 0:
             self.reused.add(seconds)
         elif share == 1:
@@ -67,19 +70,15 @@ class Remaining:
         self.chunks -= 1
         self.finished.add(seconds)
 
-    def likely(self, step: int) -> float:
-        """How much of a step that is not known beforehand will be computed."""
-        for begins in (False, True):
-            times, shares = self.seen[begins]
-            if times[step]:
-                return shares[step] / times[step]
-        taken = sum(times.total() for times, _ in self.seen.values())
-        return sum(sum(shares.values()) for _, shares in self.seen.values()) / taken if taken else 1.0
-
     @property
     def steps(self) -> float:
         """Computed steps to come."""
-        return self.known[True] + sum(count * self.likely(step) for step, count in self.open.items() if count)
+        known = self.known[True]
+        if not self.known[None]:
+            return known
+        taken = sum(times.total() for times, _ in self.seen.values())
+        usual = sum(sum(shares.values()) for _, shares in self.seen.values()) / taken if taken else 1.0
+        return known + sum(count * self.likely.get(step, usual) for step, count in self.open.items() if count)
 
     @property
     def seconds(self) -> float | None:

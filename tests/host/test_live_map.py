@@ -136,7 +136,10 @@ def test_only_the_last_runs_are_kept():
 
 
 def test_what_it_costs_of_the_run(monkeypatch):
-    """The mini template's run with everything that messages take, writing them as JSON included; the pause is on."""
+    """The mini template's run with everything that messages take, writing them as JSON included; the pause is on.
+
+    Both in the processor's time: on a busy machine the clock's goes to others, and the pause between messages with it.
+    """
     spent, messages = [0.0], []
 
     class Server:
@@ -164,15 +167,14 @@ def test_what_it_costs_of_the_run(monkeypatch):
     gc.disable()
     try:
         with CurrentNodeContext("prompt 1", "12"):
-            begun = time.monotonic()  # the pause between messages is one of the clock's, on a busy machine too
+            begun = time.thread_time()
             sample(patched, ours(), positive=texts[0], negative=texts[1], start=start, sigmas=sigmas_of(patched, 50))
-            whole = time.monotonic() - begun
+            whole = time.thread_time() - begun
     finally:
         gc.enable()
     share = spent[0] / whole
     print(f"\nlive map: {len(messages)} messages, {spent[0]:.4f} s of the processor in {whole:.2f} s: {share:.3%}")
-    # 0.2 to 0.3 % where the machine is quiet; one that takes memory back between messages charges them for its return.
-    assert len(messages) > 3 and share < 0.02
+    assert len(messages) > 3 and share < 0.005
 
 
 @pytest.fixture(scope="module")

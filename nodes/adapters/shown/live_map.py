@@ -17,8 +17,9 @@ from ..before.wiring import Wired
 from ..run.settings import FlowCacheSettings
 from .running_node import RunningNode, listening, show_run
 
-PAUSE = 0.25  # seconds between two messages
-SHARE = 0.002  # of the run's time that messages may take: the dearer they are, the rarer
+PAUSE = 0.5  # seconds between two messages
+SHARE = 0.0005  # of the run's time that messages may take: the dearer they are, the rarer
+NEWS = (RunStarted, NotFinite)  # what is told without a pause
 MOST = 3.0  # seconds that nobody is told anything: one message dear by chance (a collection fell on it) is no rule
 
 
@@ -36,12 +37,15 @@ class LiveMap:
         self.run(event)
         if isinstance(event, RunStarted):
             self.started, self.nodes = event, self.nodes or nodes_behind()
-        at_once = isinstance(event, RunStarted | NotFinite) or (isinstance(event, RunFinished) and self.run.complete)
-        if at_once or time.monotonic() >= self.next_message:
+        if time.monotonic() >= self.next_message or self.at_once(event):
             # The processor's time of this thread: what else runs on a busy machine makes no message dearer.
             begun = time.thread_time()
             show_run(self.message())
             self.next_message = time.monotonic() + min(max(PAUSE, (time.thread_time() - begun) / SHARE), MOST)
+
+    def at_once(self, event: Event) -> bool:
+        """Whether it is told without a pause."""
+        return isinstance(event, NEWS) or (isinstance(event, RunFinished) and self.run.complete)
 
     def message(self) -> dict[str, Any]:
         reuse = self.settings.chosen
