@@ -6,9 +6,11 @@ import asyncio
 import json
 from typing import Any
 
+from ..flowcache_core.calibrate.measured_heads import MeasureHeads
 from ..flowcache_core.kv.settings import KVSettings
-from ..flowcache_core.presets.own import OwnPreset
-from . import kv, presets, reuse
+from ..flowcache_core.presets.own import OwnHeads, OwnPreset, OwnRow
+from ..flowcache_core.sparse.settings import SparseSettings
+from . import kv, presets, reuse, sparse
 from .adapters.before.graph import Graph, NotKnownError
 from .adapters.before.tell import Numbers, before
 from .adapters.before.wired import Readers
@@ -24,13 +26,18 @@ def read_reuse(graph: Graph, node: str) -> ReuseSettings | AutoReuse:
     linked, fields = graph.source(node, "own_preset"), graph.fields(node, "preset")
     if linked is None:
         return reuse.chosen(fields, None)
-    if graph.kind(linked) != PRESET or graph.source(linked, "preset") is not None:
-        raise NotKnownError("which steps the linked preset computes")
-    hold, file, lists = (graph.value(linked, name) for name in ("hold", "file", "lists"))
-    row, _ = presets.found(None, hold, file, lists)
+    row = linked_row(graph, linked, "which steps the linked preset computes")
     if not isinstance(row, OwnPreset):  # measured heads, which the run will refuse
         raise NotKnownError("which steps the linked preset computes")
     return reuse.chosen(fields, row)
+
+
+def linked_row(graph: Graph, linked: str, what: str) -> OwnRow:
+    """The preset that a node hands out; NotKnownError for ``what`` where it is made by the graph."""
+    if graph.kind(linked) != PRESET or graph.source(linked, "preset") is not None:
+        raise NotKnownError(what)
+    hold, file, lists = (graph.value(linked, name) for name in ("hold", "file", "lists"))
+    return presets.found(None, hold, file, lists)[0]
 
 
 def read_kv(graph: Graph, node: str) -> KVSettings:
@@ -41,7 +48,21 @@ def read_kv(graph: Graph, node: str) -> KVSettings:
     return kv.settings(graph.value(node, "budget"), method, dtype, device, stored, preset)
 
 
-READERS = Readers(read_reuse, read_kv)
+def read_sparse(graph: Graph, node: str) -> SparseSettings | MeasureHeads:
+    preset, linked = graph.fields(node, "preset"), graph.source(node, "own_preset")
+    names = [name for name in graph.nodes[node]["inputs"] if "." not in name]
+    fields = {name: graph.value(node, name) for name in names if name not in ("model", "preset", "own_preset")}
+    if linked is not None:
+        row = linked_row(graph, linked, "which heads are sparse")
+        if not isinstance(row, OwnHeads):
+            raise NotKnownError("which heads are sparse")
+        return sparse.settings(row.preset.method, fields)
+    if preset["preset"] == sparse.MEASURE:
+        return sparse.measure_of(preset, fields)
+    return sparse.settings(sparse.method_of(preset, sparse.heads_of(preset)), fields)
+
+
+READERS = Readers(read_reuse, read_kv, read_sparse)
 
 
 def estimates_of(prompt: Any) -> dict[str, list[Numbers]]:

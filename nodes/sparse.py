@@ -97,15 +97,13 @@ class SparseAttention(Node):
     def execute(cls, model: Any, preset: Mapping[str, Any], own_preset: Any = None, **fields: Any) -> io.NodeOutput:
         with naming(NAME):
             if own_preset is None and preset["preset"] == MEASURE:
-                dense_chunks = chosen(SparseSettings, fields).get("dense_chunks", SparseSettings.dense_chunks)
-                measure = MeasureHeads(**chosen(MeasureHeads, preset), dense_chunks=dense_chunks)
+                measure = measure_of(preset, fields)
                 patched, text = with_measuring(model, measure), measuring(measure, model.model.diffusion_model)
             else:
                 heads = OwnHeads.from_document(dict(own_preset), "preset").preset if own_preset else heads_of(preset)
                 if heads is not None:
                     fit_heads(heads, model, shipped=own_preset is None and preset["preset"] in sparse_names())
-                method = part_of("preset", preset, CHOICES) if heads is None else heads.method
-                sparse = settings(method, fields)
+                sparse = settings(method_of(preset, heads), fields)
                 patched = with_sparse(model, sparse, heads)
                 text = "\n".join((described(sparse, model.model.diffusion_model), *heads_notes(heads, model)))
         text = said(text)
@@ -143,6 +141,16 @@ def heads_of(preset: Mapping[str, Any]) -> SparsePreset | None:
     else:
         raise SettingError("preset", name, ", ".join(option.key for option in options()))
     return replace(found, method=found.at(preset.get("density")))
+
+
+def method_of(preset: Mapping[str, Any], heads: SparsePreset | None) -> SparseMethod:
+    """heads: the row that goes first, None where ``preset`` names a method."""
+    return part_of("preset", preset, CHOICES) if heads is None else heads.method
+
+
+def measure_of(preset: Mapping[str, Any], fields: Mapping[str, Any]) -> MeasureHeads:
+    dense_chunks = chosen(SparseSettings, fields).get("dense_chunks", SparseSettings.dense_chunks)
+    return MeasureHeads(**chosen(MeasureHeads, preset), dense_chunks=dense_chunks)
 
 
 def own_heads(name: str, lists: str) -> OwnHeads:

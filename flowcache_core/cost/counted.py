@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -142,11 +142,13 @@ def count(
 def counted_events(
     shape: ModelShape, windows: Sequence[EngineSettings], tokens_per_frame: int, branches: int
 ) -> tuple[list[Event], int]:
-    """All events of the windows' runs, and the most K/V tokens that a layer's buffer holds in one of them."""
+    """All events of the windows' runs, and the most K/V tokens that a layer's buffer holds in one of them. Masks that
+    serve again are counted as if each step made its own: how long one serves depends on the video.
+    """
     require(len(windows) > 0, "windows", len(windows), "at least one")
     events: list[Event] = []
     kv_tokens = 0
-    for settings in windows:
+    for settings in map(_masks_anew, windows):
         cache = None
         if settings.attention != "bidirectional":
             cache = CountedCache(settings, tokens_per_frame, branches * shape.kv_bytes_per_token)
@@ -158,3 +160,8 @@ def counted_events(
         denoiser = CountingDenoiser(tokens_per_frame, branches)
         generate(denoiser, settings, noise, prefix=prefix, observe=events.append, cache=cache)  # type: ignore[arg-type]
     return events, kv_tokens
+
+
+def _masks_anew(settings: EngineSettings) -> EngineSettings:
+    sparse = settings.sparse
+    return settings if sparse is None or sparse.reuse is None else replace(settings, sparse=replace(sparse, reuse=None))

@@ -29,6 +29,8 @@ from ..reuse.never import Never
 from ..reuse.quantity import Velocity
 from ..reuse.schedule import StaticSchedule, spread
 from ..schedule import magi, shifted
+from ..sparse.expected import expected, inner_density, mask_memory
+from ..sparse.settings import SparseSettings
 from .models import CAPTION_ROWS, TEXT_TOKENS, made_in
 from .probe import Build, largest_forward
 
@@ -73,6 +75,7 @@ class Estimate:
     the preset was published with. kv_bytes: the most that is ever held; whole_kv_bytes: without a budget, in the
     model's own format. kv_device: where it is kept, None for beside the model. memory: the peak on the model's device,
     by part, without text encoder, autoencoder and what kernels take for themselves. kv_choice: what megabytes became.
+    density: that self-attention is counted with where it is sparse, None where it is nowhere.
     """
 
     computed_steps: int
@@ -85,6 +88,7 @@ class Estimate:
     kv_device: str | None
     memory: Mapping[str, int]
     kv_choice: str = ""
+    density: float | None = None
 
     @property
     def peak_bytes(self) -> int:
@@ -104,8 +108,8 @@ def estimate(
     counted = [
         replace(one, policy=_known(one.policy, one.plan.steps, computed), quantity=Velocity()) for one in windows
     ]
-    counted = [replace(one, kv=_one_budget(one.kv)) for one in counted]
-    plain = [replace(one, policy=Never(), kv=KVSettings()) for one in counted]
+    counted = [replace(one, kv=_one_budget(one.kv), sparse=_counted(one)) for one in counted]
+    plain = [replace(one, policy=Never(), kv=KVSettings(), sparse=None) for one in counted]
     cost, whole = (count(shape, runs, spec.tokens_per_frame, model.branches) for runs in (counted, plain))
     by_chunk = windows[0].attention != "bidirectional"
     kept, most = (
@@ -124,15 +128,24 @@ def estimate(
     if by_chunk:
         memory["K/V unpacked"] = read_bytes(spec, fullest.kv, fullest.plan)
         memory["K/V copied ahead"] = ahead_bytes(replace(spec, device="meta"), fullest.kv, fullest.plan)
+    sparse = fullest.sparse
+    if masks := mask_memory(sparse, spec, fullest.plan, fullest.kv):
+        memory["masks"] = masks
+    density = None if sparse is None else inner_density(sparse, fullest.plan, fullest.longest_context)
     batch = latents[0]
     chosen = "; ".join(choice for choice in choices if choice)
     steps, flops = (cost.computed_steps, cost.total_steps), (batch * cost.flops, batch * whole.flops)
-    return Estimate(*steps, sure, *flops, kept, most, device, memory, chosen)
+    return Estimate(*steps, sure, *flops, kept, most, device, memory, chosen, density)
 
 
 def _one_budget(kv: KVSettings) -> KVSettings:
     """With the mean of the layers' budgets: what attention costs is linear in it."""
     return replace(kv, budget=sum(kv.budgets) / len(kv.budgets)) if len(kv.budgets) > 1 else kv
+
+
+def _counted(settings: EngineSettings) -> SparseSettings | None:
+    """Sparse attention as it is counted: at the density that can be expected."""
+    return settings.sparse and expected(settings.sparse, settings.plan, settings.longest_context)
 
 
 def _known(policy: ReusePolicy, steps: int, computed: int | None) -> ReusePolicy:

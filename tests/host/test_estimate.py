@@ -148,6 +148,60 @@ class TestFromTheGraph:
                         assert told and all(found.get("reason") or found["total"] > 0 for found in told)
 
 
+class TestSparseAttention:
+    NODE = {
+        "preset": "top-k", "preset.density": 0.5, "dense_chunks": 1, "dense_steps": 0, "engine": "auto",
+        "preset.block": 16, "preset.stride": 4, "mask_reuse": False,
+        "max_age": 4, "drift": 0.1, "across_chunks": False,
+    }  # fmt: skip
+
+    def prompt(self, attention: dict[str, Any] | None = None, **changes: dict[str, Any]) -> dict[str, Any]:
+        """The mini template, with the node between the compressor and what samples."""
+        prompt = mini(**{"n10": {"length": 45}, "n3": {"budget": 100.0}, **changes})
+        for node in (GUIDER, REPORT):
+            prompt[node]["inputs"]["model"] = ["77", 0]
+        inputs = {"model": [COMPRESSOR, 0], **self.NODE, **(attention or {})}
+        prompt["77"] = {"class_type": "FlowCacheSparseAttention", "inputs": inputs}
+        return prompt
+
+    def test_what_it_leaves_out_is_not_counted(self):
+        dense, half = one(self.prompt({"preset.density": 1.0})), one(self.prompt())
+        assert half["flops"] < dense["flops"] < dense["whole_flops"] == half["whole_flops"]
+        assert 0 < half["density"] < 0.5 and dense["density"] == 1.0  # the first chunk is dense and takes its part
+        assert one(mini())["density"] is None
+        usual = one(self.prompt({"preset": "xattention", "preset.p": 0.9}))
+        assert usual["density"] == 0.35 and usual["flops"] < dense["flops"]
+
+    def test_masks_that_serve_again_are_in_the_peak(self):
+        anew, again = one(self.prompt()), one(self.prompt({"mask_reuse": True}))
+        assert again["peak"] > anew["peak"]
+
+    def test_megabytes_become_what_the_run_makes_of_them(self):
+        """Heads of a layer share a budget where blocks are chosen of all at once: the run takes no shares of heads."""
+        auto = {"preset": "auto (MB)", "preset.megabytes": 1.2}
+        found = one(self.prompt(n3=auto))
+        assert "head" not in found["kv_choice"] and found["kv"] <= 1.2e6
+
+    @pytest.mark.parametrize(("attention", "said"), [
+        ({"preset.block": 1024}, "block: got 1024"),
+        ({"preset.density": 0.01, "dense_chunks": 3}, "density: got 0.01"),
+        ({"preset": "my: gone"}, "gone"),
+    ])  # fmt: skip
+    def test_what_the_run_will_refuse_is_said(self, attention, said):
+        found = one(self.prompt(attention))
+        assert said in found["reason"] and not found["later"]
+
+    def test_heads_that_are_linked_are_read_where_they_are_written_down(self):
+        prompt = self.prompt({"own_preset": ["78", 0]})
+        prompt["78"] = {"class_type": "FlowCacheCalibrate", "inputs": {}}
+        assert one(prompt) == {"reason": "which heads are sparse", "later": True}
+
+    def test_the_host_s_sampler_has_none(self):
+        prompt = self.prompt()
+        prompt[SAMPLER] = {"class_type": "SamplerARVideo", "inputs": {"num_frame_per_block": 3}}
+        assert "FlowCache Sparse Attention" in one(prompt)["reason"]
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     base = tmp_path_factory.mktemp("comfy")
@@ -184,6 +238,18 @@ def test_the_route_then_the_run_then_its_time(server):
     assert set(last["nodes"]) == {REUSE, COMPRESSOR, SAMPLER, REPORT}
     again = ask(server, json.dumps({"prompt": prompt}).encode())[1]["nodes"]
     assert again[SAMPLER][0]["seconds"] > 0
+
+
+def test_a_sparse_run_is_told_alike_before_and_at_its_start(server):
+    prompt = TestSparseAttention().prompt({"mask_reuse": True}, n2={"preset": "mini: fast"})
+    foretold = ask(server, json.dumps({"prompt": prompt}).encode())[1]["nodes"][SAMPLER][0]
+    heard = post(server, prompt)
+    assert heard.refused is None and heard.error is None
+    (said,) = heard.of("flowcache.estimate")
+    now = said["nodes"][SAMPLER][0]
+    for name in ("flops", "whole_flops", "density", "kv", "kv_choice", "computed"):
+        assert now[name] == foretold[name], name
+    assert now["memory"].get("masks") == foretold["memory"].get("masks")
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'{"prompt": 3}', b'{"other": {}}'])

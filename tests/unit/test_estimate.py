@@ -11,16 +11,24 @@ from flowcache_core.dry_run.estimate import Model, estimate
 from flowcache_core.dry_run.models import config_of
 from flowcache_core.dry_run.run import Subject, dry_run
 from flowcache_core.engine import EngineSettings
+from flowcache_core.kv.auto import AutoKV
 from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
+from flowcache_core.kv.size import peak_bytes
 from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.plan import blockwise, staggered, window
 from flowcache_core.reuse.chunkwise import Chunkwise
+from flowcache_core.reuse.never import Never
 from flowcache_core.reuse.quantity import Residual
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.schedule import magi, shifted
+from flowcache_core.sparse.mask_reuse import MaskReuse
+from flowcache_core.sparse.method import SparseMethod
+from flowcache_core.sparse.settings import SparseSettings
+from flowcache_core.sparse.top_k import TopK
+from flowcache_core.sparse.xattention import XAttention
 
 CONFIG = WanConfig(dim=96, ffn_dim=192, num_layers=4, num_heads=3, text_dim=24, freq_dim=32)
 FIXED = StaticSchedule(warmup_steps=1, computed=(0, 3))
@@ -80,3 +88,46 @@ def test_two_videos_cost_twice():
     one, two = (estimate(MODEL, [PLAIN], (batch, 16, 8, 32, 32)) for batch in (1, 2))
     assert two.flops == 2 * one.flops and two.kv_bytes == 2 * one.kv_bytes
     assert two.memory["activations"] == pytest.approx(2 * one.memory["activations"], rel=0.1)
+
+
+class TestSparseAttention:
+    RUN = replace(PLAIN, plan=blockwise(8, 2, 6), policy=Never())
+    LATENTS = (1, 16, 8, 32, 32)
+
+    def flops(self, method: SparseMethod, **fields: object) -> float:
+        settings = replace(self.RUN, sparse=SparseSettings(method, **fields))  # type: ignore[arg-type]
+        return estimate(MODEL, [settings], self.LATENTS).flops
+
+    @pytest.mark.parametrize(("dense_chunks", "dense_steps"), [(2, 0), (0, 0), (1, 2), (4, 0)])
+    def test_what_is_left_out_is_not_counted(self, dense_chunks, dense_steps):
+        """Written out: two branches of four layers, 512 tokens a chunk, which see all chunks up to their own."""
+        found = self.flops(XAttention(), dense_chunks=dense_chunks, dense_steps=dense_steps)
+        contexts = [512 * (chunk + 1) for chunk in range(4) if chunk + 1 > dense_chunks]
+        left_out = 1 - 0.35 - 0.5 / XAttention().stride
+        saved = 2 * (6 - dense_steps) * left_out * sum(4 * 4 * 512 * context * CONFIG.dim for context in contexts)
+        assert self.flops(XAttention(p=1.0)) - found == pytest.approx(saved, rel=1e-6)
+
+    def test_a_density_that_is_stated_is_the_whole_run_s(self):
+        """The forwards that are sparse make up for those that stay dense; choosing comes on top."""
+        found, whole = self.flops(TopK(density=0.5), dense_chunks=1), self.flops(TopK(density=1.0))
+        pairs = [512 * 512 * (chunk + 1) for chunk in range(4)]
+        choosing = 0.5 / TopK().stride * sum(pairs[1:])
+        saved = 2 * 6 * 4 * 4 * CONFIG.dim * (0.5 * sum(pairs) - choosing)
+        assert whole - found == pytest.approx(saved, rel=1e-6)
+
+    def test_masks_that_serve_again_take_memory(self):
+        settings = SparseSettings(XAttention(), reuse=MaskReuse())
+        found = estimate(MODEL, [replace(self.RUN, sparse=settings)], self.LATENTS)
+        blocks = 512 // 128 * (2048 // 128) * 4 * 3 * 2  # of a chunk and the whole video, layers, heads, branches
+        assert found.memory["masks"] >= blocks and found.density == 0.35
+        plain = estimate(MODEL, [replace(self.RUN, sparse=SparseSettings())], self.LATENTS)
+        assert "masks" not in plain.memory and plain.whole_flops == found.whole_flops
+
+    def test_megabytes_become_shares_of_layers(self):
+        """As in the run: blocks are chosen of all heads of a layer at once."""
+        spec, plan = MODEL.spec(self.LATENTS), self.RUN.plan
+        half = peak_bytes(spec, KVSettings(), plan) / 2e6
+        auto = replace(self.RUN, kv=AutoKV(megabytes=half))
+        found = estimate(MODEL, [replace(auto, sparse=SparseSettings())], self.LATENTS)
+        layers = estimate(MODEL, [replace(auto, kv=AutoKV(megabytes=half, heads=False))], self.LATENTS)
+        assert (found.kv_bytes, found.kv_choice) == (layers.kv_bytes, layers.kv_choice)

@@ -24,6 +24,7 @@ export const chinese = {
   about: (steps) => `大约${steps}`,
   decides: "具体多少步取决于视频内容",
   cost: (cost, whole) => `${cost}，不复用需 ${whole}`,
+  sparse: (share) => `稀疏处的注意力按 ${share}% 计`,
   pace: (time) => `约 ${time}，按此模型上次在本机的速度`,
   peak: (size) => `峰值约 ${size} MB`,
   part: (name, size) => `${name}：${size} MB`,
@@ -42,6 +43,7 @@ export const chinese = {
     "K/V": "K/V",
     "K/V unpacked": "解包的 K/V",
     "K/V copied ahead": "预先复制的 K/V",
+    masks: "稀疏注意力的掩码",
   },
   legend: {
     "=": "给定",

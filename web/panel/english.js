@@ -24,6 +24,7 @@ export const english = {
   about: (steps) => `about: ${steps}`,
   decides: "how many steps exactly, the video decides",
   cost: (cost, whole) => `${cost} instead of ${whole}`,
+  sparse: (share) => `attention counted at ${share} % where it is sparse`,
   pace: (time) => `about ${time}, as fast as this model's last run here`,
   peak: (size) => `about ${size} MB at the peak`,
   part: (name, size) => `${name}: ${size} MB`,
@@ -42,6 +43,7 @@ export const english = {
     "K/V": "K/V",
     "K/V unpacked": "K/V unpacked",
     "K/V copied ahead": "K/V copied ahead",
+    masks: "masks of sparse attention",
   },
   legend: {
     "=": "given",

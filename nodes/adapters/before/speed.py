@@ -38,7 +38,7 @@ def note_speed(patcher: Any, record: RunRecord, batch: int) -> None:
         return
     try:
         model = of_patcher(patcher, 1)
-        events: list[Event] = [*record.steps_taken, *record.cache_passes, *record.window_passes]
+        events: list[Event] = [*record.steps_taken, *record.cache_passes, *record.window_passes, *record.densities]
         flops = batch * model.shape(record.started.steps).total(events)
         known = {key: value for key, value in _known().items() if key != key_of(model)}
         newest = dict(list(known.items())[-(KEPT - 1) :])

@@ -60,6 +60,7 @@ def numbers(found: Estimate, model: Model, chunks: int, notes: Sequence[str] = (
         "whole_kv": found.whole_kv_bytes,
         "kv_device": found.kv_device,
         "kv_choice": found.kv_choice,
+        "density": found.density,
         "peak": found.peak_bytes,
         "memory": {name: value for name, value in found.memory.items() if value >= found.peak_bytes / 100},
     }

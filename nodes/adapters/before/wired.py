@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ....flowcache_core.architecture import architecture_of
+from ....flowcache_core.calibrate.measured_heads import MeasureHeads
 from ....flowcache_core.dry_run.estimate import Estimate, Model, estimate
 from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.errors import SettingError
@@ -19,10 +20,13 @@ from ....flowcache_core.presets.auto import Run
 from ....flowcache_core.released import RELEASED
 from ....flowcache_core.schedule import Schedule, magi, shifted
 from ....flowcache_core.solvers import SOLVERS
+from ....flowcache_core.sparse.settings import SparseSettings
 from ..host_ar.attach import plan_of as host_plan
+from ..host_ar.attach import refuse_patches
 from ..host_ar.order import HOST_SAMPLER
 from ..run.plan_choice import PlanChoice
 from ..run.settings import AutoReuse, FlowCacheSettings, ReuseSettings, fit_steps, on_plan, other_preset
+from ..run.sparse import check_sparse, with_attention
 from ..wan.sampling import kv_of
 from .graph import LONGEST, Graph, NotKnownError
 from .model_sizes import MINI, file_of, of_loader
@@ -45,6 +49,7 @@ class Readers:
 
     reuse: Callable[[Graph, str], ReuseSettings | AutoReuse]
     kv: Callable[[Graph, str], KVSettings]
+    sparse: Callable[[Graph, str], SparseSettings | MeasureHeads]
 
 
 @dataclass(frozen=True)
@@ -62,13 +67,17 @@ def foreseen(graph: Graph, wired: Wired, readers: Readers) -> Foreseen:
     if wired.loader is None:
         raise NotKnownError("no model is connected")
     model = of_loader(graph, wired.loader, branches_of(graph, wired.sampling))
+    attention = None if wired.sparse is None else readers.sparse(graph, wired.sparse)
     settings = FlowCacheSettings(
         reuse=None if wired.reuse is None else readers.reuse(graph, wired.reuse),
         kv=None if wired.kv is None else readers.kv(graph, wired.kv),
+        sparse=attention if isinstance(attention, SparseSettings) else None,
+        measure=attention if isinstance(attention, MeasureHeads) else None,
     )
     latents, steps = latents_of(graph, wired.sampling), steps_of(graph, wired.sampling)
     given = min(prefix_of(graph, wired), latents[2] - 1)
     windows = engines(graph, wired, settings, model, (latents[2], given), steps)
+    check_sparse(windows, model.spec(latents), {})
     run = on_plan(run_of(graph, wired, model, windows[0]), windows[0].plan)
     settings = settings.settled(run)
     if settings.chosen is not None:
@@ -140,6 +149,7 @@ def engines(
     latent frames of the video, and those of them that are given.
     """
     if wired.host:
+        refuse_patches(settings)
         block = graph.count(wired.sampler, "num_frame_per_block")
         return [host_run(host_plan(frames[0], block, steps, frames[1]), replace(settings, reuse=None))]
     choice = PlanChoice.of(graph.fields(wired.sampler, "plan"))
@@ -147,7 +157,7 @@ def engines(
 
     def engine(part: VideoWindow) -> EngineSettings:
         levels: Schedule = choice.schedule(part, schedule)
-        return EngineSettings(
+        made = EngineSettings(
             choice.plan(part, levels.steps),
             levels,
             choice.solver,
@@ -157,6 +167,7 @@ def engines(
             joint_frames=choice.joint_frames,
             prefix_noise=choice.prefix_noise,
         )
+        return with_attention(made, settings.sparse)
 
     return [engine(part) for part in choice.windows(*frames)]
 

@@ -10,8 +10,9 @@ from .graph import Graph
 from .model_sizes import LOADERS, MINI
 
 SAMPLINGS = ("SamplerCustomAdvanced", "SamplerCustom")
-REUSE, COMPRESSOR, SAMPLER, HOST_SAMPLER, REPORT = (
-    "FlowCacheChunkwiseReuse", "FlowCacheKVCompressor", "FlowCacheARSampler", "SamplerARVideo", "FlowCacheReport",
+REUSE, COMPRESSOR, SPARSE, SAMPLER, HOST_SAMPLER, REPORT = (
+    "FlowCacheChunkwiseReuse", "FlowCacheKVCompressor", "FlowCacheSparseAttention", "FlowCacheARSampler",
+    "SamplerARVideo", "FlowCacheReport",
 )  # fmt: skip
 
 
@@ -23,6 +24,7 @@ class Wired:
     sampler: str
     reuse: str | None
     kv: str | None
+    sparse: str | None
     loader: str | None
     host: bool
     reports: tuple[str, ...] = ()
@@ -43,7 +45,7 @@ class Wired:
         loader = first(*LOADERS, MINI) or last
         reports = tuple(node for node in graph.of_kind(REPORT) if graph.source(node, "latent") == sampling)
         host = graph.kind(sampler) == HOST_SAMPLER
-        return cls(sampling, sampler, first(REUSE), first(COMPRESSOR), loader, host, reports)
+        return cls(sampling, sampler, first(REUSE), first(COMPRESSOR), first(SPARSE), loader, host, reports)
 
     @classmethod
     def running(cls, sampling: str) -> Wired | None:

@@ -85,6 +85,14 @@ def attach(guider: Any, sampler: Any, latents: Tensor, sigmas: Tensor) -> tuple[
     return plan, settings
 
 
+def refuse_patches(settings: FlowCacheSettings) -> None:
+    """SettingError for nodes of ours on the model whose work the host's sampler cannot do."""
+    accepted = f"none: this sampler's attention is its own; or {INSTEAD}"
+    require(settings.sparse is None and settings.measure is None, "model", "FlowCache Sparse Attention", accepted)
+    accepted = f"none: this sampler runs on one device; or {INSTEAD}"
+    require(settings.ranks is None, "model", "FlowCache Multi-GPU", accepted)
+
+
 def check(guider: Any, settings: FlowCacheSettings) -> None:
     """SettingError for what the host's sampler cannot do, as far as it can be seen before the run."""
     model = guider.model_patcher.model
@@ -100,10 +108,7 @@ def check(guider: Any, settings: FlowCacheSettings) -> None:
             free = [name for name, kind in QUANTITIES.items() if not kind.needs_residual]
             usable = f"{', '.join(free)}, or {INSTEAD}"
             require(not quantity.needs_residual, "reused quantity", quantity.name, usable)
-    accepted = f"none: this sampler's attention is its own; or {INSTEAD}"
-    require(settings.sparse is None and settings.measure is None, "model", "FlowCache Sparse Attention", accepted)
-    accepted = f"none: this sampler runs on one device; or {INSTEAD}"
-    require(settings.ranks is None, "model", "FlowCache Multi-GPU", accepted)
+    refuse_patches(settings)
     kv = settings.kv_settings
     with naming("KV Cache Compressor"):
         merges = kv.compressor is not None and kv.compressor.merges

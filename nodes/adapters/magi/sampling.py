@@ -24,6 +24,7 @@ from ....flowcache_core.plan import SlidingWindow
 from ....flowcache_core.plan.base import Plan
 from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import SHORTCUTS, Schedule, from_sigmas, magi, magi_distill_times
+from ....flowcache_core.sparse.expected import mask_memory
 from ....flowcache_core.video.magi import DISTILLED_STEPS
 from ..naming import naming
 from ..run.finite import require_finite_inputs
@@ -35,7 +36,7 @@ from ..run.prompt_schedule import recached
 from ..run.recorded import recorded
 from ..run.request import Request, Sampling, refuse_clashes, reuse_fields, sparse_notes
 from ..run.settings import FlowCacheSettings, run_of, settings_of
-from ..run.sparse import check_sparse, mask_memory, with_attention
+from ..run.sparse import check_sparse, with_attention
 from ..shown.live_preview import Display, LivePreview
 from .model import MagiLatents, MagiVariant
 from .text import ChunkCaptions

@@ -13,14 +13,11 @@ from ....flowcache_core.cost import MagiShape, WanShape
 from ....flowcache_core.cost.sparse_gain import CARDS, Card, card_of, expectation
 from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.errors import require
-from ....flowcache_core.kv.layout import capacity_tokens, largest_chunk_frames
-from ....flowcache_core.kv.settings import KVSettings
+from ....flowcache_core.kv.layout import largest_chunk_frames
 from ....flowcache_core.kv.spec import KVSpec
 from ....flowcache_core.models.magi.transformer import MagiTransformer
-from ....flowcache_core.plan.base import Plan
-from ....flowcache_core.sparse.calibrated import Calibrated
+from ....flowcache_core.sparse.expected import inner_density
 from ....flowcache_core.sparse.settings import SparseSettings
-from ....flowcache_core.sparse.xattention import XAttention
 from ..naming import naming
 from .foreign import name_of
 
@@ -28,8 +25,6 @@ NAME = "FlowCache Sparse Attention"
 OVERRIDE = "optimized_attention_override"
 SPARSE = ("sparse", "radial", "nabla", "jenga", "sparge", "vsa", "blockmask", "block_mask")
 """In the names of what other packs put in the attention's place when they leave out keys."""
-USUAL = 0.35
-"""Density that Wan has at p 0.9, about; where the settings do not say one."""
 
 
 def refuse_other_sparse(model_options: Mapping[str, Any]) -> None:
@@ -62,13 +57,6 @@ def check_sparse(engines: Iterable[EngineSettings], spec: KVSpec, model_options:
                 engine.sparse.check(tokens, spec.layers, spec.heads)
 
 
-def mask_memory(sparse: SparseSettings | None, spec: KVSpec, plan: Plan, kv: KVSettings) -> int:
-    """Bytes of the masks that a run keeps to serve again."""
-    if sparse is None:
-        return 0
-    return sparse.memory(spec, plan, capacity_tokens(plan, spec.tokens_per_frame, max(kv.budgets, default=None)))
-
-
 def shape_of(transformer: Any, text_tokens: int | None = None) -> WanShape | MagiShape | None:
     """What its FLOPs are counted with; None for a model we do not know.
 
@@ -94,21 +82,6 @@ def sage() -> bool:
 def card() -> Card:
     device = comfy.model_management.get_torch_device()
     return card_of(torch.cuda.get_device_name(device) if device.type == "cuda" else "", sage())
-
-
-def inner_density(settings: SparseSettings, engine: EngineSettings | None = None) -> float:
-    """Of the chunks that run sparse, as far as it is known before the run."""
-    method = settings.method
-    if engine is not None:
-        method = settings.settled(engine.plan, 1, engine.longest_context)
-    if isinstance(method, XAttention):
-        if isinstance(settings.method, Calibrated) and settings.method.table is not None and engine is not None:
-            table, p = settings.method.table, [share for row in method.p for share in row]  # type: ignore[union-attr]
-            rows = zip(table.density, p, strict=True)
-            shares = [row[table.subject.candidates.index(value)] for row, value in rows]
-            return sum(shares) / len(shares)
-        return 1.0 if method.p == 1 else USUAL
-    return float(getattr(method, "density", USUAL))
 
 
 def stride_of(settings: SparseSettings) -> int:
@@ -145,7 +118,7 @@ def expected(
         return None
     tokens = largest_chunk_frames(engine.plan) * tokens_per_frame
     context = engine.longest_context * tokens_per_frame
-    density = inner_density(settings, engine)
+    density = inner_density(settings, engine.plan, engine.longest_context)
     return f"sparse attention: {expectation(card(), shape, tokens, context, density, stride_of(settings))}"
 
 

@@ -25,6 +25,7 @@ from ....flowcache_core.plan.staggered import VideoWindow
 from ....flowcache_core.released import Released
 from ....flowcache_core.report.record import Recorder
 from ....flowcache_core.schedule import Schedule, from_sigmas
+from ....flowcache_core.sparse.expected import mask_memory
 from ..naming import naming
 from ..run.finite import require_finite_inputs
 from ..run.measured import MeasuredRun, texts_of
@@ -34,7 +35,7 @@ from ..run.prompt_schedule import cuts, recached, starts
 from ..run.recorded import recorded
 from ..run.request import Request, Sampling, refuse_clashes, reuse_fields, sparse_notes
 from ..run.settings import FlowCacheSettings, run_of, settings_of
-from ..run.sparse import check_sparse, mask_memory, with_attention
+from ..run.sparse import check_sparse, with_attention
 from .attention import Forward, attached
 from .branches import Branches, names_that_run
 from .clones import all_attached, check_clones, others

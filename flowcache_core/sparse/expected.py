@@ -1,0 +1,74 @@
+"""What sparse attention will compute and hold, as far as that is known before a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from ..kv.layout import capacity_tokens
+from ..kv.settings import KVSettings
+from ..kv.spec import KVSpec
+from ..plan.base import Plan
+from .calibrated import Calibrated
+from .method import SparseMethod
+from .settings import SparseSettings
+from .xattention import XAttention
+
+USUAL = 0.35
+"""Density that Wan has at p 0.9, about; where the settings do not say one."""
+
+
+@dataclass(frozen=True)
+class Expected(SparseMethod):
+    """Stands for a method where nothing is computed. density: of the forwards that are sparse; overhead: of choosing,
+    as a share of the dense attention.
+    """
+
+    name: ClassVar[str] = "expected"
+
+    density: float = 1.0
+    overhead: float = 0.0
+
+    @property
+    def prediction(self) -> float:
+        return self.overhead
+
+    def dense(self, layer: int) -> bool:
+        return self.density == 1
+
+    def score(self, q: Tensor, k: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def select(self, scores: Tensor, layer: int, heads: Sequence[int]) -> Tensor:
+        raise NotImplementedError
+
+
+def inner_density(settings: SparseSettings, plan: Plan | None = None, longest_context: int = 0) -> float:
+    """Of the chunks that run sparse in a run of ``plan``, where no chunk sees more than ``longest_context`` latent
+    frames; without one, of the attention at hand.
+    """
+    method = settings.method if plan is None else settings.settled(plan, 1, longest_context)
+    if isinstance(method, XAttention):
+        if isinstance(settings.method, Calibrated) and settings.method.table is not None and plan is not None:
+            table, p = settings.method.table, [share for row in method.p for share in row]  # type: ignore[union-attr]
+            rows = zip(table.density, p, strict=True)
+            shares = [row[table.subject.candidates.index(value)] for row, value in rows]
+            return sum(shares) / len(shares)
+        return 1.0 if method.p == 1 else USUAL
+    return float(getattr(method, "density", USUAL))
+
+
+def expected(settings: SparseSettings, plan: Plan, longest_context: int) -> SparseSettings:
+    """``settings`` for who counts and does not compute."""
+    density, method = inner_density(settings, plan, longest_context), settings.method
+    return replace(settings, method=Expected(method.block, density, method.prediction))
+
+
+def mask_memory(sparse: SparseSettings | None, spec: KVSpec, plan: Plan, kv: KVSettings) -> int:
+    """Bytes of the masks that a run keeps to serve again."""
+    if sparse is None:
+        return 0
+    return sparse.memory(spec, plan, capacity_tokens(plan, spec.tokens_per_frame, max(kv.budgets, default=None)))
