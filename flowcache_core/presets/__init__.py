@@ -46,7 +46,8 @@ def checked(content: dict[str, Any], field: str, value: str) -> dict[str, Any]:
     schema = content.get("schema")
     later = isinstance(schema, int) and schema > SCHEMA
     require(not later, f"{field}: schema", schema, f"{SCHEMA}; update FlowCache for a later one")
-    require(schema == SCHEMA and isinstance(content.get("presets"), dict), field, value, ACCEPTED)
+    known = isinstance(schema, int) and not isinstance(schema, bool) and schema == SCHEMA
+    require(known and isinstance(content.get("presets"), dict), field, value, ACCEPTED)
     return content
 
 

@@ -62,6 +62,8 @@ class StaticSchedule(ReusePolicy):
         for name, table in (("computed_steps", self.computed), ("first_chunk_steps", self.first or (0,))):
             whole = all(isinstance(step, int) and step >= 0 for step in table)
             require(whole and 0 in table, name, table, "own steps >= 0, step 0 among them")
+        for field in ("computed", "first"):  # their lengths are counted with
+            object.__setattr__(self, field, tuple(sorted(set(getattr(self, field)))))
 
     @property
     def content_free(self) -> bool:

@@ -89,6 +89,7 @@ def test_latents_with_both_runs():
         (torch.rand(LONG, 32, 48, 3), "FlowCache Compare, result: got .*as many frames of the same size"),
         (torch.rand(LONG - 4, 32, 64, 3), "FlowCache Compare, result: got .*as many frames of the same size"),
         (torch.rand(LONG, 8, 8, 3), "FlowCache Compare, result: got .*at least 11 x 11"),
+        (torch.rand(0, 32, 64, 3), "FlowCache Compare, result: got .*IMAGE frames"),
         (torch.rand(32, 64, 3), "FlowCache Compare, result: got .*IMAGE frames"),
         ({"audio": 1}, "FlowCache Compare, result: got"),
         (5, "FlowCache Compare, result: got 5"),
@@ -98,6 +99,22 @@ def test_latents_with_both_runs():
 def test_what_cannot_be_compared(frames, other, message):
     with pytest.raises(SettingError, match=message):
         compare(frames, other)
+
+
+def test_no_frames_at_all(frames):
+    with pytest.raises(SettingError, match="FlowCache Compare, reference: got .*IMAGE frames"):
+        compare(frames[:0], frames[:0])
+
+
+def test_what_is_left_out_of_the_comparison_is_said(frames):
+    vae = NODES["FlowCacheMiniModel"].execute().args[1]
+    one = torch.randn(1, 16, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    out = compare({"samples": one}, {"samples": one.repeat(3, 1, 1, 1, 1)}, vae=vae)
+    assert json.loads(out.args[2])["notes"] == ["note: of the 3 videos in result the first is compared"]
+    broken = frames.clone()
+    broken[3:] = float("nan")
+    text = compare(broken, broken).args[1]
+    assert "note: reference has values that are not finite" in text and "note: result has" in text
 
 
 def test_a_temp_folder_that_is_a_file_fails_nothing(frames, tmp_path, monkeypatch):

@@ -325,6 +325,7 @@ BAD = {
     "no JSON": (lambda p: "{", "unreadable"),
     "a list": (lambda p: "[1]", 'JSON with "schema": 1 and "presets"'),
     "the future": (lambda p: json.dumps({**p, "schema": 2}), "schema: got 2, accepted: 1; update FlowCache"),
+    "a schema that is none": (lambda p: json.dumps({**p, "schema": True}), 'JSON with "schema": 1 and "presets"'),
     "a recording": (lambda p: json.dumps({"schema": 1, "recording": {}}), 'JSON with "schema": 1 and "presets"'),
     "two presets": (lambda p: json.dumps({"schema": 1, "presets": {"a": {}, "b": {}}}), "one preset"),
     "no policy": (lambda p: changed(p, policy=None), "presets.mine.policy: nothing"),

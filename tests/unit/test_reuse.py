@@ -187,6 +187,11 @@ def test_warm_up_last_step_and_cap_are_always_computed():
     assert "".join(row[0] for row in actions(loose, [[1.0]] * 10)) == "crrrrrrrrr"
 
 
+def test_a_step_that_is_listed_twice_counts_once():
+    table = StaticSchedule(computed=(5, 0, 5), first=(3, 0, 0))
+    assert table == StaticSchedule(computed=(0, 5), first=(0, 3))
+
+
 def test_static_schedule_computes_its_own_steps_only():
     rows = actions(StaticSchedule(computed=(0, 1, 5)), [[1.0]] * 10)
     assert "".join(row[0] for row in rows) == "ccrrrcrrrc"

@@ -34,6 +34,8 @@ VIEW = 256  # pixels; smaller videos are enlarged
 SAME_NOISE = 1e-4
 NOTES = {
     "noise": "note: the two runs began from different noise, so the figures say nothing of reuse; take the same seed",
+    "batch": "note: of the {count} videos in {name} the first is compared",
+    "finite": "note: {name} has values that are not finite; they count as black, so the figures say little",
     "latest": "note: this is no output of the last runs of model_{name}; the latest of them is taken for its cost",
 }
 
@@ -61,9 +63,18 @@ class Side:
         else:
             images = self.value
         whole = isinstance(images, Tensor) and images.ndim == 4 and images.shape[3] >= 3
+        whole = whole and len(images) > 0
         require(whole, self.name, getattr(images, "shape", images), "a LATENT of a video, or IMAGE frames")
         require(min(images.shape[1:3]) >= 11, self.name, tuple(images.shape), "frames of at least 11 x 11 pixels")
         return (images[..., :3].float().nan_to_num(0).clamp(0, 1) * 255).round().byte().cpu()
+
+    def notes(self) -> list[str]:
+        """What of it is not compared, or not as it came."""
+        latents = self.latents
+        shown = self.value if latents is None else latents[:1]
+        count = 1 if latents is None else len(latents)
+        found = [NOTES["batch"].format(name=self.name, count=count)] if count > 1 else []
+        return found if shown.isfinite().all() else [*found, NOTES["finite"].format(name=self.name)]
 
     def run(self) -> tuple[Run | None, str | None]:
         """The run that made it, or the model's latest and a note; None where no model is connected that was sampled."""
@@ -99,7 +110,7 @@ class Comparison:
         accepted = f"as many frames of the same size as the reference, {shapes[0]}"
         require(shapes[0] == shapes[1], "result", shapes[1], accepted)
         found = [side.run() for side in (reference, result)]
-        notes = [note for _, note in found if note]
+        notes = [*reference.notes(), *result.notes(), *(note for _, note in found if note)]
         runs = [run for run, _ in found]
         first, second = (None if run is None else run.record for run in runs)
         records = (first, second)
