@@ -14,6 +14,7 @@ from flowcache_core.calibrate.head_samples import Measuring, Place, relative_err
 from flowcache_core.calibrate.heads import spread_places
 from flowcache_core.calibrate.runs import Pair, Setup, Specimen, generated, videos
 from flowcache_core.denoiser import ChunkInput
+from flowcache_core.kv.settings import KVSettings
 from flowcache_core.presets.sparse import SparsePreset
 from flowcache_core.report.quality import compare
 from flowcache_core.report.record import RunRecord
@@ -55,7 +56,7 @@ def in_run(method: SparseMethod, specimen: Specimen, setup: Setup) -> SparseSett
     settings = SparseSettings(method)
     if isinstance(method, TopK | Window):
         plan = specimen.settings(setup).plan
-        forwards = tuple(settings.forwards(plan, 1, plan.frames))
+        forwards = tuple(settings.forwards(plan, 1, KVSettings()))
         settings = SparseSettings(replace(method, density=overall_density(forwards, method.density)))
     return settings
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from torch import Tensor
 
 from ..denoiser import ChunkInput
-from ..engine import EngineSettings
 from ..errors import require
 from ..presets.sparse import UNREAD
 from ..sparse.head_errors import HeadErrors, Sample, Subject
@@ -39,6 +38,15 @@ class HeadCalibration:
 
     def total(self, videos: int) -> int:
         return self.subject.cells * sum(len(self.places[i % len(self.places)]) for i in range(videos))
+
+    def known(self, pairs: Sequence[Pair]) -> int:
+        """Cells of :meth:`total` that need no measuring any more."""
+        count = 0
+        for number, (_, seed) in enumerate(pairs):
+            places = self.places[number % len(self.places)]
+            begun = [one for one in self.errors.error if one.seed == seed and (one.chunk, one.step) in places]
+            count += sum(self.subject.cells - len(list(self.errors.missing(one))) for one in begun)
+        return count
 
     def run(self, pairs: Sequence[Pair]) -> None:
         """One dense run per pair, all samples in it; a pair whose samples are complete is not run again."""
@@ -86,11 +94,11 @@ def spread_places(
 
 def subject_of(
     specimen: Specimen, setup: Setup, block: int, stride: int, candidates: Sequence[float]
-) -> tuple[Subject, EngineSettings]:
-    """What is calibrated; SettingError when the blocks do not fit its chunks."""
+) -> tuple[Subject, int]:
+    """What is calibrated, and the tokens of its largest chunk; SettingError when the blocks do not fit there."""
     settings = specimen.settings(setup)
     spec = specimen.denoiser([specimen.prompts[0]], setup).kv_spec(specimen.noise(setup.chunks, 0))
     subject = Subject(specimen.sha256 or UNREAD, spec.layers, spec.heads, block, stride, tuple(candidates))
     tokens = max(chunk.frames for chunk in settings.plan.chunks) * spec.tokens_per_frame
     require(block <= tokens, "block", block, f"at most the {tokens} tokens of a chunk")
-    return subject, settings
+    return subject, tokens

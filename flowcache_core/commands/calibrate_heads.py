@@ -68,8 +68,10 @@ def main(argv: Sequence[str]) -> int:
     pairs = paired(calibration.specimen.prompts, CALIBRATION_SEED, options.videos)
     total = calibration.total(len(pairs))
     if options.dry_run:
-        known = sum(int((error == error).sum()) for error in calibration.errors.error.values())
-        print(f"{total} forwards of a chunk, {known} cells of earlier calls among them, and {len(pairs)} dense runs")
+        known = calibration.known(pairs)
+        print(
+            f"{total} forwards of a chunk, {known} of them done in earlier calls, and {len(pairs)} dense runs at most"
+        )
         return 0
     begun = time.monotonic()
 
@@ -81,6 +83,7 @@ def main(argv: Sequence[str]) -> int:
     table = HeadTable.of(calibration.errors)
     method = Calibrated(density=options.density, table=table)
     text = f"p per head by measured error: {table.subject.layers} layers of {table.subject.heads} heads."
+    evidence["samples"] = [[one.seed, one.chunk, one.step] for one in calibration.errors.complete]
     evidence["minutes"] = round((time.monotonic() - begun) / 60, 1)
     evidence["predicted_error"] = predicted(table)
     path = write(options.out, options.name, sparse_row(text, method, evidence))
@@ -115,7 +118,7 @@ def begin(options: argparse.Namespace) -> tuple[HeadCalibration, dict[str, Any]]
     specimen = specimen_of(options)
     given = {"chunks": options.chunks, "steps": options.steps, "guidance": options.guidance}
     setup = replace(specimen.default, **{key: value for key, value in given.items() if value is not None})
-    subject, _ = subject_of(specimen, setup, block, stride, options.candidates)
+    subject, tokens = subject_of(specimen, setup, block, stride, options.candidates)
     kept = options.out.with_suffix(".heads.json")
     pairs = paired(specimen.prompts, CALIBRATION_SEED, options.videos)
     evidence = {
@@ -124,10 +127,11 @@ def begin(options: argparse.Namespace) -> tuple[HeadCalibration, dict[str, Any]]
         "guidance": setup.guidance,
         "plan": setup.name,
         "videos": [f"{prompt}, seed {seed}" for prompt, seed in pairs],
-        "samples": [[list(place) for place in video] for video in places],
         "dense_chunks": options.dense_chunks,
     }
-    return HeadCalibration(specimen, setup, HeadErrors.resume(kept, subject), places, kept), evidence
+    made_with = {"plan": setup.name, "steps": setup.steps, "guidance": setup.guidance, "chunk_tokens": tokens}
+    errors = HeadErrors.resume(kept, subject, made_with)
+    return HeadCalibration(specimen, setup, errors, places, kept), evidence
 
 
 def write(path: Path, name: str, row: dict[str, Any]) -> Path:

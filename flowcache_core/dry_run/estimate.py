@@ -131,7 +131,7 @@ def estimate(
     sparse = fullest.sparse
     if masks := mask_memory(sparse, spec, fullest.plan, fullest.kv):
         memory["masks"] = masks
-    density = None if sparse is None else inner_density(sparse, fullest.plan, fullest.longest_context)
+    density = None if sparse is None else inner_density(sparse, fullest.plan, fullest.kv)
     batch = latents[0]
     chosen = "; ".join(choice for choice in choices if choice)
     steps, flops = (cost.computed_steps, cost.total_steps), (batch * cost.flops, batch * whole.flops)
@@ -145,7 +145,7 @@ def _one_budget(kv: KVSettings) -> KVSettings:
 
 def _counted(settings: EngineSettings) -> SparseSettings | None:
     """Sparse attention as it is counted: at the density that can be expected."""
-    return settings.sparse and expected(settings.sparse, settings.plan, settings.longest_context)
+    return settings.sparse and expected(settings.sparse, settings.plan, settings.kv)
 
 
 def _known(policy: ReusePolicy, steps: int, computed: int | None) -> ReusePolicy:

@@ -87,8 +87,8 @@ class EngineSettings:
             require(self.sparse is None, "sparse", self.sparse and self.sparse.method.name, accepted)
             require(self.attention == "block-causal", "attention", self.attention, accepted)
         if self.sparse is not None:
-            self.sparse.settled(self.plan, 1, self.longest_context)
             object.__setattr__(self, "kv", self.kv.by_layer("sparse attention"))
+            self.sparse.settled(self.plan, 1, self.kv)
         if self.attention == "joint":
             object.__setattr__(self, "kv", self.kv.by_layer("joint attention"))
         first, last = self.plan.first_tick, self.plan.last_tick

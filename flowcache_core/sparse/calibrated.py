@@ -44,7 +44,10 @@ class Calibrated(SparseMethod):
     def shared_out(self) -> XAttention:
         assert self.table is not None
         subject = self.table.subject
-        return XAttention(subject.block, share_out(self.table, self.density).p, subject.stride)
+        # At 1 nothing is left out, also of heads that showed no error in what was measured.
+        whole = ((1.0,) * subject.heads,) * subject.layers
+        p = whole if self.density == 1 else share_out(self.table, self.density).p
+        return XAttention(subject.block, p, subject.stride)
 
     @property
     def prediction(self) -> float:
@@ -58,7 +61,7 @@ class Calibrated(SparseMethod):
         return self.shared_out.select(scores, layer, heads)
 
     def dense(self, layer: int) -> bool:
-        return self.density == 1 or self.shared_out.dense(layer)
+        return self.shared_out.dense(layer)
 
     def check_model(self, layers: int, heads: int) -> None:
         assert self.table is not None

@@ -24,15 +24,16 @@ def attention_share(density: float, method: SparseMethod, predicted: float = 1.0
 
 @dataclass(frozen=True)
 class Forward:
-    """One forward of a chunk: its tokens and those it attends to, its own included."""
+    """Forwards of chunks, ``times`` alike: their tokens and those they attend to, their own included."""
 
     tokens: int
     context: int
     dense: bool
+    times: int = 1
 
     @property
     def pairs(self) -> int:
-        return self.tokens * self.context
+        return self.tokens * self.context * self.times
 
 
 def overall_density(forwards: Sequence[Forward], density: float) -> float:
@@ -50,6 +51,8 @@ def sparse_density(forwards: Sequence[Forward], overall: float) -> float:
     total = sum(forward.pairs for forward in forwards)
     taken = sum(forward.pairs for forward in forwards if forward.dense)
     accepted = f"more than {taken / total:.3g}: what the chunks that stay dense take alone in this video"
+    if taken == total:
+        accepted = "1: no context of this video is long enough to be sparse (dense_chunks, dense_steps, K/V budget)"
     require(overall * total > taken or overall == 1, "density", overall, accepted)
     return (overall * total - taken) / (total - taken) if total > taken else 1.0
 

@@ -46,24 +46,23 @@ class Expected(SparseMethod):
         raise NotImplementedError
 
 
-def inner_density(settings: SparseSettings, plan: Plan | None = None, longest_context: int = 0) -> float:
-    """Of the chunks that run sparse in a run of ``plan``, where no chunk sees more than ``longest_context`` latent
-    frames; without one, of the attention at hand.
-    """
-    method = settings.method if plan is None else settings.settled(plan, 1, longest_context)
+def inner_density(settings: SparseSettings, plan: Plan | None = None, kv: KVSettings = KVSettings()) -> float:
+    """Of the chunks that run sparse in a run of ``plan`` with ``kv``; without a plan, of the attention at hand."""
+    method = settings.method if plan is None else settings.settled(plan, 1, kv)
     if isinstance(method, XAttention):
         if isinstance(settings.method, Calibrated) and settings.method.table is not None and plan is not None:
             table, p = settings.method.table, [share for row in method.p for share in row]  # type: ignore[union-attr]
             rows = zip(table.density, p, strict=True)
-            shares = [row[table.subject.candidates.index(value)] for row, value in rows]
+            places = {p: place for place, p in enumerate(table.subject.candidates)}
+            shares = [1.0 if value == 1 else row[places[value]] for row, value in rows]
             return sum(shares) / len(shares)
         return 1.0 if method.p == 1 else USUAL
     return float(getattr(method, "density", USUAL))
 
 
-def expected(settings: SparseSettings, plan: Plan, longest_context: int) -> SparseSettings:
+def expected(settings: SparseSettings, plan: Plan, kv: KVSettings) -> SparseSettings:
     """``settings`` for who counts and does not compute."""
-    density, method = inner_density(settings, plan, longest_context), settings.method
+    density, method = inner_density(settings, plan, kv), settings.method
     return replace(settings, method=Expected(method.block, density, method.prediction))
 
 

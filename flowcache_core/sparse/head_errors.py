@@ -86,12 +86,14 @@ class Cell:
 @dataclass
 class HeadErrors:
     """Measurements by sample: relative squared errors of the velocity and densities, NaN where not yet measured, as
-    ``[layers, heads, candidates]``. A candidate of 1 is dense and needs no measurement.
+    ``[layers, heads, candidates]``. A candidate of 1 is dense and needs no measurement. made_with: what else all
+    samples have in common, in words and numbers; samples of other sampling do not belong into one mean.
     """
 
     subject: Subject
     error: dict[Sample, Array] = field(default_factory=dict)
     density: dict[Sample, Array] = field(default_factory=dict)
+    made_with: Mapping[str, Any] = field(default_factory=dict)
 
     def record(self, sample: Sample, cell: Cell, error: float, density: float) -> None:
         """Add a measurement. error: |v - v_dense|^2 / |v_dense|^2; density: computed share of the head's pairs."""
@@ -138,7 +140,12 @@ class HeadErrors:
             {**asdict(sample), "error": _listed(error), "density": _listed(self.density[sample])}
             for sample, error in self.error.items()
         ]
-        document = {"schema": SCHEMA, "subject": asdict(self.subject), "samples": samples}
+        document = {
+            "schema": SCHEMA,
+            "subject": asdict(self.subject),
+            "made_with": dict(self.made_with),
+            "samples": samples,
+        }
         with whole_file(path) as part:
             part.write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
 
@@ -149,7 +156,7 @@ class HeadErrors:
             document = json.loads(path.read_text(encoding="utf-8"))
             require(document["schema"] == SCHEMA, f"{path.name}: schema", document["schema"], str(SCHEMA))
             subject = Subject(**{**document["subject"], "candidates": tuple(document["subject"]["candidates"])})
-            loaded = cls(subject)
+            loaded = cls(subject, made_with=dict(document.get("made_with", {})))
             for row in document["samples"]:
                 loaded._add(row)
         except SettingError:
@@ -160,14 +167,18 @@ class HeadErrors:
         return loaded
 
     @classmethod
-    def resume(cls, path: Path, subject: Subject) -> HeadErrors:
-        """What ``path`` holds, empty when there is no such file. SettingError when it is of another subject."""
+    def resume(cls, path: Path, subject: Subject, made_with: Mapping[str, Any] | None = None) -> HeadErrors:
+        """What ``path`` holds, empty when there is no such file. SettingError when it is of another subject, or made
+        with something else.
+        """
+        given = dict(made_with or {})
         if not path.exists():
-            return cls(subject)
+            return cls(subject, made_with=given)
         loaded = cls.load(path)
-        mine, theirs = asdict(subject), asdict(loaded.subject)
-        for name, value in mine.items():
-            require(theirs[name] == value, f"{path.name}: {name}", theirs[name], f"{value}, as in this run")
+        mine, theirs = asdict(subject) | given, asdict(loaded.subject) | dict(loaded.made_with)
+        for name in dict.fromkeys((*mine, *theirs)):
+            now, then = mine.get(name, "not stated"), theirs.get(name, "not stated")
+            require(then == now, f"{path.name}: {name}", then, f"{now}, as in this run; another file for the other")
         return loaded
 
     def _add(self, row: Mapping[str, Any]) -> None:

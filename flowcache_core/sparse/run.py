@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..background import OnItsWay
 from ..kv.layout import KVLayout
+from ..kv.settings import KVSettings
 from ..kv.spec import KVSpec
 from ..plan.base import Chunk, Plan
 from ..report.events import AttentionDensity, HeadDensities, Remarked
@@ -61,13 +62,13 @@ class SparseRun:
     sums: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, settings: SparseSettings, spec: KVSpec, plan: Plan, capacity: int) -> SparseRun:
-        """capacity: tokens of K/V that a chunk can see at most. SettingError when the settings do not suit the run."""
+    def begin(cls, settings: SparseSettings, spec: KVSpec, plan: Plan, kv: KVSettings) -> SparseRun:
+        """kv: as settled for the run. SettingError when the settings do not suit the run."""
         tokens = [chunk.frames * spec.tokens_per_frame for chunk in plan.chunks]
         group, ranks = spec.heads // spec.kv_heads, (spec.all_kv_heads or spec.kv_heads) // spec.kv_heads
         settings.check(tokens, spec.layers, spec.heads * ranks)
         here = range(spec.first_head * group, spec.first_head * group + spec.heads)
-        method = settings.settled(plan, spec.tokens_per_frame, capacity).of_heads(here)
+        method = settings.settled(plan, spec.tokens_per_frame, kv).of_heads(here)
         memory = None
         if settings.reuse is not None:
             memory = MaskMemory(settings.reuse, spec.layers, spec.heads, method.block)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import require, require_count
+from ..kv.contexts import Budget, contexts
+from ..kv.settings import KVSettings
 from ..kv.spec import KVSpec
 from ..options import option
 from ..plan.base import Plan
@@ -71,20 +74,23 @@ class SparseSettings:
         short = context_tokens <= self.dense_chunks * chunk_tokens
         return short or step < self.dense_steps or (lasting and self.dense_lasting)
 
-    def forwards(self, plan: Plan, tokens_per_frame: int, capacity: int) -> Iterator[Forward]:
-        """The steps of ``plan`` as if all were computed; no chunk sees more than ``capacity`` tokens."""
+    def forwards(self, plan: Plan, tokens_per_frame: int, kv: KVSettings) -> Iterator[Forward]:
+        """The steps of ``plan`` as if all were computed, in every layer that has a budget of its own."""
+        budgets = Counter(Budget(one, kv.at_finish) for one in kv.budgets or (None,))
         largest = max(chunk.frames for chunk in plan.chunks) * tokens_per_frame
-        for chunk in plan.chunks[plan.prefix_chunks :]:
-            context = min(chunk.end_frame * tokens_per_frame, capacity)
-            for step in range(plan.steps):
+        found: Counter[tuple[int, int, bool]] = Counter()
+        for budget, layers in budgets.items():
+            for chunk, step, context in contexts(plan, tokens_per_frame, budget):
                 dense = self.dense(step, context, largest)
-                yield Forward(chunk.frames * tokens_per_frame, context, dense)
+                found[chunk.frames * tokens_per_frame, context, dense] += layers
+        for (tokens, context, dense), times in found.items():
+            yield Forward(tokens, context, dense, times)
 
-    def settled(self, plan: Plan, tokens_per_frame: int, capacity: int) -> SparseMethod:
-        """The method for a run of ``plan``. SettingError (field "density") for one that its dense part exceeds
-        alone.
+    def settled(self, plan: Plan, tokens_per_frame: int, kv: KVSettings) -> SparseMethod:
+        """The method for a run of ``plan``. kv: settled, where that is done. SettingError (field "density") for one
+        that its dense part exceeds alone.
         """
-        return self.method.fitted(tuple(self.forwards(plan, tokens_per_frame, capacity)))
+        return self.method.fitted(tuple(self.forwards(plan, tokens_per_frame, kv)))
 
     def memory(self, spec: KVSpec, plan: Plan, capacity: int) -> int:
         """Bytes of the masks that a run keeps to serve again; ``capacity`` tokens are the longest context."""

@@ -89,6 +89,7 @@ def test_measuring_leaves_the_dense_run_as_it_is() -> None:
 
 
 def test_a_stopped_calibration_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = measured()  # before its calls would count
     path, original, calls = tmp_path / "heads.json", HeadErrors.record, 0
 
     def record(self: HeadErrors, sample: Sample, cell: Cell, error: float, density: float) -> None:
@@ -107,7 +108,7 @@ def test_a_stopped_calibration_goes_on_where_it_was(tmp_path: Path, monkeypatch:
     HeadCalibration(mini(), SETUP, again, [[PLACE]], path).run(PAIRS[:1])
     assert calls == 100 + 24 - 10
     sample = Sample(PAIRS[0][1], *PLACE, 96)
-    assert (again.error[sample] == measured().error[sample]).all()
+    assert (again.error[sample] == whole.error[sample]).all()
     HeadCalibration(mini(), SETUP, HeadErrors.resume(path, again.subject), [[PLACE]], path).run(PAIRS[:1])
     assert calls == 114  # nothing was left to do
 
@@ -157,7 +158,11 @@ def test_the_command_writes_a_row_that_the_demo_takes(tmp_path: Path, capsys: py
     assert main(arguments) == 0
     assert "p per head" in capsys.readouterr().out
     found = load_sparse("mini", str(out), mini().sha256)
-    assert found.evidence["samples"] == [[[2, 1]]] and found.evidence["dense_chunks"] == 2
+    assert [place[1:] for place in found.evidence["samples"]] == [[2, 1]] and found.evidence["dense_chunks"] == 2
+    assert main([*arguments, "--dry-run"]) == 0 and "24 of them done" in capsys.readouterr().out
+    for other in (["--steps", "3"], ["--guidance", "2"]):  # of other sampling: not into one mean
+        assert main([*arguments, *other, "--dry-run"]) == 2
+        assert f"heads.heads.json: {other[0][2:]}" in capsys.readouterr().err
     demo = ["demo", "--chunks", "3", "--steps", "2", "--policy", "never", "--kv-budget", "none", "--json"]
     assert main([*demo, "--sparse", str(out), "--density", "0.85", "--out", str(tmp_path / "demo")]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -96,6 +96,17 @@ def test_figures_of_another_subject_are_refused(tmp_path: Path, changes: dict[st
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize("given", [{}, {"steps": 4}, {"steps": 50, "guidance": 3.0}])
+def test_samples_of_other_sampling_are_refused(tmp_path: Path, given: dict[str, Any]) -> None:
+    path = tmp_path / "errors.json"
+    errors = measured(SAMPLE)
+    errors.made_with = {"steps": 50}
+    errors.save(path)
+    assert HeadErrors.resume(path, SUBJECT, {"steps": 50}).complete == (SAMPLE,)
+    with pytest.raises(SettingError, match=r"errors.json: (steps|guidance)"):
+        HeadErrors.resume(path, SUBJECT, given)
+
+
 def _change(key: str, value: object) -> Callable[[dict[str, Any]], None]:
     return lambda document: document["samples"][0].__setitem__(key, value)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flowcache_core import mini, mini_magi
 from flowcache_core.cost import MagiShape, WanShape
+from flowcache_core.cost.counted import counted_events
 from flowcache_core.denoiser import ChunkInput, Denoiser
 from flowcache_core.engine import EngineSettings, generate
 from flowcache_core.errors import SettingError
@@ -23,7 +24,7 @@ from flowcache_core.models.magi.guidance import GuidanceScales
 from flowcache_core.models.wan.denoiser import WanDenoiser
 from flowcache_core.plan import PLANS
 from flowcache_core.report import document, text
-from flowcache_core.report.events import AttentionDensity, Event, HeadDensities
+from flowcache_core.report.events import AttentionDensity, Event, HeadDensities, StepTaken
 from flowcache_core.report.record import Recorder, RunRecord
 from flowcache_core.reuse.schedule import StaticSchedule
 from flowcache_core.schedule import shifted
@@ -78,7 +79,16 @@ def table(density: float = 0.6, heads: int = HEADS, model: str = "0" * 64) -> Ca
 # -- laws --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [XAttention(16, 1.0, 4), TopK(16, 1.0, 4), Window(16, 1.0), table(1.0)], ids=str)
+def silent(density: float) -> Calibrated:
+    """Heads without an error in what was measured, whatever was left out."""
+    subject = Subject("0" * 64, LAYERS, HEADS, 16, 4, (0.3, 0.96))
+    return Calibrated(density=density, table=HeadTable(subject, ((0.0, 0.0),) * 24, ((0.2, 1.0),) * 24))
+
+
+KEEPING = [XAttention(16, 1.0, 4), TopK(16, 1.0, 4), Window(16, 1.0), table(1.0), silent(1.0)]
+
+
+@pytest.mark.parametrize("method", KEEPING, ids=lambda method: method.name)
 def test_keeping_everything_is_the_dense_run_bit_by_bit(method: Any) -> None:
     sparse = SparseSettings(method, dense_chunks=0, dense_lasting=False, reuse=MaskReuse())
     latents, record = run(settings(sparse=sparse))
@@ -203,6 +213,21 @@ def test_a_density_of_the_whole_run_is_met() -> None:
     shares = {event.chunk: event.density for event in record.densities}
     whole = sum(pairs[chunk] * shares.get(chunk, 1.0) for chunk in pairs) / sum(pairs.values())
     assert whole == pytest.approx(0.7, abs=0.06)  # rows keep whole blocks
+
+
+@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("budget", [None, 1.0, 2.5])
+@pytest.mark.parametrize("at_finish", [False, True])
+def test_a_density_is_met_whatever_of_the_history_is_seen(plan: str, budget: float | None, at_finish: bool) -> None:
+    kv = KVSettings(budget=budget, compressor=None if budget is None else Recent(), at_finish=at_finish)
+    made = PLANS[plan].abreast(3, 8).plan(30, 8)
+    sparse = SparseSettings(TopK(16, 0.6, 4), dense_chunks=1)
+    engine = EngineSettings(made, shifted(8, 3.0), kv=kv, sparse=sparse, clean_pass=True)
+    events, _ = counted_events(shape(), [engine], 1600, 1)
+    shares = {(event.chunk, event.step): event.density for event in events if isinstance(event, AttentionDensity)}
+    steps = [event for event in events if isinstance(event, StepTaken)]
+    computed = sum(one.tokens * one.context_tokens * shares.get((one.chunk, one.step), 1.0) for one in steps)
+    assert computed == pytest.approx(0.6 * sum(one.tokens * one.context_tokens for one in steps), rel=1e-6)
 
 
 def test_flops_are_those_of_kept_blocks_and_of_choosing_them() -> None:

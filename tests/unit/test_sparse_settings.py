@@ -126,6 +126,11 @@ def test_a_density_that_the_dense_chunks_take_alone_is_refused(overall: float) -
     assert caught.value.field == "density"
 
 
+def test_where_everything_stays_dense_only_1_is_accepted() -> None:
+    with pytest.raises(SettingError, match="accepted: 1: no context .* long enough"):
+        sparse_density(forwards(2, 2), 0.5)
+
+
 def test_memory_is_what_a_run_holds() -> None:
     memory = MaskMemory(MaskReuse(), layers=2, heads=4, block=16)
     key = (2, 0)

@@ -118,7 +118,7 @@ def expected(
         return None
     tokens = largest_chunk_frames(engine.plan) * tokens_per_frame
     context = engine.longest_context * tokens_per_frame
-    density = inner_density(settings, engine.plan, engine.longest_context)
+    density = inner_density(settings, engine.plan, engine.kv)
     return f"sparse attention: {expectation(card(), shape, tokens, context, density, stride_of(settings))}"
 
 
