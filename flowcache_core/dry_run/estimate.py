@@ -126,7 +126,7 @@ def estimate(
     if device is None:
         memory["K/V"] = kept
     if by_chunk:
-        memory["K/V unpacked"] = read_bytes(spec, fullest.kv, fullest.plan)
+        memory["K/V unpacked"] = read_bytes(spec, fullest.kv, fullest.plan, fullest.sparse is not None)
         memory["K/V copied ahead"] = ahead_bytes(replace(spec, device="meta"), fullest.kv, fullest.plan)
     sparse = fullest.sparse
     if masks := mask_memory(sparse, spec, fullest.plan, fullest.kv):

@@ -92,8 +92,9 @@ class Passes:
         begun = time.perf_counter()
         steps = self.settings.plan.steps
         sparse = None if self.sparse is None else self.sparse.forward(chunk, steps, lasting=True)
+        thin = sparse if sparse is not None and sparse.leaves_out(self.seen_tokens(chunk)) else None
         frames = self.settings.joint_frames
-        item = ChunkInput(chunk, steps, 0.0, timestep, latents, prompt_from, kind, sparse=sparse, seen_frames=frames)
+        item = ChunkInput(chunk, steps, 0.0, timestep, latents, prompt_from, kind, sparse=thin, seen_frames=frames)
         self.denoiser.encode(item, self.cache)
         seconds = time.perf_counter() - begun
         self.seconds += seconds

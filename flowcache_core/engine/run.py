@@ -247,7 +247,8 @@ class Run:
             output = self.denoiser.compute(item, cache, keep_residual=keep, rows=rows)
         else:
             sparse = None if self.sparse is None else self.sparse.forward(item.chunk, item.step)
-            asked = item if sparse is None else replace(item, sparse=sparse)
+            thin = sparse is not None and sparse.leaves_out(cache.context_tokens(item.chunk))
+            asked = replace(item, sparse=sparse) if thin else item
             output = self.denoiser.compute(asked, cache, keep_residual=keep)
             if self.sparse is not None and sparse is not None:
                 self.sparse.leave(sparse, tick.index, cache.context_tokens(item.chunk))

@@ -77,8 +77,10 @@ def heads_at_once(spec: KVSpec, streams: int, tokens: int) -> int:
     return max(1, min(spec.kv_heads, READ_BYTES // max(one, 1)))
 
 
-def read_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
-    """The most bytes that packed tokens are unpacked into, all branches at once; 0 for plain storage."""
+def read_bytes(spec: KVSpec, settings: KVSettings, plan: Plan, all_heads: bool = False) -> int:
+    """The most bytes that packed tokens are unpacked into, all branches at once; 0 for plain storage. all_heads: at
+    once, as sparse attention reads them.
+    """
     settings = settings.settled(spec, plan)
     if not settings.storage.packs:
         return 0
@@ -86,7 +88,8 @@ def read_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
         return max(read_bytes(one.spec(spec), one.settings, plan) for one in head_shares(spec, settings))
     tokens = max(capacity_tokens(plan, spec.tokens_per_frame, one) for one in set(settings.layer_budgets(spec.layers)))
     streams = spec.branches * spec.batch
-    return 2 * streams * heads_at_once(spec, streams, tokens) * tokens * spec.head_dim * spec.dtype.itemsize
+    heads = spec.kv_heads if all_heads else heads_at_once(spec, streams, tokens)
+    return 2 * streams * heads * tokens * spec.head_dim * spec.dtype.itemsize
 
 
 def ahead_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
@@ -102,6 +105,6 @@ def ahead_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
     return 2 * 2 * spec.branches * spec.batch * spec.kv_heads * tokens * spec.head_dim * place.dtype.itemsize
 
 
-def run_bytes(spec: KVSpec, settings: KVSettings, plan: Plan) -> int:
-    """What a run needs for its K/V at most: what is held and what it is read into."""
-    return peak_bytes(spec, settings, plan) + read_bytes(spec, settings, plan)
+def run_bytes(spec: KVSpec, settings: KVSettings, plan: Plan, all_heads: bool = False) -> int:
+    """What a run needs for its K/V at most: what is held and what it is read into (see :func:`read_bytes`)."""
+    return peak_bytes(spec, settings, plan) + read_bytes(spec, settings, plan, all_heads)

@@ -46,9 +46,9 @@ class Expected(SparseMethod):
         raise NotImplementedError
 
 
-def inner_density(settings: SparseSettings, plan: Plan | None = None, kv: KVSettings = KVSettings()) -> float:
+def inner_density(settings: SparseSettings, plan: Plan | None = None, kv: KVSettings | None = None) -> float:
     """Of the chunks that run sparse in a run of ``plan`` with ``kv``; without a plan, of the attention at hand."""
-    method = settings.method if plan is None else settings.settled(plan, 1, kv)
+    method = settings.method if plan is None else settings.settled(plan, 1, kv or KVSettings())
     if isinstance(method, XAttention):
         if isinstance(settings.method, Calibrated) and settings.method.table is not None and plan is not None:
             table, p = settings.method.table, [share for row in method.p for share in row]  # type: ignore[union-attr]

@@ -111,6 +111,15 @@ class SparseForward:
             self.served += own.shape[1]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def leaves_out(self, context: int) -> bool:
+        """Whether anything can be left out, where ``context`` tokens are seen in the layer that sees the most. Where
+        nothing can, the model is asked as if there were no sparse attention.
+        """
+        run = self.run
+        if run.settings.dense(self.step, context, run.chunk_tokens, lasting=self.lasting):
+            return False
+        return not all(run.method.dense(layer) for layer in range(run.spec.layers))
+
     def count(self, context: int) -> None:
         """As if every layer had attended to ``context`` tokens at the method's density, for who counts and does not
         compute. SettingError for a method whose density depends on the video.

@@ -22,6 +22,7 @@ from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.models.magi.guidance import GuidanceScales
 from flowcache_core.models.wan.denoiser import WanDenoiser
+from flowcache_core.models.wan.guidance_refresh import GuidanceRefresh
 from flowcache_core.plan import PLANS
 from flowcache_core.report import document, text
 from flowcache_core.report.events import AttentionDensity, Event, HeadDensities, StepTaken
@@ -94,6 +95,21 @@ def test_keeping_everything_is_the_dense_run_bit_by_bit(method: Any) -> None:
     latents, record = run(settings(sparse=sparse))
     assert torch.equal(latents, dense()[0])
     assert record.densities == () and record.flops == dense()[1].flops
+
+
+def test_where_nothing_is_left_out_the_model_is_asked_as_without() -> None:
+    """A denoiser that runs both branches under masks: at p 1 it leaves one out as in the dense run."""
+
+    def made(sparse: SparseSettings | None) -> tuple[Tensor, list[int]]:
+        denoiser = GuidanceRefresh(wan().transformer, wan().prompts, 3.0, every=2)
+        latents, record = run(settings(chunks=2, sparse=sparse), denoiser)
+        return latents, [step.branches for step in record.steps_taken]
+
+    plain, branches = made(None)
+    assert 1 in branches
+    for sparse in (SparseSettings(replace(LOOSE, p=1.0), dense_chunks=0), SparseSettings(LOOSE, dense_chunks=2)):
+        latents, asked = made(sparse)
+        assert torch.equal(latents, plain) and asked == branches
 
 
 def test_the_first_chunks_are_those_of_the_dense_run() -> None:

@@ -10,6 +10,11 @@ import torch
 
 from flowcache_core.cost import WanShape
 from flowcache_core.errors import SettingError
+from flowcache_core.kv.settings import KVSettings
+from flowcache_core.kv.size import read_bytes, run_bytes
+from flowcache_core.kv.spec import KVSpec
+from flowcache_core.kv.storage import Int4
+from flowcache_core.plan import Blockwise
 from flowcache_core.sparse import TopK, Window, XAttention
 from flowcache_core.sparse.build import sparse_from_text
 from flowcache_core.sparse.context_layout import ContextLayout
@@ -129,6 +134,15 @@ def test_a_density_that_the_dense_chunks_take_alone_is_refused(overall: float) -
 def test_where_everything_stays_dense_only_1_is_accepted() -> None:
     with pytest.raises(SettingError, match="accepted: 1: no context .* long enough"):
         sparse_density(forwards(2, 2), 0.5)
+
+
+def test_packed_kv_is_unpacked_for_all_heads_at_once() -> None:
+    """Dense attention reads a large layer some heads at a time; masks need all of them."""
+    spec = KVSpec(2, 8, 128, 1560, branches=2, batch=1)
+    plan, kv = Blockwise().plan(60, 4), KVSettings(storage=Int4())
+    whole = 2 * 2 * 8 * 60 * 1560 * 128 * spec.dtype.itemsize
+    assert read_bytes(spec, kv, plan) < whole == read_bytes(spec, kv, plan, all_heads=True)
+    assert run_bytes(spec, kv, plan, True) - run_bytes(spec, kv, plan) == whole - read_bytes(spec, kv, plan)
 
 
 def test_memory_is_what_a_run_holds() -> None:

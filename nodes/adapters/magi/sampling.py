@@ -122,7 +122,7 @@ class MagiSampling(Sampling):
         engine = self.engine
         if self.settings.kv_settings.device != "cpu":
             spec = self.denoiser.kv_spec(self.x)
-            needed = run_bytes(spec, engine.kv, engine.plan)
+            needed = run_bytes(spec, engine.kv, engine.plan, engine.sparse is not None)
             needed += mask_memory(engine.sparse, spec, engine.plan, engine.kv)
             make_room(self.guider.model_patcher, self.x.device, needed)
         recorder = Recorder.of(engine)
@@ -172,7 +172,7 @@ def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tenso
     spec = denoiser_of(model, {0: ()}, ()).kv_spec(latent_image)
     kv, needed = settings.kv_settings, 0
     with naming("KV Cache Compressor"):
-        stored = run_bytes(spec, kv, plan)
+        stored = run_bytes(spec, kv, plan, settings.sparse is not None)
     if kv.device != "cpu":
         needed = stored + mask_memory(settings.sparse, spec, plan, kv)
     announce(guider, choice.chunk_frames, needed)

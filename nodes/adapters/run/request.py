@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -126,9 +126,10 @@ def sparse_notes(sampling: Sampling, spec: KVSpec, texts: Sequence[Tensor]) -> t
     settings, model = sampling.settings, sampling.model
     if settings.sparse is None:
         return () if sampling.measured is None else (sampling.measured.note,)
-    tokens = max((text.shape[1] for text in texts), default=None)
+    tokens, engine = max((text.shape[1] for text in texts), default=None), sampling.runs[0]
+    engine = replace(engine, kv=engine.kv.settled(spec, engine.plan))  # megabytes say nothing of contexts
     sentences = before_run(
-        settings.sparse, model.diffusion_model, sampling.runs[0], spec.tokens_per_frame, sampling.options, tokens
+        settings.sparse, model.diffusion_model, engine, spec.tokens_per_frame, sampling.options, tokens
     )
     return (*sentences, *heads_notes(settings.heads, sampling.guider.model_patcher))
 

@@ -55,6 +55,8 @@ def check_sparse(engines: Iterable[EngineSettings], spec: KVSpec, model_options:
                 refuse_other_sparse(model_options)
                 tokens = [chunk.frames * spec.tokens_per_frame for chunk in engine.plan.chunks]
                 engine.sparse.check(tokens, spec.layers, spec.heads)
+                kv = engine.kv.settled(spec, engine.plan)
+                engine.sparse.settled(engine.plan, spec.tokens_per_frame, kv)
 
 
 def shape_of(transformer: Any, text_tokens: int | None = None) -> WanShape | MagiShape | None:

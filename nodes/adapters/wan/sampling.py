@@ -179,7 +179,8 @@ class WanSampling(Sampling):
         if self.choice.attention != "bidirectional" and self.engines[0].kv.device != "cpu":
             spec = kv_spec(self.model, self.x.shape, self.branches.count, self.x.device)
             needed = max(
-                run_bytes(spec, one.kv, one.plan) + mask_memory(one.sparse, spec, one.plan, one.kv)
+                run_bytes(spec, one.kv, one.plan, one.sparse is not None)
+                + mask_memory(one.sparse, spec, one.plan, one.kv)
                 for one in self.engines
             )
             make_room(self.guider.model_patcher, self.x.device, needed)
@@ -271,7 +272,7 @@ def reserve(guider: Any, choice: PlanChoice, latent_image: Tensor, sigmas: Tenso
     if choice.attention != "bidirectional":
         spec = kv_spec(model, latent_image.shape, branch_bound(guider), latent_image.device)
         with naming("KV Cache Compressor"):
-            stored = [run_bytes(spec, kv, plan) for plan in plans]
+            stored = [run_bytes(spec, kv, plan, sparse is not None) for plan in plans]
         if kv.device != "cpu":
             needed = max(size + mask_memory(sparse, spec, plan, kv) for size, plan in zip(stored, plans, strict=True))
     together = {"block-causal": choice.chunk_frames, "joint": max(max_active_frames(plan) for plan in plans)}
