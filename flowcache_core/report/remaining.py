@@ -15,13 +15,17 @@ class Durations:
     """Seconds of one kind of work; the median, so that a compiled or paused first one does not count."""
 
     newest: deque[float] = field(default_factory=lambda: deque(maxlen=KEPT))
+    known: float | None = None  # the median, until another is added
 
     def add(self, seconds: float) -> None:
         self.newest.append(seconds)
+        self.known = None
 
     @property
     def typical(self) -> float | None:
-        return median(self.newest) if self.newest else None
+        if self.known is None and self.newest:
+            self.known = median(self.newest)
+        return self.known
 
 
 @dataclass
@@ -76,9 +80,14 @@ class Remaining:
         known = self.known[True]
         if not self.known[None]:
             return known
-        taken = sum(times.total() for times, _ in self.seen.values())
-        usual = sum(sum(shares.values()) for _, shares in self.seen.values()) / taken if taken else 1.0
+        usual = 0.0 if self.open.keys() <= self.likely.keys() else self._usual
         return known + sum(count * self.likely.get(step, usual) for step, count in self.open.items() if count)
+
+    @property
+    def _usual(self) -> float:
+        """How much of a step was computed so far, mean."""
+        taken = sum(times.total() for times, _ in self.seen.values())
+        return sum(sum(shares.values()) for _, shares in self.seen.values()) / taken if taken else 1.0
 
     @property
     def seconds(self) -> float | None:

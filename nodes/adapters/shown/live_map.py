@@ -18,7 +18,7 @@ from ..run.settings import FlowCacheSettings
 from .running_node import RunningNode, listening, show_run
 
 PAUSE = 0.5  # seconds between two messages
-SHARE = 0.0005  # of the run's time that messages may take: the dearer they are, the rarer
+SHARE = 0.0003  # of the run's time that messages may take: the dearer they are, the rarer
 NEWS = (RunStarted, NotFinite)  # what is told without a pause
 MOST = 3.0  # seconds that nobody is told anything: one message dear by chance (a collection fell on it) is no rule
 
