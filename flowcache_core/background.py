@@ -1,4 +1,4 @@
-"""Small tensors that reach the CPU while the device goes on."""
+"""Values that go from host to device or back while neither waits for the other."""
 
 from __future__ import annotations
 
@@ -6,6 +6,22 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+STREAMED = frozenset({"cuda", "meta"})
+"""Types of devices whose copies run in the order of a stream: the host may go on, the device sees them in turn. "meta"
+stands for one in a dry run."""
+
+
+def streamed(device: torch.device) -> bool:
+    """Whether copies from and to ``device`` may be left under way. On others (Apple's GPUs) torch may lose them."""
+    return device.type in STREAMED
+
+
+def sent(values: Tensor, device: torch.device | str) -> Tensor:
+    """``values`` on ``device``. To a device nobody waits: torch has read the host's ordinary memory when it returns,
+    and of pinned memory whoever changes it waits first. To the host it is waited for, since the host reads at once.
+    """
+    return values.to(device, non_blocking=streamed(torch.device(device)))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from .background import sent
 from .errors import require_count
 
 NoiseSource = Callable[[int, int, Tensor], Tensor]
@@ -22,7 +23,7 @@ def seeded_noise(seed: int) -> NoiseSource:
 
     def draw(chunk: int, step: int, like: Tensor) -> Tensor:
         generator = torch.Generator(device="cpu").manual_seed((seed * 1_000_003 + chunk * 1009 + step) % 2**63)
-        return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
+        return sent(torch.randn(like.shape, generator=generator, dtype=torch.float32), like.device).to(like)
 
     return draw
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .background import sent
 from .errors import require
 
 Grid = tuple[int, int, int]
@@ -70,7 +71,7 @@ class Rows:
         if self.index.device == device:
             return self.index
         if device not in self._moved:
-            self._moved[device] = self.index.to(device, non_blocking=True)
+            self._moved[device] = sent(self.index, device)
         return self._moved[device]
 
     def mask(self, device: torch.device) -> Tensor:

@@ -139,6 +139,7 @@ def write_all(cache: KVCache, item: ChunkInput, tokens: int) -> None:
     spec = cache.spec
     branches = range(spec.branches)
     shape = (spec.branches * spec.batch, spec.kv_heads, tokens, spec.head_dim)
-    own = torch.empty((), dtype=spec.dtype, device=spec.device).expand(shape)
+    device = cache.settings.device or spec.device  # where it is kept: nothing is moved, since nobody listens
+    own = torch.empty((), dtype=spec.dtype, device=device).expand(shape)
     for layer in range(spec.layers):
         cache.write(layer, branches, item.chunk, own, own)

@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 CORE = str(Path(__file__).resolve().parents[1])
 OWN = str(Path(__file__).resolve().parent)
+CARRIER = str(Path(CORE) / "background.py")
+"""Copies for whoever asks."""
 
 # Operations whose result the host must see before it can go on: a number, or a shape that depends on values.
 HOST_READS = frozenset(
@@ -91,7 +93,7 @@ class Traffic(TorchDispatchMode):
     def __init__(self, host: str = "cpu", ignored: Sequence[str] = ()) -> None:
         super().__init__()
         self.count, self.host = Count(), host
-        self.ignored = (OWN, *ignored)
+        self.ignored = (OWN, CARRIER, *ignored)
         self.hears = True
 
     def __torch_dispatch__(
@@ -141,8 +143,9 @@ class Traffic(TorchDispatchMode):
     def copied(self, source: Tensor, target: torch.device, size: int, blocking: bool) -> None:
         site = self.site()
         self.count.copies.append(Copy(source.device.type, target.type, size, blocking, site))
-        if blocking and target.type == self.host:
-            self.count.syncs.append(Sync("copy to the host", site))
+        if blocking:  # either way: torch waits for the stream that the copy is in
+            way = "to" if target.type == self.host else "from"
+            self.count.syncs.append(Sync(f"copy {way} the host", site))
 
     def site(self) -> str:
         """The innermost place in the core, or outside of it where the core is not at work."""

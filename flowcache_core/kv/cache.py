@@ -24,7 +24,7 @@ from .layout import (
     capacity_tokens,
     largest_chunk_frames,
 )
-from .prefetch import AtHand, Prefetch, Wanted, Written
+from .prefetch import AtHand, Prefetch, Wanted, Written, lane_of
 from .reposition import SinkPlace
 from .settings import KVSettings
 from .settled import Changes
@@ -58,11 +58,15 @@ class KVCache(CacheFigures):
         self._unwritten: dict[int, set[tuple[int, int]]] = {}
         self._finite = PackedFinite(settings.storage.name)
         self._scratch = Scratch() if scratch is None else scratch
-        apart = self._place.apart and not settings.storage.packs
-        self._reading: Prefetch | AtHand = Prefetch(self._place) if apart else AtHand()
+        self._reading = self._reader()
         self._sink = SinkPlace(settings, spec, self._chunk_starts, self._chunk_tokens)
         self._changes = Changes(spec.batch, plan.frames * spec.tokens_per_frame)
         self._layers = [self._allocate(index, budget) for index, budget in enumerate(budgets)]
+
+    def _reader(self) -> Prefetch | AtHand:
+        if not self._place.apart:
+            return AtHand()
+        return AtHand(lane_of(self._place)) if self.settings.storage.packs else Prefetch(self._place)
 
     def _allocate(self, index: int, budget: float | None) -> LayerBuffer:
         spec, room = self.spec, room_of(self.spec, self.settings, self.plan, budget)
@@ -217,6 +221,8 @@ class KVCache(CacheFigures):
         it is known without making anybody wait for the device.
         """
         self._require_memory()
+        if self.settings.storage.packs:
+            self._reading.settle()  # the host moves tokens, and packs what it has
         self._reading.drop()
         first, packed = self._chunk_starts[chunk.index], []
         for layout, buffer in zip(self.layouts, self._layers, strict=True):

@@ -14,6 +14,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..background import sent
 from ..errors import require
 from ..fields import require_types
 from ..options import option
@@ -144,7 +145,7 @@ class Compressor(ABC):
             group = positions // region.tokens_per_frame
             groups = (region.chunk_starts[-1] + region.chunk_tokens) // region.tokens_per_frame
         else:
-            starts = torch.tensor(region.chunk_starts, device=positions.device)
+            starts = sent(torch.tensor(region.chunk_starts), positions.device)
             group = torch.bucketize(positions, starts, right=True) - 1
             groups = len(region.chunk_starts)
         # Whole numbers add up to the same sum in any order; floating-point scatter differs from run to run on a GPU.

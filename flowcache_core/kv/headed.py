@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
+from ..background import sent
 from ..errors import SettingError
 from ..plan.base import Chunk, Plan
 from ..rows import Rows
@@ -50,7 +51,7 @@ class HeadedCache(PartedCache):
         if key not in self._places:
             heads = torch.tensor(self.shares[part].heads[layer])
             own = (heads[:, None] * shared + torch.arange(shared)).flatten()
-            self._places[key] = own.to(tensor.device)
+            self._places[key] = sent(own, tensor.device)
         return tensor.index_select(1, self._places[key])
 
     def _in_order(self, layer: int, outputs: list[Tensor]) -> Tensor:
@@ -61,7 +62,7 @@ class HeadedCache(PartedCache):
         if key not in self._back:
             heads = torch.tensor([head for one in self.shares for head in one.heads[layer]])
             order = (heads[:, None] * shared + torch.arange(shared)).flatten()
-            self._back[key] = order.argsort().to(whole.device)
+            self._back[key] = sent(order.argsort(), whole.device)
         return whole.index_select(1, self._back[key])
 
     # -- a chunk's life ----------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ..background import streamed
 from ..rows import Rows
 from .compressor import Compressor, Region
 from .layout import CompressionNeed
@@ -64,7 +65,7 @@ class LayerBuffer:
             written.append(source)
             if rows is not None:
                 write_rows(slot, source, rows)
-            elif slot.device != source.device and source.device.type == "cuda":
+            elif slot.device != source.device and streamed(source.device):
                 copy_runs(slot, source)  # nobody waits: what reads it comes after it, on the device or by `settle`
             else:
                 slot.copy_(source)

@@ -92,9 +92,13 @@ class Written:
 
 
 class AtHand:
-    """Of a cache that lies where it is read, or is unpacked there: nothing is copied ahead."""
+    """Of a cache that lies where it is read, or is unpacked there: nothing is copied ahead. lane: of the model's device
+    where the cache lies elsewhere."""
 
     bytes = 0
+
+    def __init__(self, lane: Lane | None = None) -> None:
+        self.lane = lane or AtOnce()
 
     def note(self, written: Written) -> None:
         """It is where it will be read."""
@@ -106,7 +110,8 @@ class AtHand:
         """Nothing is on its way."""
 
     def settle(self) -> None:
-        """All is there."""
+        """The host is about to look at what is stored."""
+        self.lane.settle()
 
     def release(self) -> None:
         """Nothing is held."""

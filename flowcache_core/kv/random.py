@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..background import sent
 from ..errors import require_count
 from ..options import option, replaced
 from .compressor import Compressor, Granularity, Region
@@ -34,4 +35,4 @@ class Random(Compressor):
         batch, heads, tokens = region.keys.shape[:3]
         # Drawn for all heads of the model, so that a rank with some of them keeps the same tokens.
         scores = torch.rand(batch, region.all_heads or heads, tokens, generator=generator)
-        return scores[:, region.first_head : region.first_head + heads].to(region.positions.device)
+        return sent(scores[:, region.first_head : region.first_head + heads], region.positions.device)

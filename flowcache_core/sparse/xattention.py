@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..background import sent
 from ..errors import require
 from ..options import option
 from .antidiagonal import antidiagonal_scores, require_stride, stride_option
@@ -97,7 +98,7 @@ class XAttention(SparseMethod):
         """int64 ``[layers, heads]``: p in steps, copied to ``device`` once."""
         assert isinstance(self.p, Sequence)
         if device not in self.tables:
-            self.tables[device] = torch.tensor([[_steps(p) for p in row] for row in self.p], device=device)
+            self.tables[device] = sent(torch.tensor([[_steps(p) for p in row] for row in self.p]), device)
         return self.tables[device]
 
 

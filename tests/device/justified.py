@@ -26,6 +26,7 @@ class Reason:
 JUSTIFIED: Mapping[tuple[str, str], Reason] = {
     # what a run begins with
     (INTO, "models/common/rope.py of"): Reason("run", "rotations, in float64, which not every device has"),
+    (INTO, "models/common/rope.py _turn"): Reason("asked", "how far a sink moves, once for every distance"),
     (INTO, "models/magi/denoiser.py caption"): Reason("prompt", "captions lie where the text encoder left them"),
     (INTO, "models/magi/transformer.py caption_rows"): Reason("prompt", "which of a caption's rows are seen"),
     (BACK, "reuse/distance.py begin"): Reason("run", "the table of a distance that depends on the timestep alone"),
@@ -44,8 +45,11 @@ JUSTIFIED: Mapping[tuple[str, str], Reason] = {
     (INTO, "noise.py draw"): Reason("asked", "noise of a solver that re-noises, and of a prefix"),
     (INTO, "kv/random.py score"): Reason("asked", "compressor random, the control"),
     (INTO, "kv/compressor.py _group_rank"): Reason("asked", "where chunks begin, for whole chunks in a compression"),
+    (INTO, "kv/headed.py _of"): Reason("asked", "which heads a share has, once a layer"),
+    (INTO, "kv/headed.py _in_order"): Reason("asked", "the order of all heads, once a layer"),
     # K/V kept on the host
     (BACK, "kv/layer.py write"): Reason("asked", "the chunk's own K/V"),
+    (BACK, "kv/storage/tokens.py copy_runs"): Reason("asked", "the same, and nobody waits"),
     (BACK, "kv/layer.py write_rows"): Reason("asked", "that of some of its tokens"),
     (BACK, "rows.py on"): Reason("asked", "which tokens these are, where only the device knows"),
     (INTO, "kv/storage/tokens.py copy_runs"): Reason("asked", "the K/V of others that it attends to"),

@@ -8,6 +8,7 @@ what a program may know of a tensor without asking the device is its shape.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -23,6 +24,8 @@ REGISTER = getattr(backend_registration, "_setup_privateuseone_for_python_backen
 MISSING = f"torch {torch.__version__} cannot register a device written in Python"
 
 COPIES = frozenset({"aten::_to_copy", "aten::copy_"})
+# What the host must wait for, and with it for all that is under way.
+READS = frozenset({"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select"})
 # Indices may come from the CPU: they are moved to the tensor that they select from.
 INDEXED = frozenset({"aten::index", "aten::index_put_", "aten::_index_put_impl_"})
 
@@ -31,6 +34,26 @@ def register() -> None:
     """Once per process, before the first use; it cannot be undone."""
     assert REGISTER is not None, MISSING
     REGISTER(NAME)
+
+
+@dataclass
+class UnderWay:
+    """Copies to the host that nobody has waited for. Until then what lies there is nonsense, as it may be on CUDA."""
+
+    copies: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def begin(self, target: Tensor, values: Tensor) -> None:
+        self.copies.append((target, values.clone()))
+        target.view(torch.uint8).fill_(0x7F) if target.dtype != torch.bool else target.fill_(True)
+
+    def settle(self) -> None:
+        """The host has waited."""
+        for target, values in self.copies:
+            target.copy_(values)
+        self.copies.clear()
+
+
+UNDER_WAY = UnderWay()
 
 
 class PretendTensor(Tensor):
@@ -90,6 +113,55 @@ class Frontend(TorchFunctionMode):
 
 def computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     """Run one operation on the values and put the result where it belongs."""
+    name = func._schema.name
+    crosses = _crossing(name, args, kwargs) if name in COPIES and args[0].numel() else ""
+    if crosses == "back" and _left_under_way(name, args, kwargs):
+        return _begun(name, args, kwargs)
+    late = crosses == "into" and not _from_one_piece(name, args)
+    if not late and (crosses or name in READS):
+        UNDER_WAY.settle()
+    out = _computed(func, args, kwargs)
+    if late and not kwargs.get("non_blocking"):
+        UNDER_WAY.settle()  # gathered on the host first, from what lay there by then
+    return out
+
+
+def _crossing(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """Whether a copy goes "into" the device or "back" to the host; empty for one within either."""
+    source = args[1] if name == "aten::copy_" else args[0]
+    if name == "aten::copy_":
+        there = isinstance(args[0], PretendTensor)
+    else:
+        device = kwargs.get("device")
+        there = isinstance(source, PretendTensor) if device is None else torch.device(device).type == NAME
+    return "" if isinstance(source, PretendTensor) == there else "into" if there else "back"
+
+
+def _from_one_piece(name: str, args: Sequence[Any]) -> bool:
+    """Whether the device fetches it by itself, after all that it was asked before; else the host gathers it now."""
+    source = args[1] if name == "aten::copy_" else args[0]
+    whole = name != "aten::copy_" or args[0].is_contiguous()
+    return bool(source.is_contiguous() and whole)
+
+
+def _left_under_way(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    if name == "aten::_to_copy":
+        return bool(kwargs.get("non_blocking"))
+    asked = kwargs.get("non_blocking", args[2] if len(args) > 2 else False)
+    return bool(asked) and args[0].is_contiguous()  # else through memory that is not pinned, which is waited for
+
+
+def _begun(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+    if name == "aten::copy_":
+        UNDER_WAY.begin(args[0], args[1].held.to(args[0].dtype))
+        return args[0]
+    values = args[0].held.to(kwargs.get("dtype") or args[0].dtype)
+    target = torch.empty_like(values)
+    UNDER_WAY.begin(target, values)
+    return target
+
+
+def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     there: list[PretendTensor] = []
     foreign: list[Tensor] = []
 

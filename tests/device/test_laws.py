@@ -12,10 +12,13 @@ from justified import check_copies, check_syncs
 from tiny import STEPS
 
 from flowcache_core.dry_run.traffic import Count
+from flowcache_core.engine.anchor import LowFrequencies
 from flowcache_core.kv import COMPRESSORS
 from flowcache_core.kv.importance_redundancy import ImportanceRedundancy
 from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import STORAGE_DTYPES, KVSettings
+from flowcache_core.kv.shot_sink import ShotSink
+from flowcache_core.kv.sink_window import SinkWindow
 from flowcache_core.kv.storage import STORAGES
 from flowcache_core.reuse import POLICIES, QUANTITIES
 from flowcache_core.reuse.chunkwise import Chunkwise
@@ -172,9 +175,44 @@ def cases() -> list[Case]:
                 found.append(Case(f"magi-{name}-{policy_name}-{quantity}", values, model, magi=True, looks=looks))
     found.append(Case("magi-time", {"policy": FIXED_LISTS[0][1]}, magi=True))
     found.append(Case("magi-prefix-held", {"policy": FIXED, "prefix_frames": 3}, {"base": True}, magi=True))
+    found += kept_unequally() + packed_on_the_host()
+    found.append(Case("anchor", {"policy": FIXED, "anchor": LowFrequencies()}))
+    found.append(Case("guidance-refresh", {"plan": "blockwise"}, {"every": 2}, reuses=False))
     kv = KVSettings(budget=1.0, compressor=ImportanceRedundancy(), device="cpu")
     found.append(Case("magi-kv-cpu", {"policy": FIXED, "kv": kv, "reuse_device": "cpu"}, magi=True))
     return found
+
+
+def kept_unequally() -> list[Case]:
+    """Budgets of layers and heads, and what compressors do beside choosing."""
+    kinds = {
+        "layers": KVSettings(budget=(1.0, 2.0), compressor=Recent()),
+        "heads": KVSettings(budget=((1.0, 2.0, 1.0), (2.0, 1.0, 1.5)), compressor=Recent()),
+        "heads-int4": KVSettings(budget=((1.0, 2.0, 1.0), 1.0), compressor=Recent(), storage=STORAGES["int4"]()),
+        "at-finish": KVSettings(budget=1.0, compressor=ImportanceRedundancy(), at_finish=True),
+        "reposition": KVSettings(budget=2.0, compressor=SinkWindow(reposition=True)),
+        "shots": KVSettings(budget=2.0, compressor=ShotSink(sink=0.5, shots=(2,))),
+        "reference-order": KVSettings(budget=1.5, compressor=ImportanceRedundancy(reference_order=True)),
+    }
+    return [
+        Case(f"{name}-kv-{place or 'device'}", {"plan": "blockwise", "policy": FIXED, "kv": replace(kv, device=place)})
+        for name, kv in kinds.items()
+        for place in (None, "cpu")
+    ]
+
+
+def packed_on_the_host() -> list[Case]:
+    """The device writes what the host packs, moves and hands back, in every order in which that happens."""
+    int4 = KVSettings(budget=2.0, compressor=ImportanceRedundancy(), device="cpu", storage=STORAGES["int4"]())
+    ends = replace(int4, storage=STORAGES["int4"](exact_sink=0.5, exact_recent=0.5))
+    values = {"policy": FIXED, "clean_pass": True, "reuse_device": "cpu"}
+    part = {"policy": Motion(**TOKENS, share=0.5), "plan": "blockwise", "kv": int4}
+    return [
+        *(Case(f"packed-cpu-{plan}", {**values, "kv": int4, "plan": plan}) for plan in tiny.PLAN_FIELDS),
+        Case("packed-cpu-ends", {**values, "kv": ends, "plan": "blockwise"}),
+        Case("packed-cpu-magi", {"policy": FIXED, "kv": replace(int4, budget=1.0)}, {"base": True}, magi=True),
+        Case("tokens-packed-cpu", part),
+    ]
 
 
 CASES = cases()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from lanes import Behind
 from test_laws import DEVICE, FIXED
 
 from flowcache_core.kv import prefetch
@@ -21,7 +22,7 @@ from flowcache_core.kv.sink_window import SinkWindow
 LAYERS = tiny.WAN.num_layers
 
 
-class Late:
+class Late(Behind):
     """The slowest lane there may be: a copy is made when somebody waits for it, and not a moment earlier."""
 
     def __init__(self) -> None:
@@ -34,9 +35,6 @@ class Late:
         for copies in self.waiting:
             copies()
         self.waiting.clear()
-
-    def settle(self) -> None:
-        """What is written on this device is there at once."""
 
 
 def run(device: str, kv: KVSettings, plan: str, magi: bool = False) -> torch.Tensor:
@@ -56,7 +54,7 @@ KINDS = [
 ]
 
 
-@pytest.mark.parametrize("lane", [prefetch.AtOnce, Late])
+@pytest.mark.parametrize("lane", [Behind, Late])
 @pytest.mark.parametrize(("kv", "plan", "magi"), KINDS)
 def test_no_bit_changes_however_late_a_copy_is(count, monkeypatch, lane, kv, plan, magi):
     """Buffers begin as NaN, so that what is read too early shows."""
@@ -140,7 +138,7 @@ def test_what_is_written_behind_its_back_is_read_anew(count):
     assert torch.equal(keys[:, :, shape[2] :].cpu(), kv(7)[0].cpu())
 
 
-@pytest.mark.parametrize("lane", [prefetch.AtOnce, Late])
+@pytest.mark.parametrize("lane", [Behind, Late])
 def test_what_is_read_again_without_a_write_comes_from_the_host(count, monkeypatch, lane):
     """As when only some of a chunk's tokens are computed, or a branch takes over another's."""
     monkeypatch.setattr(prefetch, "lane_of", lambda place: lane())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from flowcache_core.models.magi.guidance import GuidanceScales
 from flowcache_core.models.magi.transformer import MagiTransformer
 from flowcache_core.models.wan.config import WanConfig
 from flowcache_core.models.wan.denoiser import WanDenoiser
+from flowcache_core.models.wan.guidance_refresh import GuidanceRefresh
 from flowcache_core.models.wan.transformer import WanTransformer
 from flowcache_core.plan import blockwise, staggered, window
 from flowcache_core.report.events import AttentionDensity, CacheCompressed, Event, StepTaken
@@ -60,10 +61,11 @@ def on(model: nn.Module, device: str) -> Any:
     return copy.deepcopy(model).to(device)
 
 
-def wan(device: str, *, branches: int = 2, switches: Sequence[int] = (0,)) -> WanDenoiser:
-    """switches: the chunks at which a prompt of their own begins."""
+def wan(device: str, *, branches: int = 2, switches: Sequence[int] = (0,), every: int = 1) -> WanDenoiser:
+    """switches: the chunks at which a prompt of their own begins. every: how often guidance is refreshed."""
     prompts = {at: [drawn(1, 5, 20, seed=10 * at + b).to(device) for b in range(branches)] for at in switches}
-    return WanDenoiser(on(wan_model(), device), prompts, guidance=3.0 if branches == 2 else 1.0, fps=24)
+    made = WanDenoiser if every == 1 else partial(GuidanceRefresh, every=every)
+    return made(on(wan_model(), device), prompts, guidance=3.0 if branches == 2 else 1.0, fps=24)
 
 
 def magi_denoiser(device: str, *, base: bool = False, ranges: tuple[int, ...] = ()) -> MagiDenoiser:

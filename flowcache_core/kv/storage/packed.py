@@ -14,11 +14,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from ...background import sent
 from ..spec import KVSpec
 from .codec import Codec, Entry, Rows
 from .groups import Slots, group_count
 from .regroup import Regrouping
-from .tokens import LayerTokens, Place, Room, Scratch, move_left
+from .tokens import LayerTokens, Place, Room, Scratch, copy_runs, move_left
 
 _BLOCK_BYTES = 2**24
 """fp32 tokens that are unpacked at once, beside the buffer they go to."""
@@ -178,19 +179,25 @@ class PackedTokens(LayerTokens):
         sink, packed, _ = self._parts(self.clean)
         first, last = min(max(start, sink), end), max(min(end, sink + packed), min(max(start, sink), end))
         exact = half.exact[part, :, heads]
-        out[..., : first - start, :] = exact[..., start:first, :]
+        self._copy(out[..., : first - start, :], exact[..., start:first, :])
         shift = self.sink - sink - packed
-        out[..., last - start :, :] = exact[..., last + shift : end + shift, :]
+        self._copy(out[..., last - start :, :], exact[..., last + shift : end + shift, :])
         if first == last:
             return
-        table = {name: held[part, :, heads].to(out.device, non_blocking=True) for name, held in half.table.items()}
+        table = {name: sent(held[part, :, heads], out.device) for name, held in half.table.items()}
         block = max(1, _BLOCK_BYTES // (4 * out[..., 0, :].numel()))
         for begin in range(first, last, block):
             stop = min(begin + block, last)
             own = slice(begin - sink, stop - sink)
-            rows = {n: held[part, :, heads, own].to(out.device, non_blocking=True) for n, held in half.rows.items()}
-            slot = self.slots[part, :, heads, own].to(out.device, non_blocking=True).long()
+            rows = {n: sent(held[part, :, heads, own], out.device) for n, held in half.rows.items()}
+            slot = sent(self.slots[part, :, heads, own], out.device).long()
             half.codec.decode(rows, table, slot, out[..., begin - start : stop - start, :])
+
+    def _copy(self, target: Tensor, source: Tensor) -> None:
+        if self._place.apart:
+            copy_runs(target, source)
+        else:
+            target.copy_(source)
 
     # -- dropping ----------------------------------------------------------------------------------------------------
 

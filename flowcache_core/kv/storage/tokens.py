@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...background import streamed
+
 
 @dataclass(frozen=True)
 class Room:
@@ -141,9 +143,14 @@ class LayerTokens(ABC):
 
 
 def copy_runs(target: Tensor, source: Tensor) -> None:
-    """``[..., tokens, d]`` run by run, because only a contiguous run of pinned memory is copied without a detour."""
-    for to, given in zip(target.flatten(0, -3), source.flatten(0, -3), strict=True):
-        to.copy_(given, non_blocking=True)
+    """``[..., tokens, d]`` run by run: a contiguous run of pinned memory is copied by the device, in its order; others
+    the host would gather first, from memory that a copy may still be on its way to."""
+    if target.dim() == 2:
+        away = source.device if source.device.type != "cpu" else target.device
+        target.copy_(source, non_blocking=streamed(away))
+        return
+    for to, given in zip(target, source, strict=True):
+        copy_runs(to, given)
 
 
 def move_left(tokens: Tensor, start: int, length: int, shift: int, block: int) -> None:

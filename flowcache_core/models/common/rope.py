@@ -8,6 +8,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from ...background import sent
+
 THETA = 10000.0
 
 
@@ -42,7 +44,7 @@ class RopeAxes:
             positions = torch.arange(start, start + count, dtype=torch.float64, device="cpu")
             angle = torch.outer(positions, THETA**-exponent)
             # Rounded to fp32 before the move: some devices have no float64.
-            axes.append(torch.stack((angle.cos(), angle.sin()), -1).float().to(device))
+            axes.append(sent(torch.stack((angle.cos(), angle.sin()), -1).float(), device))
         return cls(first, *axes)
 
     def table(self, first_frame: int, frames: int) -> Tensor:
@@ -77,7 +79,7 @@ def _turn(size: int, frames: int, device: torch.device) -> Tensor:
     """Complex64 ``[size / 2]``: a frame axis turned by ``frames``; copied to the device when first asked for."""
     exponent = torch.arange(0, size, 2, dtype=torch.float64, device="cpu") / max(size, 1)
     angle = frames * THETA**-exponent
-    return torch.complex(angle.cos().float(), angle.sin().float()).to(device)
+    return sent(torch.complex(angle.cos().float(), angle.sin().float()), device)
 
 
 def apply_rope(x: Tensor, table: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...background import sent
 from ...denoiser import ChunkInput, ChunkOutput, KVSpec
 from ...errors import SettingError, require, require_count, require_finite, require_finite_values
 from ...kv.cache import KVCache
@@ -291,7 +292,7 @@ class MagiDenoiser:
             key = max(start for start in self.captions if start <= key)
         if (key, batch) not in self.rows:
             caption, mask = self.captions[key] if key >= 0 else self.without_text()
-            rows = self.transformer.caption_rows(caption.to(device), mask, batch)
+            rows = self.transformer.caption_rows(sent(caption, device), mask, batch)
             self.rows[key, batch] = rows
         return self.rows[key, batch]
 

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...background import sent
 from ...errors import SettingError, listed, require, require_count
 from ...rows import Rows
 from ..common.cached_attention import LayerAttention
@@ -193,7 +194,7 @@ class MagiTransformer(nn.Module):
         ok = caption.dim() == 3 and caption.shape[-1] == self.config.text_dim and caption.shape[0] in (1, batch)
         require(ok, "caption", tuple(caption.shape), f"[{batch} or 1, n, {self.config.text_dim}]")
         require(mask.shape == caption.shape[:2], "caption mask", tuple(mask.shape), f"{tuple(caption.shape[:2])}")
-        seen = [keep.nonzero().flatten().to(caption.device) for keep in mask]
+        seen = [sent(keep.nonzero().flatten(), caption.device) for keep in mask]
         return [
             self.y_embedder.y_proj_xattn(rows[index].float()).to(self.dtype)
             for rows, index in zip(caption, seen, strict=True)

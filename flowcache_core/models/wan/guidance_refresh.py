@@ -33,11 +33,15 @@ class GuidanceRefresh(WanDenoiser):
         super().__post_init__()
         require_count("guidance_every", self.every, minimum=1)
         require(self.every == 1 or self.branches == 2, "guidance_every", self.every, "1 without guidance: one branch")
+        if self.every > 1:
+            _ = self.with_text  # made now: it looks at the prompts, for which the host waits
 
     @cached_property
     def with_text(self) -> WanDenoiser:
         """The same model without guidance, which runs the branch with text alone."""
-        return WanDenoiser(self.transformer, self.prompts, 1.0, self.fps)
+        one = WanDenoiser(self.transformer, self.prompts, 1.0, self.fps)
+        one.axes = self.axes  # rotations are the same
+        return one
 
     def compute(
         self, item: ChunkInput, cache: KVCache, *, keep_residual: bool = False, rows: Rows | None = None
