@@ -87,7 +87,7 @@ class Oracle(WanDenoiser):
         truth = self.guide(self.split(self.unseen(item, cache)), item)
         reused = self.guide(self.quantity.velocity(tuple(history), item, 0.0, self), item)
         errors = token_means((truth - reused).abs(), PATCH)
-        rows = Rows(largest(errors.flatten(), rows.count / rows.tokens), rows.grid)
+        rows = Rows(largest(errors.flatten(), rows.count), rows.grid)
         output = super().compute(item, cache, rows=rows)
         part = Part.of(rows, frozenset(), output.velocity)
         newer = Computed(item, output.velocity, torch.zeros_like(item.latents))

@@ -34,7 +34,7 @@ class Motion(ByDistance):
     the chunk, where more than this share of them need it; None lets every token decide alone. minimum: fewer tokens
     than this share are not computed, their need goes on growing. max_reuses: so many steps in a row a single token may
     be reused. share: compute this share of the tokens at every step behind the uniform phase, those that need it most,
-    instead of asking the threshold: no sync, and one shape. 0: as many as need it.
+    instead of asking the threshold: no sync, and one shape; with a cap no less than holds it. 0: as many as need it.
 
     Departures from the published code, which forbids K/V compression: branches share a mask (theirs choose apart, so
     the guided velocity mixes fresh and stale), the last step is whole (theirs leaves stale K/V behind), and the last
@@ -139,6 +139,12 @@ class Motion(ByDistance):
     def content_free(self) -> bool:
         return False  # whatever the distance: the weights are the video's
 
+    @property
+    def computed_share(self) -> float:
+        """What ``share`` comes to: under a cap no less than holds it."""
+        cap = self.max_reuses
+        return max(self.share, 1 / (cap + 1)) if self.share and cap is not None else self.share
+
     def note(self, steps: int) -> str | None:
         known = super().note(steps)
         if known is not None:
@@ -187,7 +193,7 @@ class MotionState(PolicyState):
                 Decision("compute", forced or ("first step" if change is None else "threshold reached"))
             )
         uniform = needs.uniform(item.step)
-        if policy.share and (uniform or policy.share == 1):
+        if policy.share and (uniform or policy.share == 1 or not moves(item)):
             needs.computed_whole()
             return Verdict.known(Decision("compute", "share"))
         weights = None if uniform or policy.floor == 1 else self.weights(item)
@@ -216,6 +222,11 @@ class MotionState(PolicyState):
         super().finish(chunk)
         self.distance.finish(chunk)
         self.tokens.pop(chunk, None)
+
+
+def moves(item: ChunkInput) -> bool:
+    """Whether anything is known of a chunk's motion: not of one frame that nothing comes before."""
+    return item.before is not None or item.latents.shape[2] > 1
 
 
 def grid_of(latents: Tensor) -> Grid:

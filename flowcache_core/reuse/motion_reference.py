@@ -103,11 +103,14 @@ class ReferenceMotionState(PolicyState):
         for branch in phase:
             hidden = (embedded + residual[branch]).float().unflatten(1, (frames, -1))  # [B, f, S, dim]
             before = self.last.get((chunk - 1, branch))
+            self.last[chunk, branch] = hidden[:, -1]
+            if before is None and chunk == 0 and frames == 1:
+                continue  # the video's first frame alone: no motion is known, its tokens decide alike
             motion = torch.stack([hidden_motion(*pair) for pair in paired(hidden, before)]).mean(0)
             if before is None and chunk > 0:
-                motion[0] = 1.0  # nothing is known of the frame before: the floor, everywhere
+                # Nothing is known of the frame before: the floor, everywhere.
+                motion = torch.cat((motion.new_ones(1, hidden.shape[2]), motion[1:]))
             self.weights[chunk, branch] = rescaled(motion, self.policy.floor)
-            self.last[chunk, branch] = hidden[:, -1]
 
     def needs(self, item: ChunkInput, branch: int) -> TokenNeeds:
         place = (item.chunk.index, branch)

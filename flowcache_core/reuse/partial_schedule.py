@@ -15,10 +15,10 @@ from ..rows import Rows
 from ..schedule import Schedule
 from .base import Decision, Parts
 from .forecast import combine, lagrange
-from .motion import PATCH, grid_of
+from .motion import PATCH, grid_of, moves
 from .motion_weights import motion_weights, token_means
 from .schedule import StaticSchedule, StaticScheduleState
-from .token_needs import largest
+from .token_needs import counted, largest
 
 CHOICES = ("motion", "forecast error")
 
@@ -119,17 +119,22 @@ class PartialScheduleState(StaticScheduleState):
         if not decision.reuses or item.step not in self.policy.partial:
             return decision
         self.progress(item.chunk.index).consecutive = 0
-        rows = Rows(largest(self.scores(item).flatten(), self.policy.share), grid_of(item.latents))
+        if self.by_motion(item) and not moves(item):
+            return Decision("compute", "share")
+        scores = self.scores(item).flatten()
+        rows = Rows(largest(scores, counted(self.policy.share, len(scores))), grid_of(item.latents))
         if rows.count == rows.tokens:
             return Decision("compute", "share")
         return Decision("part", "share", rows=rows)
 
+    def by_motion(self, item: ChunkInput) -> bool:
+        return self.policy.chosen_by == "motion" or item.chunk.index not in self.errors
+
     def scores(self, item: ChunkInput) -> Tensor:
         """How much each token needs to be computed ``[frames, tokens per frame]``."""
-        known = self.errors.get(item.chunk.index)
-        if self.policy.chosen_by == "motion" or known is None:
+        if self.by_motion(item):
             return motion_weights(item.latents, item.before, 0.0, PATCH)
-        return known
+        return self.errors[item.chunk.index]
 
     def observe(self, item: ChunkInput, velocity: Tensor) -> None:
         super().observe(item, velocity)

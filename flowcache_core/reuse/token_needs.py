@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -105,7 +106,7 @@ class TokenNeeds:
             measured = distance if isinstance(distance, float) else rest[0]
             *_, most, capped = rest
             count = int(mask.sum())
-            if count == 0 or (count < self.policy.minimum * mask.numel() and not capped):
+            if count == 0 or (count / mask.numel() < self.policy.minimum and not capped):
                 self.reused(None)
                 return Decision("reuse", "within threshold", measured, most)
             self.updates += 1
@@ -121,14 +122,20 @@ class TokenNeeds:
     # -- by a share --------------------------------------------------------------------------------------------------
 
     def most(self) -> Verdict:
-        """The share of the tokens that need it most; of equal ones the earlier. Known without a look at the values."""
-        policy, scores = self.policy, torch.where(self.capped(), torch.inf, self.accumulated)
-        frames, places = scores.shape
-        if policy.vote is None:
-            index = largest(scores.flatten(), policy.share)
-        else:
-            chosen = largest(scores.mean(0), policy.share)
-            index = (torch.arange(frames, device=self.device)[:, None] * places + chosen).flatten()
+        """The share of the tokens that need it most; of equal ones the earlier. Known without a look at the values.
+        Under a cap those go first that would be reused too often, and the share is no less than lets all of them go.
+        """
+        policy, (frames, places) = self.policy, self.accumulated.shape
+        alone = policy.vote is None
+        scores = self.accumulated.flatten() if alone else self.accumulated.mean(0)
+        count = counted(policy.share, len(scores))
+        if self.ages is not None and policy.max_reuses is not None:
+            count = max(count, math.ceil(len(scores) / (policy.max_reuses + 1)))
+            ages = self.ages.flatten() if alone else self.ages.amax(0)
+            scores = torch.where(urgent(ages, scores, count, policy.max_reuses), torch.inf, scores)
+        index = largest(scores, count)
+        if not alone:
+            index = (torch.arange(frames, device=self.device)[:, None] * places + index).flatten()
         rows = Rows(index, self.grid)
         if rows.count == rows.tokens:
             self.clear()
@@ -145,7 +152,25 @@ class TokenNeeds:
             self.ages = self.ages if computed is None else torch.where(computed, 0.0, self.ages)
 
 
-def largest(scores: Tensor, share: float) -> Tensor:
-    """Indices of the ``share`` largest of ``scores [n]``, ascending; at least one."""
-    count = max(1, round(share * len(scores)))
+def counted(share: float, tokens: int) -> int:
+    """How many of ``tokens`` a share is, at least one."""
+    return max(1, round(share * tokens))
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` largest of ``scores [n]``, ascending; of equal ones the earlier."""
     return scores.argsort(descending=True, stable=True)[:count].sort().values
+
+
+def urgent(ages: Tensor, scores: Tensor, count: int, cap: int) -> Tensor:
+    """Which tokens ``[n]`` must be among the ``count`` that are computed now, so that with as many at every later step
+    none is ever reused more than ``cap`` times in a row: of those that can wait for ``left`` more steps all but
+    ``left * count``, beginning with the largest ``scores``. Without a look at the values.
+    """
+    chosen = torch.zeros_like(ages, dtype=torch.bool)
+    for left in range(min(cap, math.ceil(len(ages) / count))):
+        among = ages >= cap - left
+        order = torch.where(among, torch.where(chosen, torch.inf, scores), -torch.inf)
+        ranks = order.argsort(descending=True, stable=True).argsort()
+        chosen = chosen | (among & (ranks < among.sum() - left * count))
+    return chosen
