@@ -103,6 +103,9 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
     preset = load_preset(arguments.model, arguments.preset)
     if arguments.policy is not None:
         preset = preset.with_policy(policy_from_text(arguments.policy))
+    accepted = f"one that computes whole chunks with preset {preset.name}, whose attention is {preset.attention}"
+    in_part = preset.policy.parts != "never" and preset.attention != "block-causal"
+    require(not in_part, "policy", preset.policy.name, accepted)
     if arguments.steps is not None:
         run["steps"] = arguments.steps
     if arguments.chunks is not None:

@@ -14,8 +14,8 @@ def counted_policy(preset: Preset, steps: int, computed: int | None) -> ReusePol
     """The preset's policy, or, where it looks at values, a schedule with as many computed steps."""
     if computed is None and preset.policy.content_free and not preset.policy.reads_model:
         return preset.policy
-    wanted = counted_steps(preset, computed)
-    accepted = f"--computed N: how many of {steps} steps {preset.name!r} computes depends on the video"
+    wanted = counted_steps(preset, steps, computed)
+    accepted = f"--computed N: how many of {steps} steps policy {preset.policy.name} computes depends on the video"
     require(wanted is not None, "computed", None, accepted)
     warmup, policy = preset.policy.warmup_steps, preset.policy
     table = spread(int(wanted or 0), steps, warmup)
@@ -29,8 +29,10 @@ def counted_policy(preset: Preset, steps: int, computed: int | None) -> ReusePol
     )
 
 
-def counted_steps(preset: Preset, computed: int | None) -> int | None:
+def counted_steps(preset: Preset, steps: int, computed: int | None) -> int | None:
     """Steps of a chunk of which something is computed."""
+    if computed is None and isinstance(preset.policy, Motion) and preset.policy.share:
+        return steps
     return computed if computed is not None else preset.computed_steps
 
 
@@ -44,7 +46,7 @@ def is_whole(policy: ReusePolicy, number: int, step: int, steps: int) -> bool:
 
 def mean_weight(policy: Motion) -> float:
     """The share of its tokens that a step in part is taken to compute: its mean weight."""
-    return policy.share or (1 + policy.floor) / 2
+    return policy.computed_share or (1 + policy.floor) / 2
 
 
 def assumption(preset: Preset, steps: int, computed: int | None) -> str | None:

@@ -66,10 +66,11 @@ class CountedCache:
 
 @dataclass(frozen=True)
 class CountingDenoiser:
-    """Says how large the model's K/V is and returns zeros."""
+    """Says how large the model's K/V is and returns zeros. whole_from: see :attr:`.shapes.ModelShape.whole_from`."""
 
     tokens_per_frame: int
     branches: int = 1
+    whole_from: int | None = None
 
     def kv_spec(self, latents: Tensor) -> KVSpec:
         return KVSpec(1, 1, 1, self.tokens_per_frame, self.branches, 1)
@@ -80,7 +81,8 @@ class CountingDenoiser:
         if isinstance(item.sparse, SparseForward):
             assert isinstance(cache, CountedCache)
             item.sparse.count(cache.context_tokens(item.chunk))
-        return ChunkOutput(torch.zeros_like(item.latents).unsqueeze(0), rows=rows)
+        whole = self.whole_from is not None and item.step >= self.whole_from
+        return ChunkOutput(torch.zeros_like(item.latents).unsqueeze(0), rows=None if whole else rows)
 
     def joint(self, items: Sequence[ChunkInput], cache: object) -> Sequence[ChunkOutput]:
         return [ChunkOutput(torch.zeros_like(item.latents).unsqueeze(0)) for item in items]
@@ -157,7 +159,7 @@ def counted_events(
         side = 1 if settings.policy.parts == "never" else PARTED
         noise = torch.zeros(1, 1, plan.frames, side, side)
         prefix = noise[:, :, : plan.prefix_frames] if plan.prefix_frames else None
-        denoiser = CountingDenoiser(tokens_per_frame, branches)
+        denoiser = CountingDenoiser(tokens_per_frame, branches, shape.whole_from)
         generate(denoiser, settings, noise, prefix=prefix, observe=events.append, cache=cache)  # type: ignore[arg-type]
     return events, kv_tokens
 

@@ -32,6 +32,11 @@ class ModelShape(ABC):
     def attention(self, tokens: int, context: int) -> float:
         """The self-attention part of :meth:`forward` that grows with the context."""
 
+    @property
+    def whole_from(self) -> int | None:
+        """Own step from which a step in part is computed whole after all; None: never."""
+        return None
+
     def notes(self, steps: int) -> list[str]:
         """What a run of ``steps`` steps is counted with beside its forwards, in sentences."""
         return []
@@ -128,6 +133,10 @@ class MagiShape(ModelShape):
         linear = 2.0 * tokens * (2 * d * d + 2 * d * self.kv_dim + 2 * d * d + feed)
         text = 2.0 * self.text_tokens * d * 2 * self.kv_dim + 4.0 * tokens * self.text_tokens * d
         return self.layers * (linear + text) + self.attention(tokens, context)
+
+    @property
+    def whole_from(self) -> int | None:
+        return self.nearly_clean_from
 
     def notes(self, steps: int) -> list[str]:
         if self.nearly_clean_from is None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -217,6 +219,36 @@ def test_rows_that_compute_some_tokens_say_what_they_assume(capsys):
     by_hand = ("--preset", "causal", "--policy", '{"name": "motion", "share": 0.5}', "--computed", "50")
     by_share = cost(capsys, *SKYREELS, *by_hand)
     assert any("at 50% of the tokens (fixed_share 0.5)" in one for one in by_share["notes"])
+    assert cost(capsys, *SKYREELS, *by_hand[:-2])["pflops"] == by_share["pflops"]  # it computes something at every step
+    capped = cost(capsys, *SKYREELS, *by_hand[:2], "--policy", '{"name": "motion", "share": 0.1, "max_reuses": 3}')
+    assert any("at 25% of the tokens" in one for one in capped["notes"])
+
+
+def test_policies_that_compute_some_tokens_are_named_where_they_cannot_be_counted(capsys):
+    for line, named in (
+        (("--policy", "motion"), "policy: got 'motion', accepted: .*vanilla, whose attention is bidirectional"),
+        (("--preset", "causal", "--policy", "motion"), "computed: got None, .*policy motion computes"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*SKYREELS, *line])
+        assert re.search(named, capsys.readouterr().err)
+
+
+def test_steps_with_the_nearly_clean_pass_are_counted_whole_as_they_run(capsys):
+    policy = ("--policy", '{"name": "motion", "share": 0.5, "uniform_updates": 0}')
+    vanilla, none = (cost(capsys, *MAGI, "--preset", row, *policy) for row in ("vanilla", "reference-no-reuse"))
+    assert none["computed_steps"] == 10 * 6 and none["part_steps"] == 10 * 58
+    assert vanilla["computed_steps"] == 10 * (5 + 16) and vanilla["part_steps"] == 10 * (64 - 5 - 16)
+
+
+def test_documented_lines_name_a_model():
+    """Without one there is nothing to count; what only names an option says so alone."""
+    root, found = Path(__file__).parents[2], 0
+    for page in (root / "README.md", *(root / "docs").glob("*.md"), *(root / "web/docs").rglob("*.md")):
+        for line in re.findall(r"python dev\.py cost ([^`\n]*)", page.read_text(encoding="utf-8")):
+            found += 1
+            assert "--model " in line or len(line.split()) == 1, (page.name, line)
+    assert found > 5
 
 
 def test_magis_motion_row_comes_near_the_published_share(capsys):
