@@ -22,6 +22,7 @@ BENCHMARKS = {
     "kv": "storages and compressors together: bytes, seconds, quality, meaning (long)",
     "kv_bytes": "K/V bytes at published sizes, by storage, and what fits in a tenth",
     "tenth": "ten times fewer K/V bytes from 16 to 40 chunks: what it costs, against true videos too (long)",
+    "recall": "what is remembered of what was covered, under every compressor, storage and preset",
     "curve": "quality against compute for every method (long)",
     "onerun": "lists from one recorded run against the full calibration and every rival (long)",
     "record": "what recording a run costs: time on the mini model, bytes and time at SkyReels-V2's 540P",
@@ -38,6 +39,7 @@ BENCHMARKS = {
 }
 OPTIONS = (
     "ablation", "redundancy", "compression", "curve", "kv", "onerun", "reach", "magi", "fewsteps", "motion", "tenth",
+    "recall",
 )  # fmt: skip
 """Those that have options of their own."""
 DEFAULT = ("redundancy", "length", "overhead", "compression", "ablation")

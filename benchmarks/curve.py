@@ -4,9 +4,9 @@
     python dev.py bench curve --model scenes                         mini scenes
     python dev.py bench curve --setup staggered --pairs 8 --methods ours,teacache
 
-Beside PSNR stands how often the videos do what their prompts say (meaning.py), with --recall (mini scenes) also whether
-they remember what was out of sight (recall.py). Rows are saved as they are made; a second call goes on where the first
-stopped.
+Beside PSNR stands how often the videos do what their prompts say (meaning.py), with --recall also what a run with the
+method remembers of what was covered (recall.py: mini recall's videos, with mini scenes' presets). Rows are saved as
+they are made; a second call goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -171,14 +171,14 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("--pairs", type=int, help=f"held-out prompts and seeds (default: {PAIRS})")
     p.add_argument("--few", action="store_true", help="three settings of each method; always so with mini scenes")
     p.add_argument("--methods", help="comma-separated beginnings of method names")
-    p.add_argument("--recall", action="store_true", help="the recall test too (mini scenes)")
+    p.add_argument("--recall", action="store_true", help="the recall test too (with --model scenes)")
     add_worker_arguments(p)
     options = p.parse_args(argv)
     model, count = options.model, PAIRS[options.model] if options.pairs is None else options.pairs
     require_count("pairs", count, minimum=1, maximum=100)
     setup, base = setup_of(model, options.setup)
     if options.recall and model != "scenes":
-        raise SettingError("model", model, "scenes, for --recall: in other videos nothing is left behind")
+        raise SettingError("model", model, "scenes, for --recall: its presets are those of the recall model")
     name = "-".join(["curve", *([] if model == "mini" else [model]), options.setup.replace(" ", "-")])
     figures = stored(name)
     rows: list[dict[str, Any]] = figures.get("rows", []) if figures.get("pairs") == count else []

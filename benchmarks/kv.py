@@ -1,7 +1,7 @@
 """K/V in fewer bytes: every storage, every compressor at 1/2, 1/4 and 1/8 of the history, and both together.
 
     python dev.py bench kv
-    python -m benchmarks.kv --model scenes --part both      with the recall test
+    python -m benchmarks.kv --model scenes --part both
 
 9 chunks, 8 of them history. Bytes are counted for a model in 16 bits, against its whole history in 16 bits: "held" is
 what a run holds at its peak (active chunk, scales, tables and positions included), "read" the buffer that packed
@@ -33,7 +33,6 @@ from flowcache_core.report.quality import decibel
 
 from .meaning import Rates, right
 from .mini_runs import LONG, MODELS, Comparison, pairs, run, specimen
-from .recall import recall_text, recalled
 from .results import save, stored
 
 CHUNKS = 9
@@ -122,7 +121,6 @@ def main(argv: Sequence[str]) -> int:
     p.add_argument("--part", choices=PARTS, help="only this one")
     p.add_argument("--pairs", type=int, help=f"held-out prompts and seeds (default: {PAIRS})")
     p.add_argument("--steps", type=int, help=f"denoising steps of a chunk (default: {STEPS})")
-    p.add_argument("--recall", action="store_true", help="the recall test too (mini scenes)")
     options = p.parse_args(argv)
     of = specimen(options.model)
     count = PAIRS[of.name] if options.pairs is None else options.pairs
@@ -139,9 +137,6 @@ def main(argv: Sequence[str]) -> int:
         content = {**chosen, "uncached": uncached, "rows": []}
     rows: list[dict[str, Any]] = content["rows"]
     print(f"all of it kept as computed: {right(uncached):.1%} right\n{Row.HEADER}   held   read  of 16 bits")
-    if options.recall and "recall" not in content:
-        content["recall"] = recalled(setup)
-        print(recall_text(content["recall"]), flush=True)
     for part in PARTS if options.part is None else (options.part,):
         for title, kv in choices(part):
             if any(row["name"] == title for row in rows):
@@ -150,11 +145,10 @@ def main(argv: Sequence[str]) -> int:
             latents = run(setup, comparison.batch, of=of, kv=kv)[1]
             seconds = time.perf_counter() - begun
             row, sizes = Row.of(title, comparison, latents), bytes_of(comparison, kv)
-            recall = recalled(setup, kv=kv) if options.recall else {}
             share = (sizes["held"] + sizes["read"]) / sizes["whole"]
             figures = f"{sizes['held'] / sizes['whole']:6.1%} {sizes['read'] / sizes['whole']:6.1%} {share:6.1%}"
-            print(row, figures, f"{seconds:.0f} s", recall_text(recall), flush=True)
-            rows.append({"part": part, **asdict(row), **sizes, "seconds": seconds, "recall": recall})
+            print(row, figures, f"{seconds:.0f} s", flush=True)
+            rows.append({"part": part, **asdict(row), **sizes, "seconds": seconds})
             save(name, content)
     print(f"\nsaved: benchmarks/results/{name}.json")
     return 0

@@ -147,10 +147,11 @@ def picture_format(path: Path) -> str:
     return formats[path.suffix.lower()]
 
 
-def add_arguments(parser: argparse.ArgumentParser, steps: int, guidance: float) -> None:
-    """What the evaluation of every model takes."""
+def add_arguments(parser: argparse.ArgumentParser, steps: int, guidance: float, chunks: int | None = 4) -> None:
+    """What the evaluation of every model takes. chunks: None where they are not a choice."""
     parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--chunks", type=int, default=4)
+    if chunks is not None:
+        parser.add_argument("--chunks", type=int, default=chunks)
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--guidance", type=float, default=guidance)
     parser.add_argument("--seed", type=int, default=0)
@@ -204,7 +205,7 @@ def evaluated(options: argparse.Namespace, sampled: Sampled, work: str) -> None:
 Sampled = Callable[[argparse.Namespace, range | None], Tensor]
 """Videos of the clips of :func:`asked`, or of those of some numbers."""
 TOGETHER = 8  # clips of one task
-NOT_OF_A_VIDEO = ("json", "picture", "rows", "workers", "ray", "scenes")
+NOT_OF_A_VIDEO = ("json", "picture", "rows", "workers", "ray", "scenes", "recall", "quick")
 
 
 def settings_policy(options: argparse.Namespace) -> ReusePolicy | None:
@@ -245,6 +246,7 @@ def main(argv: list[str]) -> int:
     """Entry of the command; returns the exit code."""
     parser = Parser(prog="evaluate-mini", description=__doc__)
     parser.add_argument("--scenes", action="store_true", help="the scenes model instead (--scenes --help says more)")
+    parser.add_argument("--recall", action="store_true", help="what a video remembers (--recall --help says more)")
     add_arguments(parser, steps=50, guidance=GUIDANCE)
     add_run_arguments(parser, "mini")
     options = parser.parse_args(argv)

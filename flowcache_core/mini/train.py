@@ -41,20 +41,26 @@ STAGES_HELP = (
 class Training:
     """A bundled model of Wan's architecture and how it is made.
 
-    data: what it is trained on, for its metadata. side: of its latents, in pixels. minutes: per stage, by default.
-    work: how the names of its checkpoints begin.
+    data: what it is trained on, for its metadata. vae_name: of the file of its autoencoder; vae: None where that is
+    another model's, and `vae_name` its path. side: of its latents, in pixels. minutes: per stage, by default. work: how
+    the names of its checkpoints begin.
     """
 
     title: str
     data: str
     weights: Path
-    vae_name: str
+    vae_name: str | Path
     transformer_name: str
-    vae: VAERecipe
+    vae: VAERecipe | None
     transformer: Recipe
     side: int
     minutes: Mapping[str, float]
     work: str = ""
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Those of a whole training."""
+        return ("transformer",) if self.vae is None else ("vae", "decoder", "transformer")
 
 
 def mini_training() -> Training:
@@ -69,19 +75,28 @@ def main(argv: list[str], training: Training | None = None) -> int:
     parser = Parser(prog="train-mini", description=__doc__)
     parser.add_argument("--stage", choices=STAGES, default="all", help=STAGES_HELP)
     parser.add_argument("--scenes", action="store_true", help="the mini scenes model, from the mini model's weights")
-    add_arguments(parser, None, "per stage (default: vae 24, decoder 20, transformer 70; of the scenes 25, 15, 78)")
+    parser.add_argument("--recall", action="store_true", help="the recall model, a transformer from the scenes model's")
+    default = "vae 24, decoder 20, transformer 70; of the scenes 25, 15, 78; of the recall model 46"
+    add_arguments(parser, None, f"per stage (default: {default})")
     options = parser.parse_args(argv)
     training = training or mini_training()
     options.out = options.out or training.weights
-    stages = ("vae", "decoder", "transformer") if options.stage == "all" else (options.stage,)
-    names = [training.vae_name, training.transformer_name]
+    stages = training.stages if options.stage == "all" else (options.stage,)
+    fits = training.vae is not None or not {"vae", "decoder"} & {*stages}
+    require(
+        fits,
+        "stage",
+        options.stage,
+        f"encode, transformer, all: the autoencoder is another model's, {training.vae_name}",
+    )
+    names = [training.transformer_name] if training.vae is None else [str(training.vae_name), training.transformer_name]
     shared = checked(options, names, training.transformer.clip_bytes(training.side))
     device, vae_file = shared["device"], options.out / training.vae_name
     if options.resume:
         require_resumable(options, stages, training)
     if "vae" not in stages:
         load_wan_vae(vae_file)  # what this stage builds on: refused before the clips are made
-    if "vae" in stages:
+    if "vae" in stages and training.vae is not None:
         vae, figures = train_vae(
             minutes=options.minutes or training.minutes["vae"],
             checkpoint=options.work / f"{training.work}vae.pt",

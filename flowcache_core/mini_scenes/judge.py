@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from . import data
 from .data import Actor, Scene
-from .measure import MEMORY_AREA, MEMORY_HEIGHT, Measured, Track
+from .measure import Measured, Track
 
 NAMES = {
     "count": "shapes where there should be some, per chunk",
@@ -105,25 +105,3 @@ def _moves(actor: Actor, scene: Scene, track: Track) -> bool:
 def _enters(track: Track, chunk: int) -> bool:
     end = data.first_frame(chunk + 1)
     return not track.present(chunk - 1) and all(track.frames[end - LAST : end])
-
-
-def recalled(track: Track, after_chunk: int, first_chunk: int = 0) -> dict[str, bool]:
-    """Whether what was in a lane in the first chunk is there again, and whether it is the same."""
-    then, now = track.in_chunk(first_chunk), track.in_chunk(after_chunk)
-    back = track.present(after_chunk)
-    if not then or not now:
-        return {"back": back, "colour": False, "shape": False, "place": False}
-    whole_then, whole_now = [s for s in then if s.whole] or then, [s for s in now if s.whole] or now
-    area = _mean(s.area for s in whole_now) / _mean(s.area for s in whole_then)
-    height = _mean(s.y for s in whole_now) - _mean(s.y for s in whole_then)
-    return {
-        "back": back,
-        "colour": back and track.colour(after_chunk) == track.colour(first_chunk),
-        "shape": back and track.shape(after_chunk) == track.shape(first_chunk) != "none",
-        "place": back and abs(height) < MEMORY_HEIGHT and abs(area - 1) < MEMORY_AREA,
-    }
-
-
-def _mean(numbers: Iterable[float]) -> float:
-    listed = list(numbers)
-    return sum(listed) / len(listed)

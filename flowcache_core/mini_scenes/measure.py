@@ -18,7 +18,6 @@ from . import data
 LANE_HALF = 19  # pixels above and below a lane's mean height that count as the lane
 PRESENT = 90  # pixels of shapes' colours in a lane from which on it is taken
 CLIPPED = 2  # pixels: a shape nearer than this to a side of the picture may be cut off
-MEMORY_HEIGHT, MEMORY_AREA = 5.0, 0.25  # pixels, and share of the area: what counts as the same place and size
 SKY_ROWS = slice(0, 6)  # above every shape and hill
 HILL_ROWS = slice(122, 128)  # below every shape
 GREYS = (0.8, 0.9, 1.0, 1.1, 1.2)  # the stripes on the hills, relative to their colour
@@ -62,7 +61,7 @@ class Track:
 
     def shape(self, chunk: int) -> str:
         """The shape that most whole views in a chunk resemble, by how they fill their bounding boxes."""
-        return _most([_nearest_fill(seen.fill) for seen in self.in_chunk(chunk) if seen.whole])
+        return _most([nearest_fill(seen.fill) for seen in self.in_chunk(chunk) if seen.whole])
 
     def velocity(self, first: int, last: int) -> float:
         """Pixels per frame to the right between two frames, by the sides that the picture does not cut; or NaN."""
@@ -100,7 +99,7 @@ def frames_of(chunk: int) -> slice:
 def measure(video: Tensor) -> Measured:
     """Measures one video [3, T, 128, 128] in -1..1, T = 12 * chunks - 3."""
     picture = (video.float() + 1) / 2
-    names, owner = _owners(picture)
+    names, owner = owners(picture)
     chunks = data.chunk_of(picture.shape[1] - 1) + 1
     sky = picture[:, :, SKY_ROWS].mean((2, 3))
     lights = list(data.SKY)
@@ -113,7 +112,7 @@ def measure(video: Tensor) -> Measured:
     )
 
 
-def _owners(picture: Tensor) -> tuple[list[str], Tensor]:
+def owners(picture: Tensor) -> tuple[list[str], Tensor]:
     """Names of the shapes' colours, and for every pixel [T, 128, 128] the number of its colour or -1."""
     names = list(COLOURS)
     ground = [tuple(grey * c for c in colour) for colour in data.GROUND.values() for grey in GREYS]
@@ -126,11 +125,11 @@ def _owners(picture: Tensor) -> tuple[list[str], Tensor]:
 
 def _track(owner: Tensor, names: list[str], y: float) -> Track:
     top, bottom = int(y) - LANE_HALF, int(y) + LANE_HALF
-    return Track(tuple(_seen(frame, names, top) for frame in owner[:, top:bottom]))
+    return Track(tuple(seen_in(frame, names, top) for frame in owner[:, top:bottom]))
 
 
-def _seen(lane: Tensor, names: list[str], top: int) -> Seen | None:
-    """The shape in a lane [rows, 128] of one frame."""
+def seen_in(lane: Tensor, names: list[str], top: int) -> Seen | None:
+    """The shape in some rows [rows, W] of one frame, the first of which is row `top` of the picture."""
     counts = torch.bincount(lane[lane >= 0], minlength=len(names))
     if counts.sum() < PRESENT:
         return None
@@ -164,7 +163,7 @@ def _pan(picture: Tensor) -> Tensor:
     return turned * data.SHADE[1] / (2 * math.pi) / step
 
 
-def _nearest_fill(fill: float) -> str:
+def nearest_fill(fill: float) -> str:
     return min(FILL, key=lambda name: abs(FILL[name] - fill))
 
 

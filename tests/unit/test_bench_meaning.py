@@ -17,10 +17,10 @@ from benchmarks.mini_runs import PROMPTS, pairs
 from flowcache_core.calibrate.bundled import Mini, Scenes, scene_prompts
 from flowcache_core.calibrate.runs import Setup
 from flowcache_core.errors import SettingError
+from flowcache_core.kv import COMPRESSORS
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.mini import data as clips
 from flowcache_core.mini_scenes import data as scenes
-from flowcache_core.mini_scenes import evaluate
 from flowcache_core.mini_scenes.evaluate import scenes_asked
 from flowcache_core.report.video import pixels
 from flowcache_core.reuse.schedule import StaticSchedule
@@ -119,30 +119,27 @@ def test_every_method_of_the_curve_can_run() -> None:
 def test_compression_asks_for_meaning(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compression, "LONG", Setup(chunks=2))
     monkeypatch.setattr(compression, "BUDGET", 1.0)
+    monkeypatch.setattr(compression, "RECALL_STEPS", 2)
+    monkeypatch.setattr(recall, "SAMPLES", 1)
     only = {name: compression.COMPRESSORS[name] for name in ("recent",)}
     monkeypatch.setattr(compression, "COMPRESSORS", only)
     assert compression.main(["--pairs", "1", "--steps", "4"]) == 0
     found = json.loads((small / "compression.json").read_text())["figures"]
     (row,) = found["rows"]
-    assert found["steps"] == 4 and set(row["rates"]) == set(found["uncached"]) and row["recall"] == {}
+    assert found["steps"] == 4 and set(row["rates"]) == set(found["uncached"])
+    assert set(row["recall"]) == set(found["uncached_recall"]) and "colour" in row["recall"]
 
 
-@pytest.fixture
-def short_recall(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recall, "SAMPLES", 1)
-    monkeypatch.setattr(evaluate, "RECALL_CHUNKS", 2)
-    monkeypatch.setattr(evaluate, "RECALL_CHUNK", 1)
-    monkeypatch.setattr(evaluate, "ABSENT", ())
-
-
-def test_recall_under_a_budget_is_counted(short_recall: None) -> None:
-    seen = recall.recalled(Setup(steps=2), kv=KVSettings(budget=1.0))
-    assert list(seen) == ["back", "colour", "shape", "place"] and all(count <= 1 for _, count in seen.values())
+def test_recall_under_a_budget_is_counted() -> None:
+    seen = recall.recalled(Setup(steps=2), 2, kv=KVSettings(budget=1.0, compressor=COMPRESSORS["recent"]()))
+    assert list(seen) == ["back", "colour", "shape", "place", "first", "later"]
+    assert all(count <= 2 for _, count in seen.values())
     assert recall.recall_text(seen).startswith("back ")
 
 
-def test_the_curve_asks_for_recall(small: Any, short_recall: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_curve_asks_for_recall(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of methods that are measured already too; of other steps and solvers, with theirs."""
+    monkeypatch.setattr(recall, "SAMPLES", 1)
     monkeypatch.setitem(curve.SETUPS, "blockwise", (Setup(chunks=1, steps=20), {}))
     monkeypatch.setattr(Subject, "shares", (0.2,))
     only = ["--model", "scenes", "--pairs", "1", "--methods", "fewer"]
@@ -154,6 +151,17 @@ def test_the_curve_asks_for_recall(small: Any, short_recall: None, monkeypatch: 
     assert "back" in found["uncached_recall"]
     with pytest.raises(SettingError, match="for --recall"):
         curve.main(["--recall"])
+
+
+def test_recall_rows_are_kept(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = [title for title, _, _ in recall.choices()]
+    assert len({*titles}) == len(titles) > 20 and {"recent, 1 chunks", "preset fast"} <= {*titles}
+    monkeypatch.setattr(recall, "choices", lambda: [("everything kept", 2, {})])
+    assert recall.main(["--samples", "2"]) == 0
+    monkeypatch.setattr(recall, "recalled", lambda *_, **__: pytest.fail("measured again"))
+    assert recall.main(["--samples", "2"]) == 0
+    found = json.loads((small / "recall.json").read_text())["figures"]
+    assert [row["name"] for row in found["rows"]] == ["everything kept"] and found["samples"] == 2
 
 
 def test_bad_counts_are_refused() -> None:

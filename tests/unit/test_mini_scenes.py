@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from flowcache_core.mini import encode_prompt as mini_prompt
-from flowcache_core.mini.data import COLOURS, SHAPES
 from flowcache_core.mini_scenes import data, text
 from flowcache_core.mini_scenes.data import Actor, Scene
 from flowcache_core.mini_scenes.evaluate import EVENTS as KINDS
-from flowcache_core.mini_scenes.evaluate import RECALL_CHUNKS, recall_rates, recall_scenes, scenes_asked
+from flowcache_core.mini_scenes.evaluate import scenes_asked
 from flowcache_core.mini_scenes.judge import NAMES, answers, pan_velocity, rates
 from flowcache_core.mini_scenes.measure import measure
 
@@ -196,28 +195,3 @@ def test_nothing_but_noise_is_no_scene() -> None:
     noise = torch.rand(3, FRAMES, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
     found = answers(EVENTS, measure(noise))
     assert not any(all(found[name]) for name in ("count", "direction", "turns", "enters", "back"))
-
-
-# -- recall ------------------------------------------------------------------------------------------------------------
-
-
-def test_recall_knows_the_same_shape_from_another() -> None:
-    scenes, frames = recall_scenes(8, 0), data.first_frame(RECALL_CHUNKS)
-    assert recall_scenes(8, 0) == scenes
-    true = recall_rates(scenes, data.render(scenes, frames))
-    assert true == {"back": (1.0, 8), "colour": (1.0, 8), "shape": (1.0, 8), "place": (1.0, 8)}
-
-    def shown(change) -> dict[str, tuple[float, int]]:
-        """Rates of videos whose first part is right and whose second part shows changed scenes."""
-        changed = [replace(s, actors=(change(s.actors[0]),)) for s in scenes]
-        half = data.first_frame(4)
-        parts = [data.render(scenes, half), data.render(changed, frames - half, start=half)]
-        return recall_rates(scenes, torch.cat(parts, 2))
-
-    colours, shapes = list(COLOURS), list(SHAPES)
-    other = shown(lambda a: replace(a, colour=colours[colours.index(a.colour) - 1]))
-    assert other["back"] == (1.0, 8) and other["colour"] == (0.0, 8) and other["shape"] == (1.0, 8)
-    other = shown(lambda a: replace(a, shape=shapes[shapes.index(a.shape) - 1]))
-    assert other["colour"] == (1.0, 8) and other["shape"] == (0.0, 8)
-    assert shown(lambda a: replace(a, y=a.y + 9))["place"][0] <= 0.5
-    assert shown(lambda a: replace(a, x=1e4))["back"] == (0.0, 8)
