@@ -20,6 +20,7 @@ from flowcache_core.errors import SettingError
 from flowcache_core.kv import COMPRESSORS
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.mini import data as clips
+from flowcache_core.mini_recall import data as recall_data
 from flowcache_core.mini_scenes import data as scenes
 from flowcache_core.mini_scenes.evaluate import scenes_asked
 from flowcache_core.report.video import pixels
@@ -120,6 +121,7 @@ def test_compression_asks_for_meaning(small: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(compression, "LONG", Setup(chunks=2))
     monkeypatch.setattr(compression, "BUDGET", 1.0)
     monkeypatch.setattr(compression, "RECALL_STEPS", 2)
+    monkeypatch.setattr(recall_data, "COVERED", 1)
     monkeypatch.setattr(recall, "SAMPLES", 1)
     only = {name: compression.COMPRESSORS[name] for name in ("recent",)}
     monkeypatch.setattr(compression, "COMPRESSORS", only)
@@ -130,7 +132,8 @@ def test_compression_asks_for_meaning(small: Any, monkeypatch: pytest.MonkeyPatc
     assert set(row["recall"]) == set(found["uncached_recall"]) and "colour" in row["recall"]
 
 
-def test_recall_under_a_budget_is_counted() -> None:
+def test_recall_under_a_budget_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall_data, "COVERED", 1)  # shorter videos
     seen = recall.recalled(Setup(steps=2), 2, kv=KVSettings(budget=1.0, compressor=COMPRESSORS["recent"]()))
     assert list(seen) == ["back", "colour", "shape", "place", "first", "later"]
     assert all(count <= 2 for _, count in seen.values())
@@ -140,6 +143,7 @@ def test_recall_under_a_budget_is_counted() -> None:
 def test_the_curve_asks_for_recall(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of methods that are measured already too; of other steps and solvers, with theirs."""
     monkeypatch.setattr(recall, "SAMPLES", 1)
+    monkeypatch.setattr(recall_data, "COVERED", 1)  # shorter videos
     monkeypatch.setitem(curve.SETUPS, "blockwise", (Setup(chunks=1, steps=20), {}))
     monkeypatch.setattr(Subject, "shares", (0.2,))
     only = ["--model", "scenes", "--pairs", "1", "--methods", "fewer"]
