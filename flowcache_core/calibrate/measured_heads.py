@@ -71,6 +71,15 @@ class MeasureHeads:
         require(ascending, "shares", self.candidates, "at least one below 1, ascending")
         object.__setattr__(self, "candidates", (*lower, 1.0))
 
+    def check(self, attention: str) -> None:
+        """SettingError for a run whose ``attention`` leaves nothing to measure."""
+        accepted = "block-causal: a window that is one has no masks by chunk"
+        require(attention == "block-causal", "attention", attention, accepted)
+
+    def cells(self, spec: KVSpec) -> int:
+        """Forwards that one sample takes: with p 1 a head's output is known."""
+        return spec.layers * spec.heads * sum(p < 1 for p in self.candidates)
+
     def subject(self, model: str, spec: KVSpec) -> Subject:
         """model: SHA-256 of the weights."""
         return Subject(model, spec.layers, spec.heads, self.block, self.stride, self.candidates)

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 from torch import nn
 
+from ..calibrate.measured_heads import MeasureHeads
 from ..cost import ModelShape, count
 from ..cost.shapes import MagiShape, WanShape
 from ..denoiser import Denoiser
@@ -29,8 +30,9 @@ from ..reuse.never import Never
 from ..reuse.quantity import Velocity
 from ..reuse.schedule import StaticSchedule, spread
 from ..schedule import magi, shifted
-from ..sparse.expected import expected, inner_density, mask_memory
+from ..sparse.expected import density_note, expected, inner_density, mask_memory
 from ..sparse.settings import SparseSettings
+from .head_forwards import head_forwards
 from .models import CAPTION_ROWS, TEXT_TOKENS, made_in
 from .probe import Build, largest_forward
 
@@ -75,7 +77,8 @@ class Estimate:
     the preset was published with. kv_bytes: the most that is ever held; whole_kv_bytes: without a budget, in the
     model's own format. kv_device: where it is kept, None for beside the model. memory: the peak on the model's device,
     by part, without text encoder, autoencoder and what kernels take for themselves. kv_choice: what megabytes became.
-    density: that self-attention is counted with where it is sparse, None where it is nowhere.
+    density: that self-attention is counted with where it is sparse, None where it is nowhere. attention: sentences on
+    how it is counted.
     """
 
     computed_steps: int
@@ -89,6 +92,7 @@ class Estimate:
     memory: Mapping[str, int]
     kv_choice: str = ""
     density: float | None = None
+    attention: tuple[str, ...] = ()
 
     @property
     def peak_bytes(self) -> int:
@@ -96,10 +100,14 @@ class Estimate:
 
 
 def estimate(
-    model: Model, windows: Sequence[EngineSettings], latents: Sequence[int], computed: int | None = None
+    model: Model,
+    windows: Sequence[EngineSettings],
+    latents: Sequence[int],
+    computed: int | None = None,
+    measure: MeasureHeads | None = None,
 ) -> Estimate:
     """For latents ``[B, C, F, h, w]``, made in ``windows``. computed: steps of a chunk where they depend on the video
-    and are published.
+    and are published. measure: how heads are measured in the run.
     """
     sure = all(one.policy.content_free and not one.policy.reads_model for one in windows)
     shape, spec = model.shape(windows[0].plan.steps), model.spec(latents)
@@ -132,10 +140,13 @@ def estimate(
     if masks := mask_memory(sparse, spec, fullest.plan, fullest.kv):
         memory["masks"] = masks
     density = None if sparse is None else inner_density(sparse, fullest.plan, fullest.kv)
+    more = None if measure is None else head_forwards(measure, shape, spec, windows[0].kv, counted[0], model.branches)
+    said = [density_note(sparse, fullest.plan, fullest.kv) if sparse else "", more.note if more else ""]
     batch = latents[0]
     chosen = "; ".join(choice for choice in choices if choice)
-    steps, flops = (cost.computed_steps, cost.total_steps), (batch * cost.flops, batch * whole.flops)
-    return Estimate(*steps, sure, *flops, kept, most, device, memory, chosen, density)
+    flops = (batch * (cost.flops + (more.flops if more else 0.0)), batch * whole.flops)
+    steps = (cost.computed_steps, cost.total_steps)
+    return Estimate(*steps, sure, *flops, kept, most, device, memory, chosen, density, tuple(filter(None, said)))
 
 
 def _one_budget(kv: KVSettings) -> KVSettings:

@@ -48,6 +48,22 @@ class Expected(SparseMethod):
 
 def inner_density(settings: SparseSettings, plan: Plan | None = None, kv: KVSettings | None = None) -> float:
     """Of the chunks that run sparse in a run of ``plan`` with ``kv``; without a plan, of the attention at hand."""
+    stated = _stated_density(settings, plan, kv)
+    return USUAL if stated is None else stated
+
+
+def density_note(settings: SparseSettings, plan: Plan, kv: KVSettings) -> str:
+    """A sentence where the usual density stands for one that depends on the video, else ""."""
+    if _stated_density(settings, plan, kv) is not None:
+        return ""
+    return (
+        f"self-attention counted at density {USUAL:g}, about Wan's at p 0.9, whatever p is: what p leaves out depends "
+        "on the video"
+    )
+
+
+def _stated_density(settings: SparseSettings, plan: Plan | None, kv: KVSettings | None) -> float | None:
+    """None where neither the method nor a calibration says it."""
     method = settings.method if plan is None else settings.settled(plan, 1, kv or KVSettings())
     if isinstance(method, XAttention):
         if isinstance(settings.method, Calibrated) and settings.method.table is not None and plan is not None:
@@ -56,8 +72,9 @@ def inner_density(settings: SparseSettings, plan: Plan | None = None, kv: KVSett
             places = {p: place for place, p in enumerate(table.subject.candidates)}
             shares = [1.0 if value == 1 else row[places[value]] for row, value in rows]
             return sum(shares) / len(shares)
-        return 1.0 if method.p == 1 else USUAL
-    return float(getattr(method, "density", USUAL))
+        return 1.0 if method.p == 1 else None
+    density = getattr(method, "density", None)
+    return None if density is None else float(density)
 
 
 def expected(settings: SparseSettings, plan: Plan, kv: KVSettings) -> SparseSettings:

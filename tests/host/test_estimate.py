@@ -171,6 +171,16 @@ class TestSparseAttention:
         assert one(mini())["density"] is None
         usual = one(self.prompt({"preset": "xattention", "preset.p": 0.9}))
         assert usual["density"] == 0.35 and usual["flops"] < dense["flops"]
+        assert "density 0.35" in usual["attention"][0] and dense["attention"] == []
+
+    def test_the_forwards_that_measure_heads_are_counted(self):
+        """Six layers of four heads, two shares, two samples: as the run says it."""
+        measure = {"preset": "measure heads", "preset.block": 16, "preset.stride": 4, "preset.samples": 2}
+        plain = one(self.prompt({"preset.density": 1.0}))
+        found = one(self.prompt(measure | {"preset.shares": "0.3, 0.7"}))
+        assert found["attention"] == ["heads are measured at 2 steps: 96 more forwards of a chunk are counted"]
+        assert found["flops"] > 2 * plain["flops"] and found["density"] is None
+        assert "dense_chunks" in one(self.prompt(measure | {"preset.shares": "0.3", "dense_chunks": 4}))["reason"]
 
     def test_masks_that_serve_again_are_in_the_peak(self):
         anew, again = one(self.prompt()), one(self.prompt({"mask_reuse": True}))

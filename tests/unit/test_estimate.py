@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from flowcache_core.calibrate.measured_heads import MeasureHeads
+from flowcache_core.cost.shapes import WanShape
 from flowcache_core.dry_run.estimate import Model, estimate
 from flowcache_core.dry_run.models import config_of
 from flowcache_core.dry_run.run import Subject, dry_run
 from flowcache_core.engine import EngineSettings
+from flowcache_core.errors import SettingError
 from flowcache_core.kv.auto import AutoKV
 from flowcache_core.kv.recent import Recent
 from flowcache_core.kv.settings import KVSettings
@@ -107,6 +110,14 @@ class TestSparseAttention:
         saved = 2 * (6 - dense_steps) * left_out * sum(4 * 4 * 512 * context * CONFIG.dim for context in contexts)
         assert self.flops(XAttention(p=1.0)) - found == pytest.approx(saved, rel=1e-6)
 
+    def test_the_usual_density_is_said_where_it_stands_for_p(self):
+        def said(method: SparseMethod) -> tuple[str, ...]:
+            return estimate(MODEL, [replace(self.RUN, sparse=SparseSettings(method))], self.LATENTS).attention
+
+        (note,) = said(XAttention(p=0.7))
+        assert "density 0.35" in note and "whatever p is" in note
+        assert said(TopK(density=0.5)) == said(XAttention(p=1.0)) == ()
+
     def test_a_density_that_is_stated_is_the_whole_run_s(self):
         """The forwards that are sparse make up for those that stay dense; choosing comes on top."""
         found, whole = self.flops(TopK(density=0.5), dense_chunks=1), self.flops(TopK(density=1.0))
@@ -131,3 +142,29 @@ class TestSparseAttention:
         found = estimate(MODEL, [replace(auto, sparse=SparseSettings())], self.LATENTS)
         layers = estimate(MODEL, [replace(auto, kv=AutoKV(megabytes=half, heads=False))], self.LATENTS)
         assert (found.kv_bytes, found.kv_choice) == (layers.kv_bytes, layers.kv_choice)
+
+
+class TestMeasuredHeads:
+    """Three heads of four layers, two candidates below 1: 24 forwards a sample."""
+
+    RUN = replace(PLAIN, plan=blockwise(8, 2, 6), policy=Never())
+    MEASURE = MeasureHeads(block=128, samples=2, candidates=(0.3, 0.7), dense_chunks=1)
+
+    @pytest.mark.parametrize("policy", [Never(), FIXED], ids=["every step", "reused ones"])
+    @pytest.mark.parametrize("batch", [1, 2])
+    def test_their_forwards_are_counted(self, policy, batch):
+        runs, latents = [replace(self.RUN, policy=policy)], (batch, 16, 8, 32, 32)
+        plain, measured = (estimate(MODEL, runs, latents, measure=one) for one in (None, self.MEASURE))
+        # The first and the last chunk whose context is longer than one.
+        forwards = [WanShape.of(CONFIG).forward(512, context) for context in (1024, 2048)]
+        assert measured.flops - plain.flops == pytest.approx(batch * 24 * 2 * sum(forwards))
+        assert measured.attention == ("heads are measured at 2 steps: 48 more forwards of a chunk are counted",)
+        assert (measured.computed_steps, measured.whole_flops) == (plain.computed_steps, plain.whole_flops)
+
+    def test_what_the_run_will_refuse_is_refused(self):
+        for run, measure, field in (
+            (self.RUN, replace(self.MEASURE, dense_chunks=4), "dense_chunks"),
+            (replace(self.RUN, attention="bidirectional"), self.MEASURE, "attention"),
+        ):
+            with pytest.raises(SettingError, match=f"^{field}: got"):
+                estimate(MODEL, [run], (1, 16, 8, 32, 32), measure=measure)

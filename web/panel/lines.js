@@ -117,6 +117,7 @@ function foretelling(subject, found) {
   const kv = found.kv < found.whole_kv ? say.kept(megabytes(found.kv), megabytes(found.whole_kv)) : say.kv(megabytes(found.kv));
   const cost = [say.cost(flops(found.flops), flops(found.whole_flops))];
   if (found.density !== null && found.density !== undefined) cost.push(say.sparse(Math.round(100 * found.density)));
+  cost.push(...(found.attention ?? []).map(reason));
   if (found.seconds !== null) cost.push(say.pace(time(found.seconds)));
   if (!found.sure) cost.push(say.decides);
   const parts = Object.entries(found.memory).sort(([, a], [, b]) => b - a);

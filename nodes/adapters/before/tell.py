@@ -61,6 +61,7 @@ def numbers(found: Estimate, model: Model, chunks: int, notes: Sequence[str] = (
         "kv_device": found.kv_device,
         "kv_choice": found.kv_choice,
         "density": found.density,
+        "attention": list(found.attention),
         "peak": found.peak_bytes,
         "memory": {name: value for name, value in found.memory.items() if value >= found.peak_bytes / 100},
     }
@@ -87,7 +88,7 @@ def at_start(
             return
         model, windows = of_patcher(patcher, branches), runs()
         source = settings.chosen.source if settings.chosen else None
-        found = estimate(model, windows, latents, source.computed_steps if source else None)
+        found = estimate(model, windows, latents, source.computed_steps if source else None, settings.measure)
         notes = settings.chosen.remarks if settings.chosen else ()
         told = numbers(found, model, sum(len(one.plan.chunks) for one in windows), notes)
         show_estimates({node: [told] for node in wired.nodes})

@@ -89,7 +89,7 @@ def foreseen(graph: Graph, wired: Wired, readers: Readers) -> Foreseen:
         settings.chosen.policy.check(steps)
         windows = [replace(one, **settings.chosen.engine_fields) for one in windows]
     source = settings.chosen.source if settings.chosen else None
-    found = estimate(model, windows, latents, source.computed_steps if source else None)
+    found = estimate(model, windows, latents, source.computed_steps if source else None, settings.measure)
     notes = settings.chosen.remarks if settings.chosen else ()
     return Foreseen(found, model, sum(len(one.plan.chunks) for one in windows), notes)
 

@@ -60,8 +60,7 @@ class MeasuredRun:
         plan = engine.plan
         with naming(NAME):
             require(not on_ranks, "model", "a model on several ranks", "one without FlowCache Multi-GPU")
-            accepted = "block-causal: a window that is one has no masks by chunk"
-            require(engine.attention == "block-causal", "attention", engine.attention, accepted)
+            measure.check(engine.attention)
             subject = measure.subject(identity(patcher), spec)
             alike = (
                 subject,
