@@ -159,7 +159,10 @@ def described(own: OwnRow) -> list[str]:
         needs = [f"{value:g} steps" if key == "steps" else f"{key} {value:g}" for key, value in preset.requires.items()]
         lines.append(f"for {' at '.join(needs)}")
     if preset.architecture:
-        lines.append(f"recorded on {preset.model} ({preset.architecture})")
+        unnamed = preset.model == preset.architecture  # its file is not known
+        lines.append(
+            f"recorded on {preset.model}" if unnamed else f"recorded on {preset.model} ({preset.architecture})"
+        )
     if isinstance(evidence.get("plan"), str) and isinstance(evidence.get("solver"), str):
         guidance = evidence.get("guidance")
         lines.append(f"plan {evidence['plan']}, solver {evidence['solver']}, guidance {guidance}")

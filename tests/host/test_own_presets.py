@@ -279,7 +279,8 @@ class TestMadeForOthers:
     def test_another_architecture(self, preset, sampler):
         state_dict = module_state(3)
         model = model_with(load(state_dict), preset)
-        with pytest.raises(SettingError, match=rf"{REUSE}'a model wan, 24 wide, 3 layers', accepted: wan, 24 wide, 2"):
+        refused = rf"{REUSE}'a model wan, 24 wide, 3 layers', accepted: wan, 24 wide, 2 layers, on"
+        with pytest.raises(SettingError, match=refused):
             sample(model, sampler(), start=latent(LONG), sigmas=sigmas_of(model, STEPS))
 
     @pytest.mark.parametrize("sampler", [hosts, ours], ids=["host", "ours"])
@@ -406,6 +407,10 @@ class TestTheNode:
         option = next(one for one in reuse_options() if one.key == "my: mine")
         assert option.inputs[0].default == out.ui["lists"][0]
         assert json.loads((folder / "mine.json").read_text()) == preset
+
+    def test_a_model_without_a_file_is_named_once(self, preset):
+        text = hold(preset=preset).args[1]
+        assert "recorded on wan, 24 wide, 2 layers" in text.split("\n") and text.count("24 wide") == 1
 
     def test_a_link_goes_first_and_hold_leaves_it_alone(self, preset):
         kind = NODES["FlowCachePreset"]

@@ -128,8 +128,11 @@ def shipped_file(model: str) -> str | None:
 def fit_model(source: Preset, name: str, patcher: Any) -> None:
     """SettingError when the preset notes what transformer it was recorded on, and this is another one."""
     here = architecture_of(patcher.model.diffusion_model)
-    accepted = f"{source.architecture}, of {source.model}, on which it was recorded"
-    require(not source.architecture or here in (source.architecture, ""), f"preset {name}", f"a model {here}", accepted)
+    there = source.architecture
+    accepted = f"{there}, of {source.model}, on which it was recorded"
+    if source.model == there:  # a model whose file is not known is called by its architecture
+        accepted = f"{there}, on which it was recorded"
+    require(there in ("", here) or here == "", f"preset {name}", f"a model {here}", accepted)
 
 
 def fit_steps(source: Preset, name: str, steps: int, shift: float | None = None) -> None:

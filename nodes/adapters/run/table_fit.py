@@ -17,6 +17,8 @@ def fit_heads(source: SparsePreset, patcher: Any, *, shipped: bool) -> None:
     """
     here, there = architecture_of(patcher.model.diffusion_model), source.evidence.get("architecture", "")
     accepted = f"{there}, of {source.model}, on which its heads were measured; or measure heads with this model"
+    if source.model == there:  # a model whose file is not known is called by its architecture
+        accepted = f"{there}, on which its heads were measured; or measure heads with this model"
     require(there in ("", here), f"preset {source.name}", f"a model {here}", accepted)
     transformer, table = patcher.model.diffusion_model, source.method.table
     assert table is not None
