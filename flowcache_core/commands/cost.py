@@ -148,7 +148,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
         shape = MagiShape.of(MAGI_24B, shape.nearly_clean_from, shape.text_tokens)
     result = count(shape, settings, run["tokens_per_frame"], run["branches"])
     output = as_json(arguments.model, preset, run, max(kv.budgets, default=None), result)
-    if (assumed := assumption(preset, steps, arguments.computed)) is not None:
+    if (assumed := assumption(preset, steps, arguments.computed, shape.whole_from)) is not None:
         output["notes"].append(assumed)
     output["notes"] += [] if warning is None else [f"warning: {warning}"]
     output["notes"] += sorted({note for window in settings if (note := window.kv.note(window.plan))})

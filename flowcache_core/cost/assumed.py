@@ -49,14 +49,20 @@ def mean_weight(policy: Motion) -> float:
     return policy.computed_share or (1 + policy.floor) / 2
 
 
-def assumption(preset: Preset, steps: int, computed: int | None) -> str | None:
-    """What a count of steps in part assumes, in a sentence; None where nothing had to be."""
+def assumption(preset: Preset, steps: int, computed: int | None, whole_from: int | None = None) -> str | None:
+    """What a count of steps in part assumes, in a sentence; None where nothing had to be. whole_from: see
+    :attr:`.shapes.ModelShape.whole_from`.
+    """
     policy, counted = preset.policy, counted_policy(preset, steps, computed)
     if not isinstance(policy, Motion) or not isinstance(counted, PartialSchedule):
         return None
     even = f"weights spread evenly from {policy.floor:g} to 1"
-    why, whole, part = f"fixed_share {policy.share:g}" if policy.share else even, counted.computed, counted.partial
+    why = f"fixed_share {policy.share:g}" if policy.share else even
+    part = [step for step in counted.partial if whole_from is None or step < whole_from]
+    if not part:
+        return None
+    whole = len(counted.computed) + len(counted.partial) - len(part)
     return (
-        f"assumed: {len(whole)} steps whole and {len(part)} in part at {counted.share:.0%} of the tokens ({why}); "
+        f"assumed: {whole} steps whole and {len(part)} in part at {counted.share:.0%} of the tokens ({why}); "
         "which tokens a run computes depends on the video"
     )

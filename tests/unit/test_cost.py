@@ -239,6 +239,9 @@ def test_steps_with_the_nearly_clean_pass_are_counted_whole_as_they_run(capsys):
     vanilla, none = (cost(capsys, *MAGI, "--preset", row, *policy) for row in ("vanilla", "reference-no-reuse"))
     assert none["computed_steps"] == 10 * 6 and none["part_steps"] == 10 * 58
     assert vanilla["computed_steps"] == 10 * (5 + 16) and vanilla["part_steps"] == 10 * (64 - 5 - 16)
+    for found in (vanilla, none):
+        whole, part = found["computed_steps"] // 10, found["part_steps"] // 10
+        assert any(f"assumed: {whole} steps whole and {part} in part" in note for note in found["notes"])
 
 
 def test_documented_lines_name_a_model():
