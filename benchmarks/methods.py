@@ -1,4 +1,7 @@
-"""Every way to save steps that the curves compare, as published, each at several settings; ours first."""
+"""Every way to save steps that the curves compare, each at several settings; ours first.
+
+What of them is not as published: docs/reuse.md, "What others do".
+"""
 
 from __future__ import annotations
 
