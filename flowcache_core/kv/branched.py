@@ -118,9 +118,8 @@ class BranchedCache(PartedCache):
     def read_bytes(self) -> int:
         return sum(part.read_bytes for part in self.parts)
 
-    @property
-    def most_read_bytes(self) -> int:
-        return sum(part.most_read_bytes for part in self.parts)
+    def most_read_bytes(self, all_heads: bool = False) -> int:
+        return sum(part.most_read_bytes(all_heads) for part in self.parts)
 
     @property
     def budget_tokens(self) -> int | None:

@@ -43,10 +43,10 @@ class CacheFigures:
         """Bytes of the buffers that packed tokens have been unpacked into so far, once for all layers."""
         return self._scratch.bytes
 
-    @property
-    def most_read_bytes(self) -> int:
-        """The most that :attr:`read_bytes` becomes when all branches are read at once."""
-        return read_bytes(self.spec, self.settings, self.plan)
+    def most_read_bytes(self, all_heads: bool = False) -> int:
+        """The most that :attr:`read_bytes` becomes when all branches are read at once. all_heads: at once too, as
+        sparse attention reads them."""
+        return read_bytes(self.spec, self.settings, self.plan, all_heads)
 
     @property
     def tokens(self) -> int:

@@ -85,7 +85,7 @@ def read_bytes(spec: KVSpec, settings: KVSettings, plan: Plan, all_heads: bool =
     if not settings.storage.packs:
         return 0
     if settings.by_head:  # one after the other, into the same buffer
-        return max(read_bytes(one.spec(spec), one.settings, plan) for one in head_shares(spec, settings))
+        return max(read_bytes(one.spec(spec), one.settings, plan, all_heads) for one in head_shares(spec, settings))
     tokens = max(capacity_tokens(plan, spec.tokens_per_frame, one) for one in set(settings.layer_budgets(spec.layers)))
     streams = spec.branches * spec.batch
     heads = spec.kv_heads if all_heads else heads_at_once(spec, streams, tokens)

@@ -81,7 +81,7 @@ def test_every_head_is_as_in_a_cache_of_its_own(name: str, storage: str, queries
         assert cache.bytes == sum(each.bytes for each in alone)
     assert len(seen) > 4  # heads did keep unequally much
     assert cache.peak_bytes == peak_bytes(spec, settings, PLAN) == sum(each.peak_bytes for each in alone)
-    assert cache.read_bytes <= cache.most_read_bytes == read_bytes(spec, settings, PLAN)
+    assert cache.read_bytes <= cache.most_read_bytes() == read_bytes(spec, settings, PLAN)
     cache.release()
     with pytest.raises(RuntimeError):
         cache.attend(0, range(2), PLAN.chunks[-1], q, attend)

@@ -164,7 +164,7 @@ def test_a_cache_of_megabytes_holds_no_more() -> None:
             cache.context(layer, range(1), chunk)
         assert cache.bytes + cache.read_bytes <= auto.megabytes * MEGA
         cache.commit(chunk)
-    assert cache.settings.budgets and cache.peak_bytes == run_bytes(SPEC, auto, PLAN) - cache.most_read_bytes
+    assert cache.settings.budgets and cache.peak_bytes == run_bytes(SPEC, auto, PLAN) - cache.most_read_bytes()
     assert "MB" in auto.choice(SPEC, PLAN) and cache.settings.choice(SPEC, PLAN) == ""
 
 

@@ -130,7 +130,7 @@ def test_bytes_are_those_held_and_known_before(name: str) -> None:
     held = {id(t): t for layer in cache._layers for t in layer.tokens.tensors()}
     beside = sum(t.nbytes for layer in cache._layers for t in (layer.positions, *layer.queries.values()))
     assert cache.bytes == expected == sum(t.nbytes for t in held.values()) + beside
-    assert cache.read_bytes == cache.most_read_bytes > 0
+    assert cache.read_bytes == cache.most_read_bytes() > 0
 
 
 def test_bits_count_in_bytes() -> None:

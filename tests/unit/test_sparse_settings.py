@@ -10,6 +10,10 @@ import torch
 
 from flowcache_core.cost import WanShape
 from flowcache_core.errors import SettingError
+from flowcache_core.kv import size
+from flowcache_core.kv.branched import BranchedCache
+from flowcache_core.kv.headed import cache_of
+from flowcache_core.kv.random import Random
 from flowcache_core.kv.settings import KVSettings
 from flowcache_core.kv.size import read_bytes, run_bytes
 from flowcache_core.kv.spec import KVSpec
@@ -143,6 +147,17 @@ def test_packed_kv_is_unpacked_for_all_heads_at_once() -> None:
     whole = 2 * 2 * 8 * 60 * 1560 * 128 * spec.dtype.itemsize
     assert read_bytes(spec, kv, plan) < whole == read_bytes(spec, kv, plan, all_heads=True)
     assert run_bytes(spec, kv, plan, True) - run_bytes(spec, kv, plan) == whole - read_bytes(spec, kv, plan)
+
+
+def test_a_cache_says_what_is_unpacked_when_masks_need_all_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, plan = KVSpec(1, 4, 8, 6, branches=2, batch=1), Blockwise().plan(12, 4)
+    monkeypatch.setattr(size, "READ_BYTES", 1)
+    for kv in (KVSettings(storage=Int4()), KVSettings(((2.0, 2.0, 3.0, 3.0),), Random(), storage=Int4())):
+        cache = cache_of(spec, kv, plan)
+        some, whole = (read_bytes(spec, kv, plan, all_heads) for all_heads in (False, True))
+        assert (cache.most_read_bytes(), cache.most_read_bytes(True)) == (some, whole) and some < whole
+    parts = BranchedCache(spec, kv, plan)
+    assert parts.most_read_bytes() < parts.most_read_bytes(True) == whole
 
 
 def test_memory_is_what_a_run_holds() -> None:
