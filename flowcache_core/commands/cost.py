@@ -184,7 +184,7 @@ def evaluate(arguments: argparse.Namespace) -> dict[str, Any]:
 def sparse_note(settings: EngineSettings) -> str:
     sparse = settings.sparse
     assert sparse is not None
-    method = sparse.settled(settings.plan, 1, settings.kv)
+    method = sparse.settled(settings.plan, 1, settings.kv, settings.recache)
     assert isinstance(sparse.method, TopK) and isinstance(method, TopK)
     return (
         f"self-attention at density {sparse.method.density:g}: {method.density:.2f} in contexts of more than "

@@ -139,9 +139,12 @@ def estimate(
     sparse = fullest.sparse
     if masks := mask_memory(sparse, spec, fullest.plan, fullest.kv):
         memory["masks"] = masks
-    density = None if sparse is None else inner_density(sparse, fullest.plan, fullest.kv)
+    density = None if sparse is None else inner_density(sparse, fullest.plan, fullest.kv, fullest.recache)
     more = None if measure is None else head_forwards(measure, shape, spec, windows[0].kv, counted[0], model.branches)
-    said = [density_note(sparse, fullest.plan, fullest.kv) if sparse else "", more.note if more else ""]
+    said = [
+        density_note(sparse, fullest.plan, fullest.kv, fullest.recache) if sparse else "",
+        more.note if more else "",
+    ]
     batch = latents[0]
     chosen = "; ".join(choice for choice in choices if choice)
     flops = (batch * (cost.flops + (more.flops if more else 0.0)), batch * whole.flops)
@@ -156,7 +159,7 @@ def _one_budget(kv: KVSettings) -> KVSettings:
 
 def _counted(settings: EngineSettings) -> SparseSettings | None:
     """Sparse attention as it is counted: at the density that can be expected."""
-    return settings.sparse and expected(settings.sparse, settings.plan, settings.kv)
+    return settings.sparse and expected(settings.sparse, settings.plan, settings.kv, settings.recache)
 
 
 def _known(policy: ReusePolicy, steps: int, computed: int | None) -> ReusePolicy:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..denoiser import ChunkInput, ChunkOutput, Denoiser
 from ..kv.cache import KVCache
+from ..kv.contexts import kept_again
 from ..kv.layout import CompressionResult
 from ..noise import NoiseSource
 from ..plan.base import Chunk, Tick
@@ -67,11 +68,10 @@ class Passes:
     def recache(self, chunk: Chunk, tick: int) -> None:
         """Compute what fits of the history again, under the prompt of ``chunk``: sink and newest chunks (LongLive)."""
         assert self.cache is not None
-        room = min(layout.capacity for layout in self.cache.layouts) // self.tokens_per_frame - chunk.frames
-        earlier, sink = self.settings.plan.chunks[: chunk.index], self.cache.settings.sink_frames(self.settings.plan)
-        room -= sink if chunk.first_frame > room else 0
+        room = min(layout.capacity for layout in self.cache.layouts) // self.tokens_per_frame
+        plan = self.settings.plan
         self.cache.forget()
-        for kept in (one for one in earlier if one.end_frame <= sink or chunk.first_frame - one.first_frame <= room):
+        for kept in kept_again(plan, chunk, room, self.cache.settings.sink_frames(plan)):
             self.cache.begin(kept)
             latents, time = self.frames(kept), self.settings.clean_timestep
             self.encode("recache", kept, latents, time, prompt_from=chunk.index, tick=tick)

@@ -71,7 +71,8 @@ class Run:
             cache = cache_of(spec, settings.kv, settings.plan)
         sparse = None
         if settings.sparse is not None and cache is not None:
-            sparse = SparseRun.begin(settings.sparse, spec, settings.plan, settings.kv.settled(spec, settings.plan))
+            kv = settings.kv.settled(spec, settings.plan)
+            sparse = SparseRun.begin(settings.sparse, spec, settings.plan, kv, settings.recache)
         passes = Passes(denoiser, settings, latents, noise, observe, cache, spec.tokens_per_frame, sparse)
         choice = "" if cache is None else settings.kv.choice(spec, settings.plan)
         settling = Settling.of(settings.kv, settings.plan.steps) if cache is not None else None

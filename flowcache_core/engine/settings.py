@@ -88,7 +88,7 @@ class EngineSettings:
             require(self.attention == "block-causal", "attention", self.attention, accepted)
         if self.sparse is not None:
             object.__setattr__(self, "kv", self.kv.by_layer("sparse attention"))
-            self.sparse.settled(self.plan, 1, self.kv)
+            self.sparse.settled(self.plan, 1, self.kv, self.recache)
         if self.attention == "joint":
             object.__setattr__(self, "kv", self.kv.by_layer("joint attention"))
         first, last = self.plan.first_tick, self.plan.last_tick

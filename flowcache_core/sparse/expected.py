@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -46,15 +46,17 @@ class Expected(SparseMethod):
         raise NotImplementedError
 
 
-def inner_density(settings: SparseSettings, plan: Plan | None = None, kv: KVSettings | None = None) -> float:
+def inner_density(
+    settings: SparseSettings, plan: Plan | None = None, kv: KVSettings | None = None, recache: Collection[int] = ()
+) -> float:
     """Of the chunks that run sparse in a run of ``plan`` with ``kv``; without a plan, of the attention at hand."""
-    stated = _stated_density(settings, plan, kv)
+    stated = _stated_density(settings, plan, kv, recache)
     return USUAL if stated is None else stated
 
 
-def density_note(settings: SparseSettings, plan: Plan, kv: KVSettings) -> str:
+def density_note(settings: SparseSettings, plan: Plan, kv: KVSettings, recache: Collection[int] = ()) -> str:
     """A sentence where the usual density stands for one that depends on the video, else ""."""
-    if _stated_density(settings, plan, kv) is not None:
+    if _stated_density(settings, plan, kv, recache) is not None:
         return ""
     return (
         f"self-attention counted at density {USUAL:g}, about Wan's at p 0.9, whatever p is: what p leaves out depends "
@@ -62,9 +64,11 @@ def density_note(settings: SparseSettings, plan: Plan, kv: KVSettings) -> str:
     )
 
 
-def _stated_density(settings: SparseSettings, plan: Plan | None, kv: KVSettings | None) -> float | None:
+def _stated_density(
+    settings: SparseSettings, plan: Plan | None, kv: KVSettings | None, recache: Collection[int] = ()
+) -> float | None:
     """None where neither the method nor a calibration says it."""
-    method = settings.method if plan is None else settings.settled(plan, 1, kv or KVSettings())
+    method = settings.method if plan is None else settings.settled(plan, 1, kv or KVSettings(), recache)
     if isinstance(method, XAttention):
         if isinstance(settings.method, Calibrated) and settings.method.table is not None and plan is not None:
             table, p = settings.method.table, [share for row in method.p for share in row]  # type: ignore[union-attr]
@@ -77,9 +81,9 @@ def _stated_density(settings: SparseSettings, plan: Plan | None, kv: KVSettings 
     return None if density is None else float(density)
 
 
-def expected(settings: SparseSettings, plan: Plan, kv: KVSettings) -> SparseSettings:
+def expected(settings: SparseSettings, plan: Plan, kv: KVSettings, recache: Collection[int] = ()) -> SparseSettings:
     """``settings`` for who counts and does not compute."""
-    density, method = inner_density(settings, plan, kv), settings.method
+    density, method = inner_density(settings, plan, kv, recache), settings.method
     return replace(settings, method=Expected(method.block, density, method.prediction))
 
 

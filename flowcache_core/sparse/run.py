@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -62,13 +62,17 @@ class SparseRun:
     sums: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def begin(cls, settings: SparseSettings, spec: KVSpec, plan: Plan, kv: KVSettings) -> SparseRun:
-        """kv: as settled for the run. SettingError when the settings do not suit the run."""
+    def begin(
+        cls, settings: SparseSettings, spec: KVSpec, plan: Plan, kv: KVSettings, recache: Collection[int] = ()
+    ) -> SparseRun:
+        """kv: as settled for the run. recache: see :class:`flowcache_core.engine.EngineSettings`. SettingError when the
+        settings do not suit the run.
+        """
         tokens = [chunk.frames * spec.tokens_per_frame for chunk in plan.chunks]
         group, ranks = spec.heads // spec.kv_heads, (spec.all_kv_heads or spec.kv_heads) // spec.kv_heads
         settings.check(tokens, spec.layers, spec.heads * ranks)
         here = range(spec.first_head * group, spec.first_head * group + spec.heads)
-        method = settings.settled(plan, spec.tokens_per_frame, kv).of_heads(here)
+        method = settings.settled(plan, spec.tokens_per_frame, kv, recache).of_heads(here)
         memory = None
         if settings.reuse is not None:
             memory = MaskMemory(settings.reuse, spec.layers, spec.heads, method.block)

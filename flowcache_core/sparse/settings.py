@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from ..errors import require, require_count
-from ..kv.contexts import Budget, contexts
+from ..kv.contexts import Budget, contexts, recached
 from ..kv.settings import KVSettings
 from ..kv.spec import KVSpec
 from ..options import option
-from ..plan.base import Plan
+from ..plan.base import Chunk, Plan
 from .attend import AUTO, ENGINE_NAMES
 from .cost import Forward, mask_bytes
 from .mask_reuse import MaskReuse
@@ -74,23 +74,44 @@ class SparseSettings:
         short = context_tokens <= self.dense_chunks * chunk_tokens
         return short or step < self.dense_steps or (lasting and self.dense_lasting)
 
-    def forwards(self, plan: Plan, tokens_per_frame: int, kv: KVSettings) -> Iterator[Forward]:
+    def contexts(
+        self, plan: Plan, tokens_per_frame: int, kv: KVSettings, recache: Collection[int] = ()
+    ) -> Iterator[tuple[int, Chunk, int, int]]:
+        """(layers, chunk, its own step, tokens it attends to in them) of all steps, budget by budget. recache: see
+        :class:`flowcache_core.engine.EngineSettings`."""
+        again = recached(plan, tokens_per_frame, kv, recache)
+        for budget, layers in Counter(Budget(one, kv.at_finish) for one in kv.budgets or (None,)).items():
+            for chunk, step, context in contexts(plan, tokens_per_frame, budget, again):
+                yield layers, chunk, step, context
+
+    def forwards(
+        self, plan: Plan, tokens_per_frame: int, kv: KVSettings, recache: Collection[int] = ()
+    ) -> Iterator[Forward]:
         """The steps of ``plan`` as if all were computed, in every layer that has a budget of its own."""
-        budgets = Counter(Budget(one, kv.at_finish) for one in kv.budgets or (None,))
         largest = max(chunk.frames for chunk in plan.chunks) * tokens_per_frame
         found: Counter[tuple[int, int, bool]] = Counter()
-        for budget, layers in budgets.items():
-            for chunk, step, context in contexts(plan, tokens_per_frame, budget):
-                dense = self.dense(step, context, largest)
-                found[chunk.frames * tokens_per_frame, context, dense] += layers
+        for layers, chunk, step, context in self.contexts(plan, tokens_per_frame, kv, recache):
+            dense = self.dense(step, context, largest)
+            found[chunk.frames * tokens_per_frame, context, dense] += layers
         for (tokens, context, dense), times in found.items():
             yield Forward(tokens, context, dense, times)
 
-    def settled(self, plan: Plan, tokens_per_frame: int, kv: KVSettings) -> SparseMethod:
+    def sparse_steps(
+        self, plan: Plan, tokens_per_frame: int, kv: KVSettings, recache: Collection[int] = ()
+    ) -> dict[int, tuple[int, ...]]:
+        """Chunk -> its own steps that are sparse in some layer, ascending; chunks without one are not there."""
+        largest = max(chunk.frames for chunk in plan.chunks) * tokens_per_frame
+        found: dict[int, set[int]] = {}
+        for _, chunk, step, context in self.contexts(plan, tokens_per_frame, kv, recache):
+            if not self.dense(step, context, largest):
+                found.setdefault(chunk.index, set()).add(step)
+        return {chunk: tuple(sorted(found[chunk])) for chunk in sorted(found)}
+
+    def settled(self, plan: Plan, tokens_per_frame: int, kv: KVSettings, recache: Collection[int] = ()) -> SparseMethod:
         """The method for a run of ``plan``. kv: settled, where that is done. SettingError (field "density") for one
         that its dense part exceeds alone.
         """
-        return self.method.fitted(tuple(self.forwards(plan, tokens_per_frame, kv)))
+        return self.method.fitted(tuple(self.forwards(plan, tokens_per_frame, kv, recache)))
 
     def memory(self, spec: KVSpec, plan: Plan, capacity: int) -> int:
         """Bytes of the masks that a run keeps to serve again; ``capacity`` tokens are the longest context."""

@@ -56,7 +56,7 @@ def check_sparse(engines: Iterable[EngineSettings], spec: KVSpec, model_options:
                 tokens = [chunk.frames * spec.tokens_per_frame for chunk in engine.plan.chunks]
                 engine.sparse.check(tokens, spec.layers, spec.heads)
                 kv = engine.kv.settled(spec, engine.plan)
-                engine.sparse.settled(engine.plan, spec.tokens_per_frame, kv)
+                engine.sparse.settled(engine.plan, spec.tokens_per_frame, kv, engine.recache)
 
 
 def shape_of(transformer: Any, text_tokens: int | None = None) -> WanShape | MagiShape | None:
@@ -120,7 +120,7 @@ def expected(
         return None
     tokens = largest_chunk_frames(engine.plan) * tokens_per_frame
     context = engine.longest_context * tokens_per_frame
-    density = inner_density(settings, engine.plan, engine.kv)
+    density = inner_density(settings, engine.plan, engine.kv, engine.recache)
     return f"sparse attention: {expectation(card(), shape, tokens, context, density, stride_of(settings))}"
 
 
