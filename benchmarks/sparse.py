@@ -48,7 +48,7 @@ CASES = {"mini": Case(VIDEOS, 6, 9, False), "scenes": Case(SCENES, 4, 6, True)}
 
 def step(specimen: Specimen, preset: SparsePreset) -> list[dict[str, Any]]:
     case = CASES[specimen.name]
-    batch, where = pairs(SEED + 500, 2, specimen.name), places(case.setup, case.samples)
+    batch, where = pairs(SEED + 500, 2, specimen.name), places(specimen, case.setup, case.samples)
     rows = one_step(specimen, preset, batch, case.setup, where, case.few)
     print(f"error of one step's velocity, {rows[0]['samples']} samples")
     for row in rows:

@@ -183,5 +183,5 @@ class Videos:
         )
 
 
-def places(setup: Setup, count: int) -> tuple[Place, ...]:
-    return spread_places(setup.chunks, setup.steps, 2, count)
+def places(specimen: Specimen, setup: Setup, count: int) -> tuple[Place, ...]:
+    return spread_places(specimen.settings(setup), 2, count)

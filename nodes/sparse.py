@@ -31,6 +31,8 @@ from .presets import LISTS_TOOLTIP, PresetLink
 from .reuse import LISTS, OWN
 
 MEASURE = MeasureHeads.name
+DENSE = ("dense_chunks", "dense_steps")
+"""Fields of SparseSettings that say where nothing need be measured."""
 
 
 class SparseAttention(Node):
@@ -149,8 +151,8 @@ def method_of(preset: Mapping[str, Any], heads: SparsePreset | None) -> SparseMe
 
 
 def measure_of(preset: Mapping[str, Any], fields: Mapping[str, Any]) -> MeasureHeads:
-    dense_chunks = chosen(SparseSettings, fields).get("dense_chunks", SparseSettings.dense_chunks)
-    return MeasureHeads(**chosen(MeasureHeads, preset), dense_chunks=dense_chunks)
+    dense = {name: value for name, value in chosen(SparseSettings, fields).items() if name in DENSE}
+    return MeasureHeads(**chosen(MeasureHeads, preset), **dense)
 
 
 def own_heads(name: str, lists: str) -> OwnHeads:

@@ -8,7 +8,7 @@ is known can be kept after each.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -143,13 +143,18 @@ class Measuring:
         return self.inner.time_modulation(timestep)
 
 
-def samples_of(sparse: Sequence[int], steps: int, count: int, video: int, videos: int) -> tuple[Place, ...]:
-    """``count`` places of the ``video``-th of ``videos``: the first, middle and last of the chunks ``sparse`` in turns,
-    steps spread over the run and other ones in every video.
+def samples_of(sparse: Mapping[int, Sequence[int]], count: int, video: int, videos: int) -> tuple[Place, ...]:
+    """``count`` places of the ``video``-th of ``videos``: the first, middle and last of the chunks in turns, steps
+    spread over the run and other ones in every video. sparse: chunk -> its steps that may be taken, ascending.
     """
-    picked = [sparse[round(i * (len(sparse) - 1) / max(1, min(3, count) - 1))] for i in range(min(3, count))]
+    chunks = sorted(sparse)
+    picked = [chunks[round(i * (len(chunks) - 1) / max(1, min(3, count) - 1))] for i in range(min(3, count))]
     first = (video + 0.5) / videos
-    return tuple((picked[(i + video) % len(picked)], int((i + first) * steps / count)) for i in range(count))
+    found = []
+    for i in range(count):
+        steps = sparse[chunk := picked[(i + video) % len(picked)]]
+        found.append((chunk, steps[int((i + first) * len(steps) / count)]))
+    return tuple(found)
 
 
 def relative_error(velocity: Tensor, dense: Tensor) -> float:

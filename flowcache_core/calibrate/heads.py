@@ -9,9 +9,14 @@ from pathlib import Path
 from torch import Tensor
 
 from ..denoiser import ChunkInput
+from ..engine import EngineSettings
 from ..errors import require
+from ..kv.layout import largest_chunk_frames
 from ..presets.sparse import UNREAD
+from ..sparse.cost import least_density, sparse_density
 from ..sparse.head_errors import HeadErrors, Sample, Subject
+from ..sparse.settings import SparseSettings
+from ..sparse.xattention import XAttention
 from .head_samples import Measuring, Place, measure_sample, samples_of
 from .runs import Pair, Setup, Specimen, generated
 
@@ -79,17 +84,29 @@ class HeadCalibration:
 
 
 def spread_places(
-    chunks: int, steps: int, dense_chunks: int, count: int, video: int = 0, videos: int = 1
+    engine: EngineSettings, dense_chunks: int, count: int, video: int = 0, videos: int = 1
 ) -> tuple[Place, ...]:
     """``count`` samples of one video: chunks from the first sparse one to the last, steps spread over the run.
 
     Every sample has its own step, in each of ``videos`` others; contexts short and long take turns. SettingError (field
     "chunks") when none is sparse.
     """
-    sparse = range(dense_chunks, chunks)
+    sparse = SparseSettings(dense_chunks=dense_chunks).sparse_steps(engine.plan, 1, engine.kv, engine.recache)
     accepted = f"more than the {dense_chunks} whose contexts stay dense"
-    require(len(sparse) > 0, "chunks", chunks, accepted)
-    return samples_of(sparse, steps, count, video, videos)
+    require(len(sparse) > 0, "chunks", len(engine.plan.chunks), accepted)
+    return samples_of(sparse, count, video, videos)
+
+
+def require_reachable(density: float, engine: EngineSettings, dense_chunks: int, subject: Subject, tokens: int) -> None:
+    """SettingError (field "density") for one that no table of this ``subject`` reaches in this video, as far as that
+    is known before it is measured. tokens: of the largest chunk."""
+    settings = SparseSettings(XAttention(subject.block, stride=subject.stride), dense_chunks)
+    each = tokens // largest_chunk_frames(engine.plan)
+    forwards = tuple(settings.forwards(engine.plan, each, engine.kv, engine.recache))
+    sparse_density(forwards, density)
+    least = least_density(forwards, subject.block)
+    accepted = f"at least {least:.3g}: in this video the chunks that stay dense, and one block in every other row"
+    require(density >= least, "density", density, accepted)
 
 
 def subject_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..denoiser import ChunkInput, Denoiser
 from ..errors import SettingError, require, require_count
+from ..kv.settings import KVSettings
 from ..kv.spec import KVSpec
 from ..options import option, replaced
 from ..plan.base import Plan
@@ -35,8 +36,9 @@ TOLD_EVERY = 2.0  # seconds
 class MeasureHeads:
     """Measure every head of the model in one run, whose own steps stay dense.
 
-    samples: steps of the video at which is measured, over the chunks whose contexts are longer than ``dense_chunks``.
-    candidates: p of XAttention, ascending; 1, all of a head's attention, needs no measuring and is always among them.
+    samples: steps of the video at which is measured, of those that ``dense_chunks`` and ``dense_steps`` would let be
+    sparse (see :class:`.sparse.settings.SparseSettings`). candidates: p of XAttention, ascending; 1, all of a head's
+    attention, needs no measuring and is always among them.
     """
 
     name: ClassVar[str] = "measure heads"
@@ -58,12 +60,14 @@ class MeasureHeads:
         place=41,
     )
     dense_chunks: int = 2
+    dense_steps: int = 0
 
     def __post_init__(self) -> None:
         require_count("block", self.block, minimum=1)
         require_stride(self.block, self.stride)
         require_count("samples", self.samples, minimum=1, maximum=1000)
         require_count("dense_chunks", self.dense_chunks, minimum=0)
+        require_count("dense_steps", self.dense_steps, minimum=0)
         for p in self.candidates:
             require_p("shares", p)
         lower = tuple(p for p in self.candidates if p < 1)
@@ -84,21 +88,22 @@ class MeasureHeads:
         """model: SHA-256 of the weights."""
         return Subject(model, spec.layers, spec.heads, self.block, self.stride, self.candidates)
 
-    def places(self, plan: Plan, tokens_per_frame: int, capacity: int, video: int) -> tuple[Place, ...]:
-        """Where the ``video``-th video is measured; no chunk sees more than ``capacity`` tokens. SettingError where
-        nothing is sparse, or a block does not fit."""
-        tokens = [chunk.frames * tokens_per_frame for chunk in plan.chunks]
-        require(self.block <= max(tokens), "block", self.block, f"at most the {max(tokens)} tokens of a chunk")
-        settings = SparseSettings(dense_chunks=self.dense_chunks)
-        contexts = {
-            chunk.index: min(chunk.end_frame * tokens_per_frame, capacity)
-            for chunk in plan.chunks[plan.prefix_chunks :]
-        }
-        sparse = [index for index, context in contexts.items() if not settings.dense(0, context, max(tokens))]
-        longest = max(contexts.values(), default=0) / max(tokens)
+    def places(
+        self, plan: Plan, tokens_per_frame: int, kv: KVSettings, video: int, recache: Collection[int] = ()
+    ) -> tuple[Place, ...]:
+        """Where the ``video``-th video is measured. kv, recache: of its run, see :class:`..engine.EngineSettings`.
+        SettingError where nothing is sparse, or a block does not fit."""
+        tokens = max(chunk.frames for chunk in plan.chunks) * tokens_per_frame
+        require(self.block <= tokens, "block", self.block, f"at most the {tokens} tokens of a chunk")
+        accepted = f"less than the {plan.steps} steps of this video"
+        require(self.dense_steps < plan.steps, "dense_steps", self.dense_steps, accepted)
+        settings = SparseSettings(dense_chunks=self.dense_chunks, dense_steps=self.dense_steps)
+        sparse = settings.sparse_steps(plan, tokens_per_frame, kv, recache)
+        steps = settings.contexts(plan, tokens_per_frame, kv, recache)
+        longest = max(context for _, _, step, context in steps if step >= self.dense_steps) / tokens
         accepted = f"less than the longest context, which has {longest:g} chunks here: a longer video, or more K/V"
         require(len(sparse) > 0, "dense_chunks", self.dense_chunks, accepted)
-        return samples_of(sparse, plan.steps, self.samples, video % VIDEOS, VIDEOS)
+        return samples_of(sparse, self.samples, video % VIDEOS, VIDEOS)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -71,6 +72,11 @@ class Specimen(ABC):
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
         """Videos ``[B, 3, T, H, W]`` in -1..1."""
+
+    @property
+    def prompts_sha256(self) -> str:
+        """Of what the model is given for :attr:`prompts`, whatever these are called."""
+        return hashlib.sha256("\n".join(self.prompts).encode()).hexdigest()
 
     def shift(self, setup: Setup) -> float | None:
         """Shift of the noise levels, None where they follow another rule."""

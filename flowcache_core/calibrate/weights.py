@@ -6,6 +6,7 @@ A file of prompts is a .safetensors with ``prompt`` ``[n, tokens, dim]`` and, fo
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -75,6 +76,14 @@ class Released(Specimen):
     def sha256(self) -> str:  # type: ignore[override]
         """ "" for a folder of shards."""
         return digest(self.files.weights) if self.files.weights.is_file() else ""
+
+    @property
+    def prompts_sha256(self) -> str:
+        found = hashlib.sha256()
+        for key, value in sorted(self.text.items()):
+            found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+            found.update(value.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
 
     def row(self, prompts: Sequence[str], key: str) -> Tensor:
         """``[1, ...]``: what the file of prompts holds for the one prompt of this run."""

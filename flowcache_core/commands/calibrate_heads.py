@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from ..calibrate.bundled import BUNDLED
-from ..calibrate.heads import HeadCalibration, spread_places, subject_of
+from ..calibrate.heads import HeadCalibration, require_reachable, spread_places, subject_of
 from ..calibrate.runs import paired
 from ..calibrate.weights import RELEASED
-from ..errors import require, require_count, require_finite
+from ..errors import SettingError, require, require_count, require_finite
 from ..files import only_writer, require_file, write_json
 from ..presets import SCHEMA, read_presets
 from ..presets.sparse import sparse_row
@@ -28,6 +28,7 @@ from ..sparse.calibrated import Calibrated
 from ..sparse.head_budget import predicted
 from ..sparse.head_errors import CANDIDATES, HeadErrors
 from ..sparse.head_table import HeadTable
+from ..sparse.settings import SparseSettings
 from ..sparse.xattention import require_p
 from .arguments import Parser, require_device
 from .calibrate import specimen_of
@@ -82,6 +83,12 @@ def main(argv: Sequence[str]) -> int:
     calibration.run(pairs)
     table = HeadTable.of(calibration.errors)
     method = Calibrated(density=options.density, table=table)
+    engine = calibration.specimen.settings(calibration.setup)
+    sparse = SparseSettings(method, options.dense_chunks)
+    try:
+        sparse.settled(engine.plan, 1, engine.kv, engine.recache)
+    except SettingError as error:
+        raise SettingError(error.field, error.value, f"{error.accepted}; {calibration.path} keeps it all") from error
     text = f"p per head by measured error: {table.subject.layers} layers of {table.subject.heads} heads."
     evidence["samples"] = [[one.seed, one.chunk, one.step] for one in calibration.errors.complete]
     evidence["minutes"] = round((time.monotonic() - begun) / 60, 1)
@@ -106,8 +113,6 @@ def begin(options: argparse.Namespace) -> tuple[HeadCalibration, dict[str, Any]]
     if options.guidance is not None:
         require_finite("guidance", options.guidance, minimum=0.0)
     require_device("device", options.device)
-    sizes = options.chunks, options.steps, options.dense_chunks, options.samples
-    places = [spread_places(*sizes, video, options.videos) for video in range(options.videos)]
     options.vae, options.thorough = None, False
     require_file(options.out)
     if options.out.exists():
@@ -118,6 +123,8 @@ def begin(options: argparse.Namespace) -> tuple[HeadCalibration, dict[str, Any]]
     specimen = specimen_of(options)
     given = {"chunks": options.chunks, "steps": options.steps, "guidance": options.guidance}
     setup = replace(specimen.default, **{key: value for key, value in given.items() if value is not None})
+    engine, sizes = specimen.settings(setup), (options.dense_chunks, options.samples)
+    places = [spread_places(engine, *sizes, video, options.videos) for video in range(options.videos)]
     subject, tokens = subject_of(specimen, setup, block, stride, options.candidates)
     kept = options.out.with_suffix(".heads.json")
     pairs = paired(specimen.prompts, CALIBRATION_SEED, options.videos)
@@ -129,7 +136,14 @@ def begin(options: argparse.Namespace) -> tuple[HeadCalibration, dict[str, Any]]
         "videos": [f"{prompt}, seed {seed}" for prompt, seed in pairs],
         "dense_chunks": options.dense_chunks,
     }
-    made_with = {"plan": setup.name, "steps": setup.steps, "guidance": setup.guidance, "chunk_tokens": tokens}
+    require_reachable(options.density, engine, options.dense_chunks, subject, tokens)
+    made_with = {
+        "plan": setup.name,
+        "steps": setup.steps,
+        "guidance": setup.guidance,
+        "chunk_tokens": tokens,
+        "prompts": specimen.prompts_sha256,
+    }
     errors = HeadErrors.resume(kept, subject, made_with)
     return HeadCalibration(specimen, setup, errors, places, kept), evidence
 

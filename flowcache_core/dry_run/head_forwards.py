@@ -9,7 +9,6 @@ from ..calibrate.measured_heads import MeasureHeads
 from ..cost import ModelShape
 from ..cost.counted import counted_events
 from ..engine.settings import EngineSettings
-from ..kv.layout import capacity_tokens
 from ..kv.settings import KVSettings
 from ..kv.spec import KVSpec
 from ..report.events import StepTaken
@@ -35,12 +34,14 @@ def head_forwards(
     it."""
     measure.check(settings.attention)
     plan, tokens = settings.plan, spec.tokens_per_frame
-    capacity = capacity_tokens(plan, tokens, max(kv.budgets, default=None))
+    kv = kv.settled(spec, plan)
     events, _ = counted_events(shape, [settings], tokens, branches)
     computed = [one for one in events if isinstance(one, StepTaken) and one.action == "compute"]
     cells = measure.cells(spec)
     # Which steps it takes depends on how many videos were measured before; how many does not.
-    at = [taken for place in measure.places(plan, tokens, capacity, 0) if (taken := _next(computed, *place))]
+    at = [
+        taken for place in measure.places(plan, tokens, kv, 0, settings.recache) if (taken := _next(computed, *place))
+    ]
     return HeadForwards(len(at), cells * len(at), cells * shape.total(at))
 
 

@@ -42,6 +42,15 @@ def overall_density(forwards: Sequence[Forward], density: float) -> float:
     return computed / sum(forward.pairs for forward in forwards)
 
 
+def least_density(forwards: Sequence[Forward], block: int) -> float:
+    """Share of all token pairs that is computed when the forwards that are not dense keep one block in every row, the
+    shortest.
+    """
+    kept = ((one, one.context if one.dense else one.context % block or block) for one in forwards)
+    computed = sum(one.pairs * tokens / one.context for one, tokens in kept)
+    return computed / sum(one.pairs for one in forwards)
+
+
 def sparse_density(forwards: Sequence[Forward], overall: float) -> float:
     """At which density the forwards that are not dense must run for an ``overall`` one.
 

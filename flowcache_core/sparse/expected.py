@@ -17,8 +17,8 @@ from .method import SparseMethod
 from .settings import SparseSettings
 from .xattention import XAttention
 
-USUAL = 0.35
-"""Density that Wan has at p 0.9, about; where the settings do not say one."""
+USUAL, USUAL_P = 0.35, 0.9
+"""Density that Wan has at this p, about; where the settings do not say one."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def density_note(settings: SparseSettings, plan: Plan, kv: KVSettings, recache: 
     if _stated_density(settings, plan, kv, recache) is not None:
         return ""
     return (
-        f"self-attention counted at density {USUAL:g}, about Wan's at p 0.9, whatever p is: what p leaves out depends "
+        f"self-attention counted at density {USUAL:g}, about Wan's at p {USUAL_P:g}, whatever p is: what p leaves out depends "
         "on the video"
     )
 
@@ -79,6 +79,11 @@ def _stated_density(
         return 1.0 if method.p == 1 else None
     density = getattr(method, "density", None)
     return None if density is None else float(density)
+
+
+def unknown_density(settings: SparseSettings) -> bool:
+    """Whether the density depends on what the model sees, so that :func:`inner_density` is another model's."""
+    return _stated_density(settings, None, None) is None
 
 
 def expected(settings: SparseSettings, plan: Plan, kv: KVSettings, recache: Collection[int] = ()) -> SparseSettings:

@@ -38,7 +38,7 @@ def prompt(density: float, length: int = 57) -> dict:
 def test_the_template_runs_with_it_and_the_report_says_how_much(server: ComfyServer) -> None:
     outputs = server.run(prompt(0.6))
     shown = "\n".join(text for output in outputs.values() for text in output.get("text", ()))
-    assert "density about" in shown and "not measured" in shown  # on the node, before the run
+    assert "density 0.6 of the whole run" in shown and "not measured" in shown  # on the node, before the run
     assert "self-attention: " in shown and "sparse in" in shown and "served again" in shown  # in the report
     (picture,) = outputs["12"]["images"]
     assert server.file(picture).stat().st_size > 10_000

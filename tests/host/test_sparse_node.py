@@ -29,6 +29,7 @@ SettingError = module("flowcache_core.errors").SettingError
 last_record = module("nodes.adapters.run.settings").last_record
 settings_of = module("nodes.adapters.run.settings").settings_of
 host_sparse = module("nodes.adapters.run.sparse")
+chinese = module("nodes.adapters.shown.said").chinese
 gain = module("flowcache_core.cost.sparse_gain")
 # A chunk has 3 frames of 8 tokens; the video 6 chunks.
 FIELDS = {"preset": "xattention", "p": 0.6, "block": 8, "stride": 4}
@@ -176,3 +177,36 @@ def test_with_sage_attention_it_says_that_it_does_not_pay(model, monkeypatch):
     patched = sparse(model)
     sample(patched, start=latent(LONG))
     assert any("no gain" in note and "SageAttention" in note for note in last_record(patched).notes)
+
+
+@pytest.mark.parametrize(
+    ("preset", "said"),
+    [
+        (FIELDS, "xattention, density about 0.35 where it is sparse (measured at p 0.9, a higher p keeps more); "),
+        ({**FIELDS, "p": 0.99}, "density about 0.35 where it is sparse (measured at p 0.9, a higher p keeps more); "),
+        ({**FIELDS, "p": 1.0}, "xattention, density 1, nothing is left out; "),
+        (
+            {"preset": "top-k", "density": 0.6, "block": 8, "stride": 4},
+            "top-k, density 0.6 of the whole run, what stays dense included: lower where it is sparse; ",
+        ),
+        (
+            {"preset": "window", "density": 0.6, "block": 8},
+            "window, density 0.6 of the whole run, what stays dense included: lower where it is sparse; ",
+        ),
+    ],
+)
+def test_the_node_says_what_its_density_is_of(model, preset, said):
+    patched = sparse(model, preset)
+    text = host_sparse.described(settings_of(patched.model_options).sparse, patched.model.diffusion_model)
+    assert said in text
+    for line in text.split("\n"):
+        turned = chinese(line)
+        assert turned != line and "density" not in turned, turned
+
+
+def test_a_density_that_is_another_models_is_told_as_such_before_the_run(model):
+    told = "sparse attention: density 0.35 was measured at p 0.9; a higher p keeps more"
+    for preset, here in ((FIELDS, True), ({"preset": "top-k", "density": 0.6, "block": 8, "stride": 4}, False)):
+        patched = sparse(model, preset)
+        sample(patched, start=latent(LONG))
+        assert (told in last_record(patched).notes) == here

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from flowcache_core.__main__ import main
-from flowcache_core.calibrate.bundled import Mini
+from flowcache_core.calibrate.bundled import Mini, Scenes
 from flowcache_core.calibrate.head_samples import Measuring, OneHead, relative_error
 from flowcache_core.calibrate.heads import HeadCalibration, spread_places, subject_of
 from flowcache_core.calibrate.runs import Setup, generated, paired
+from flowcache_core.calibrate.weights import CausalWan, Files
 from flowcache_core.denoiser import ChunkInput
 from flowcache_core.errors import SettingError
 from flowcache_core.presets.sparse import load_sparse, parse_sparse_row, sparse_names, sparse_row
@@ -114,12 +116,13 @@ def test_a_stopped_calibration_goes_on_where_it_was(tmp_path: Path, monkeypatch:
 
 
 def test_samples_reach_over_chunks_steps_and_videos() -> None:
-    videos = [spread_places(8, 20, 2, 4, video, 6) for video in range(6)]
+    engine = mini().settings(Setup(chunks=8, steps=20))
+    videos = [spread_places(engine, 2, 4, video, 6) for video in range(6)]
     assert {chunk for places in videos for chunk, _ in places} == {2, 4, 7}
     steps = [step for places in videos for _, step in places]
     assert len(set(steps)) == 20 and min(steps) == 0 and max(steps) == 19
     with pytest.raises(SettingError, match="chunks"):
-        spread_places(2, 20, 2, 4)
+        spread_places(mini().settings(Setup(chunks=2, steps=20)), 2, 4)
 
 
 def test_a_table_is_kept_in_a_preset_and_shared_out_for_any_density() -> None:
@@ -148,10 +151,12 @@ def test_a_damaged_row_is_refused(change: dict[str, Any], field: str) -> None:
     assert error.value.field == field
 
 
-ARGUMENTS = ["--model", "mini", "--chunks", "3", "--steps", "2", "--videos", "1", "--samples", "1"]
+ARGUMENTS = ["--model", "mini", "--chunks", "3", "--steps", "2", "--videos", "1", "--samples", "1", "--density", "0.8"]
 
 
-def test_the_command_writes_a_row_that_the_demo_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_row_that_the_demo_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "heads.json"
     arguments = ["calibrate-heads", *ARGUMENTS, "--candidates", "0.5", "1", "--out", str(out)]
     assert main([*arguments, "--dry-run"]) == 0 and "24 forwards" in capsys.readouterr().out
@@ -163,6 +168,14 @@ def test_the_command_writes_a_row_that_the_demo_takes(tmp_path: Path, capsys: py
     for other in (["--steps", "3"], ["--guidance", "2"]):  # of other sampling: not into one mean
         assert main([*arguments, *other, "--dry-run"]) == 2
         assert f"heads.heads.json: {other[0][2:]}" in capsys.readouterr().err
+    with monkeypatch.context() as patch:  # the same seeds with other prompts are other videos
+        patch.setattr(Mini, "prompts", ("a red circle moving right",))
+        assert main([*arguments, "--dry-run"]) == 2
+        assert "heads.heads.json: prompts" in capsys.readouterr().err
+    written = out.read_bytes()  # what a half of the mass needs is known now: no density below it
+    assert main([*arguments, "--density", "0.57"]) == 2 and out.read_bytes() == written
+    said = capsys.readouterr().err
+    assert "the sparsest this calibration knows" in said and "heads.heads.json keeps it all" in said
     demo = ["demo", "--chunks", "3", "--steps", "2", "--policy", "never", "--kv-budget", "none", "--json"]
     assert main([*demo, "--sparse", str(out), "--density", "0.85", "--out", str(tmp_path / "demo")]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -184,6 +197,8 @@ def test_the_command_writes_a_row_that_the_demo_takes(tmp_path: Path, capsys: py
         (["--model", "mini", "--stride", "5"], "stride"),
         (["--model", "mini", "--candidates", "0.5", "1.5"], "candidates"),
         (["--model", "mini", "--density", "0"], "density"),
+        (["--model", "mini", "--density", "0.05"], "density: got 0.05, accepted: more than 0.0833"),
+        (["--model", "mini", "--density", "0.15", "--block", "48"], "density: got 0.15, accepted: at least 0.25"),
         (["--model", "mini", "--weights", "x"], "weights"),
     ],
 )
@@ -192,6 +207,19 @@ def test_what_cannot_work_is_one_line(
 ) -> None:
     assert main(["calibrate-heads", *arguments, "--dry-run", "--out", str(tmp_path / "x.json")]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_prompts_are_told_apart_by_what_the_model_is_given(tmp_path: Path) -> None:
+    """Prompts of a file have numbers for names."""
+    found = []
+    kinds = (("a", "float32", 0.0), ("a", "float32", 1.0), ("a", "bfloat16", 0.0), ("b", "float32", 0.0))
+    for name, dtype, shift in kinds:
+        path = tmp_path / f"{name}.safetensors"
+        prompt = torch.arange(24.0).reshape(2, 3, 4) + shift
+        save_file({"prompt": prompt.to(getattr(torch, dtype))}, path)
+        found.append(CausalWan(Files(tmp_path / "none.safetensors", path)).prompts_sha256)
+    assert found[0] == found[3] and len(set(found)) == 3
+    assert mini().prompts_sha256 != Scenes().prompts_sha256
 
 
 def test_every_shipped_row_is_of_its_model() -> None:

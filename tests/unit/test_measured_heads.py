@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from flowcache_core.calibrate.bundled import Mini
 from flowcache_core.calibrate.measured_heads import VIDEOS, MeasuredHeads, MeasureHeads
 from flowcache_core.calibrate.runs import Setup, generated
 from flowcache_core.errors import SettingError
-from flowcache_core.plan import blockwise
+from flowcache_core.kv.recent import Recent
+from flowcache_core.kv.settings import KVSettings
+from flowcache_core.plan import PLANS, blockwise
 from flowcache_core.presets.own import OwnHeads, OwnPreset, kind_of_document, own_row
 from flowcache_core.reuse.schedule import StaticSchedule
+from flowcache_core.sparse.settings import SparseSettings
 
 ASKED = MeasureHeads(block=16, stride=4, samples=1, candidates=(0.4,), dense_chunks=1)
 SETUP = Setup(chunks=2, steps=3)
@@ -28,7 +32,7 @@ def measured(path: Path | None = None, asked: MeasureHeads = ASKED, **changes: A
     spec = denoiser.kv_spec(mini.noise(SETUP.chunks, 0))
     plan = mini.settings(SETUP).plan
     heads = MeasuredHeads.resumed(asked.subject(mini.sha256, spec), {"model": "mine"}, 7, path)
-    places = asked.places(plan, spec.tokens_per_frame, 10**6, heads.number)
+    places = asked.places(plan, spec.tokens_per_frame, KVSettings(), heads.number)
     told: list[tuple[int, int]] = []
     run = heads.measuring(denoiser, places, lambda done, total: told.append((done, total)))
     latents = generated(mini, SETUP, [PAIR], denoiser=run, **changes)
@@ -62,7 +66,8 @@ def test_a_step_that_was_reused_gives_way_to_the_next_computed_one() -> None:
     assert (sample.chunk, sample.step) in ((1, 0), (1, 2))
     late = MeasureHeads(block=16, stride=4, samples=1, candidates=(0.4,), dense_chunks=1)
     plan = blockwise(6, 3, 3)
-    assert {late.places(plan, 16, 96, video) for video in range(VIDEOS)} == {((1, step),) for step in range(3)}
+    places = {late.places(plan, 16, KVSettings(), video) for video in range(VIDEOS)}
+    assert places == {((1, step),) for step in range(3)}
 
 
 def test_what_cannot_be_measured() -> None:
@@ -82,7 +87,21 @@ def test_what_cannot_be_measured() -> None:
         assert error.value.field == field
     asked = MeasureHeads(block=16, stride=4)
     assert asked.candidates[-1] == 1.0
-    for tokens, capacity, field in ((5, 10**6, "block"), (16, 96, "dense_chunks")):
+    for change, tokens, kv, field in (
+        ({}, 5, KVSettings(), "block"),
+        ({}, 16, KVSettings(1.0, Recent()), "dense_chunks"),
+        ({"dense_steps": 10}, 16, KVSettings(), "dense_steps"),
+    ):
         with pytest.raises(SettingError) as error:
-            asked.places(plan, tokens, capacity, 0)
+            replace(asked, **change).places(plan, tokens, kv, 0)  # type: ignore[arg-type]
         assert error.value.field == field
+
+
+def test_no_step_is_measured_that_would_run_dense() -> None:
+    """Where chunks overlap and little is kept, a context shrinks while a chunk takes its steps."""
+    plan, kv = PLANS["staggered"].abreast(3, 10).plan(18, 10), KVSettings(1.0, Recent(), at_finish=True)
+    asked = MeasureHeads(block=16, stride=4, samples=8, dense_chunks=3, dense_steps=2)
+    sparse = SparseSettings(dense_chunks=3, dense_steps=2).sparse_steps(plan, 16, kv)
+    assert sparse == {chunk: (2, 3, 4, 5) for chunk in (3, 4, 5)}
+    places = {place for video in range(VIDEOS) for place in asked.places(plan, 16, kv, video)}
+    assert len(places) > 5 and all(step in sparse.get(chunk, ()) for chunk, step in places)

@@ -20,7 +20,6 @@ from ....flowcache_core.calibrate.measured_heads import MeasuredHeads, MeasureHe
 from ....flowcache_core.denoiser import Denoiser
 from ....flowcache_core.engine import EngineSettings
 from ....flowcache_core.errors import require
-from ....flowcache_core.kv.layout import capacity_tokens
 from ....flowcache_core.kv.spec import KVSpec
 from ....flowcache_core.report.progress import time_left
 from ..files.weights_of import identity
@@ -79,11 +78,12 @@ class MeasuredRun:
                 "guidance": guidance,
                 "tokens_per_frame": spec.tokens_per_frame,
                 "dense_chunks": measure.dense_chunks,
+                "dense_steps": measure.dense_steps,
             }
             path = folder() / f"{Path(model_name(patcher)).stem[:40]}-{digest(alike)}.heads.json"
             heads = MeasuredHeads.resumed(subject, evidence, int(digest(video), 16), path)
-            capacity = capacity_tokens(plan, spec.tokens_per_frame, max(engine.kv.budgets, default=None))
-            return cls(heads, measure.places(plan, spec.tokens_per_frame, capacity, heads.number))
+            kv = engine.kv.settled(spec, plan)
+            return cls(heads, measure.places(plan, spec.tokens_per_frame, kv, heads.number, engine.recache))
 
     @property
     def note(self) -> str:

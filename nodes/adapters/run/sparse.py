@@ -16,7 +16,7 @@ from ....flowcache_core.errors import require
 from ....flowcache_core.kv.layout import largest_chunk_frames
 from ....flowcache_core.kv.spec import KVSpec
 from ....flowcache_core.models.magi.transformer import MagiTransformer
-from ....flowcache_core.sparse.expected import inner_density
+from ....flowcache_core.sparse.expected import USUAL, USUAL_P, inner_density, unknown_density
 from ....flowcache_core.sparse.settings import SparseSettings
 from ..naming import naming
 from .foreign import name_of
@@ -107,7 +107,8 @@ def before_run(
     text_tokens: int | None = None,
 ) -> tuple[str, ...]:
     """What is said before the first step. text_tokens: of the longest prompt."""
-    found = (expected(settings, transformer, engine, tokens_per_frame, text_tokens), bypassed(model_options))
+    gain = expected(settings, transformer, engine, tokens_per_frame, text_tokens)
+    found = (gain, gain and guessed(settings), bypassed(model_options))
     return tuple(note for note in found if note is not None)
 
 
@@ -124,6 +125,23 @@ def expected(
     return f"sparse attention: {expectation(card(), shape, tokens, context, density, stride_of(settings))}"
 
 
+def guessed(settings: SparseSettings) -> str | None:
+    """Where a density was told that these settings do not say."""
+    if not unknown_density(settings):
+        return None
+    return f"sparse attention: density {USUAL:g} was measured at p {USUAL_P:g}; a higher p keeps more"
+
+
+def share_of(settings: SparseSettings) -> str:
+    """What the density is a share of, before anything is known of the run."""
+    density = inner_density(settings)
+    if unknown_density(settings):
+        return f"density about {density:.2g} where it is sparse (measured at p {USUAL_P:g}, a higher p keeps more)"
+    if density == 1:
+        return "density 1, nothing is left out"
+    return f"density {density:.2g} of the whole run, what stays dense included: lower where it is sparse"
+
+
 def described(settings: SparseSettings, transformer: Any) -> str:
     """For the node: by class of card, what a step with a context of 7 chunks gains at common sizes."""
     shape = shape_of(transformer)
@@ -134,7 +152,7 @@ def described(settings: SparseSettings, transformer: Any) -> str:
     density, stride = inner_density(settings), stride_of(settings)
     text = f"a prompt of {shape.text_tokens} tokens"
     lines = [
-        f"{settings.method.name}, density about {density:.2g} where it is sparse; {stays}. Computed for {text}, not "
+        f"{settings.method.name}, {share_of(settings)}; {stays}. Computed at density {density:.2g} for {text}, not "
         "measured:"
     ]
     for one in CARDS:
