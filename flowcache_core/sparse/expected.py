@@ -59,7 +59,7 @@ def density_note(settings: SparseSettings, plan: Plan, kv: KVSettings, recache: 
     if _stated_density(settings, plan, kv, recache) is not None:
         return ""
     return (
-        f"self-attention counted at density {USUAL:g}, about Wan's at p {USUAL_P:g}, whatever p is: what p leaves out depends "
+        f"self-attention counted at density {USUAL:g}, about Wan's at p 0.9, whatever p is: what p leaves out depends "
         "on the video"
     )
 
