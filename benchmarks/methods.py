@@ -33,6 +33,7 @@ from flowcache_core.reuse.front_loaded import FrontLoaded
 from flowcache_core.reuse.interval import Interval
 from flowcache_core.reuse.magcache import MagCache
 from flowcache_core.reuse.motion import Motion
+from flowcache_core.reuse.motion_reference import ReferenceMotion
 from flowcache_core.reuse.published import Published
 from flowcache_core.reuse.quantity import Residual, Velocity
 from flowcache_core.reuse.schedule import StaticSchedule, spread
@@ -69,6 +70,11 @@ class Subject:
     @property
     def warmup(self) -> int:
         return min(5, max(1, self.setup.steps // 5))
+
+    @property
+    def fifth(self) -> int:
+        """First steps that MagCache and EasyCache compute as published: 10 of 50."""
+        return max(1, self.setup.steps // 5)
 
 
 Family = Callable[[Subject], Iterator[Method]]
@@ -173,13 +179,16 @@ def guidance(subject: Subject) -> Iterator[Method]:
 
 
 def magcache(subject: Subject) -> Iterator[Method]:
-    def settings(threshold: float, cap: int) -> dict[str, Any]:
+    """With the first steps that all policies here compute, and with a fifth of all steps as published."""
+
+    def settings(threshold: float, cap: int, warmup: int) -> dict[str, Any]:
         curve = magnitude_curve(subject)
-        return {"policy": MagCache(threshold=threshold, max_reuses=cap, curve=curve, warmup_steps=subject.warmup)}
+        return {"policy": MagCache(threshold=threshold, max_reuses=cap, curve=curve, warmup_steps=warmup)}
 
     for threshold, cap in subject.some(((0.03, 2), (0.06, 3), (0.12, 4), (0.24, 6), (0.5, 8), (1.0, 12))):
-        measured = partial(settings, threshold, cap)
-        yield Method("magcache", f"{threshold:g}/{cap}", {"quantity": Residual()}, measured=measured)
+        for name, warmup in (("magcache", subject.warmup), ("magcache, a fifth first", subject.fifth)):
+            measured = partial(settings, threshold, cap, warmup)
+            yield Method(name, f"{threshold:g}/{cap}", {"quantity": Residual()}, measured=measured)
 
 
 @cache
@@ -210,6 +219,12 @@ def motion(subject: Subject) -> Iterator[Method]:
     for threshold in subject.some((0.03, 0.05, 0.08, 0.12, 0.2, 0.3)):
         policy = Motion(threshold=threshold, warmup_steps=subject.warmup, distance=LatentDistance())
         yield Method("motioncache", f"{threshold:g}", {"policy": policy, "quantity": Velocity()})
+    # As published for SkyReels-V2, but for the polynomial, which was fitted to that model.
+    published = load_preset("skyreels-v2-1.3b-540p", "reference-motion-slow")
+    for threshold in subject.some((0.02, 0.05, 0.07, 0.1, 0.2, 0.4)):
+        assert isinstance(published.policy, ReferenceMotion)
+        rule = replace(published.policy, threshold=threshold, distance=TimeDistance())
+        yield Method("motioncache, as published", f"{threshold:g}", {"policy": rule, "quantity": published.quantity})
 
 
 def thresholds(subject: Subject) -> Iterator[Method]:
@@ -223,8 +238,9 @@ def thresholds(subject: Subject) -> Iterator[Method]:
         yield Method("chunkwise (Eq. 8), latent", f"{threshold:g}", {"policy": eq8, "quantity": Velocity()})
         patch = replace(eq8, distance=PatchDistance())
         yield Method("chunkwise (Eq. 8), patch", f"{threshold:g}", {"policy": patch, "quantity": Residual()})
-        easy = EasyCache(threshold=threshold, warmup_steps=warm)
-        yield Method("easycache", f"{threshold:g}", {"policy": easy, "quantity": Offset()})
+        for name, first in (("easycache", warm), ("easycache, a fifth first", subject.fifth)):
+            easy = EasyCache(threshold=threshold, warmup_steps=first)
+            yield Method(name, f"{threshold:g}", {"policy": easy, "quantity": Offset()})
 
 
 FAMILIES: tuple[Family, ...] = (
