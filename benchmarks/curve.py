@@ -47,7 +47,7 @@ PAIRS = {"mini": 16, "scenes": 6}
 """A run of mini scenes is four to eight times as dear, so there are fewer pairs and settings of each method."""
 
 
-PARTS = ("ours, guidance at every second", "motioncache", "motioncache, as published")
+PARTS = ("ours, guidance at every second", "motioncache", "motioncache as published")
 """Methods whose computed steps are not all whole forwards."""
 
 

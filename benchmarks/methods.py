@@ -186,7 +186,7 @@ def magcache(subject: Subject) -> Iterator[Method]:
         return {"policy": MagCache(threshold=threshold, max_reuses=cap, curve=curve, warmup_steps=warmup)}
 
     for threshold, cap in subject.some(((0.03, 2), (0.06, 3), (0.12, 4), (0.24, 6), (0.5, 8), (1.0, 12))):
-        for name, warmup in (("magcache", subject.warmup), ("magcache, a fifth first", subject.fifth)):
+        for name, warmup in (("magcache", subject.warmup), ("magcache as published", subject.fifth)):
             measured = partial(settings, threshold, cap, warmup)
             yield Method(name, f"{threshold:g}/{cap}", {"quantity": Residual()}, measured=measured)
 
@@ -224,7 +224,7 @@ def motion(subject: Subject) -> Iterator[Method]:
     for threshold in subject.some((0.02, 0.05, 0.07, 0.1, 0.2, 0.4)):
         assert isinstance(published.policy, ReferenceMotion)
         rule = replace(published.policy, threshold=threshold, distance=TimeDistance())
-        yield Method("motioncache, as published", f"{threshold:g}", {"policy": rule, "quantity": published.quantity})
+        yield Method("motioncache as published", f"{threshold:g}", {"policy": rule, "quantity": published.quantity})
 
 
 def thresholds(subject: Subject) -> Iterator[Method]:
@@ -238,7 +238,7 @@ def thresholds(subject: Subject) -> Iterator[Method]:
         yield Method("chunkwise (Eq. 8), latent", f"{threshold:g}", {"policy": eq8, "quantity": Velocity()})
         patch = replace(eq8, distance=PatchDistance())
         yield Method("chunkwise (Eq. 8), patch", f"{threshold:g}", {"policy": patch, "quantity": Residual()})
-        for name, first in (("easycache", warm), ("easycache, a fifth first", subject.fifth)):
+        for name, first in (("easycache", warm), ("easycache as published", subject.fifth)):
             easy = EasyCache(threshold=threshold, warmup_steps=first)
             yield Method(name, f"{threshold:g}", {"policy": easy, "quantity": Offset()})
 
