@@ -182,7 +182,7 @@ def equal_budget(steps: int) -> Iterator[Case]:
     yield Case("30 %: 20 ticks, by lot", "20", {"policy": Random(**fixed), "quantity": PLAIN})
     yield Case("30 %: 20 ticks, oracle", "20", {"policy": PartialSchedule(**fixed), "quantity": PLAIN}, Oracle)
     # Need that adds up needs steps in which to do so: five whole ones, then a fifth of the tokens at every step.
-    by_need = Motion(threshold=0.0, warmup_steps=1, uniform_updates=4, share=0.2)
+    by_need = Motion(threshold=1e-6, warmup_steps=1, uniform_updates=4, share=0.2)
     yield Case("30 %: every step, motion's need", "0.2", {"policy": by_need, "quantity": PLAIN})
 
 
