@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.wan.config import WanConfig
+from ..models.wan.load import load_wan
 from ..models.wan.transformer import WanTransformer
 from ..models.wan.vae import WanVAE
 from .checkpoint import Stand, load, require_finite_loss, save, save_or_say
@@ -110,6 +111,11 @@ class Trained:
     def parts(self) -> dict[str, Any]:
         """By their names in a checkpoint."""
         return {"model": self.model, "average": self.average, "muon": self.muon, "adam": self.adam}
+
+
+def to_go_on_from(weights: Path) -> WanTransformer:
+    """Another model's weights in 32 bits, as the beginning of a training."""
+    return load_wan(weights, torch.float32).requires_grad_(True)
 
 
 def require_resumable(checkpoint: Path, recipe: Recipe | None = None) -> None:

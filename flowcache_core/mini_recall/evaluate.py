@@ -33,11 +33,14 @@ from .data import Clip
 AT_ONCE = 8
 SETTLED = 4  # frames at the end of a chunk in which no edge of the post is left
 NEAR, AREA = 5.0, 0.25  # pixels, and share of the area: what counts as the same place and size
-NAMES = {
+QUESTIONS = {
     "back": "a shape is there again",
     "colour": "... of the colour it had (not in the prompt)",
     "shape": "... of the shape it had (not in the prompt)",
     "place": "... in its place and of its size",
+}
+NAMES = {
+    **QUESTIONS,
     "first": "all of it, shown in the first chunk",
     "later": "all of it, shown in the second chunk only",
 }
@@ -50,7 +53,7 @@ def clips_asked(count: int, seed: int) -> list[Clip]:
 
 
 def answers(clip: Clip, video: Tensor) -> Answers | None:
-    """What a video [3, T, 64, 64] in -1..1 remembers, under the first four keys of `NAMES`.
+    """What a video [3, T, 64, 64] in -1..1 remembers, under the keys of `QUESTIONS`.
 
     None if it was never covered: something of the shape is seen in the chunks between.
     """
@@ -59,7 +62,7 @@ def answers(clip: Clip, video: Tensor) -> Answers | None:
         return None
     then, now = (_middle(owner[frames_of(chunk)], names) for chunk in (clip.seen, clip.again))
     if then is None or now is None:
-        return {"back": now is not None, "colour": False, "shape": False, "place": False}
+        return {**dict.fromkeys(QUESTIONS, False), "back": now is not None}
     moved = max(abs((now.left + now.right) - (then.left + then.right)) / 2, abs(now.y - then.y))
     return {
         "back": True,
@@ -78,7 +81,7 @@ def _middle(owner: Tensor, names: list[str]) -> Seen | None:
 def rates(clips: list[Clip], found: list[Answers | None]) -> Rates:
     """Share of right answers and their number, by question. Counted are the videos that covered it."""
     given = [(clip, one) for clip, one in zip(clips, found, strict=True) if one is not None]
-    shares = {name: _share([one[name] for _, one in given]) for name in ("back", "colour", "shape", "place")}
+    shares = {name: _share([one[name] for _, one in given]) for name in QUESTIONS}
     for name, first in (("first", True), ("later", False)):
         shares[name] = _share([all(one.values()) for clip, one in given if (clip.seen == 0) is first])
     return shares

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import torch
+from functools import partial
 
 from ..mini.clip_pool import Clips
 from ..mini.train import Training
-from ..mini.transformer_training import WAN, Phase, Recipe
+from ..mini.transformer_training import WAN, Phase, Recipe, to_go_on_from
 from ..mini_scenes import TRANSFORMER_FILE as SCENES_TRANSFORMER_FILE
 from ..mini_scenes import VAE_FILE
 from ..mini_scenes import text as scenes_text
-from ..models.wan.load import load_wan
-from ..models.wan.transformer import WanTransformer
 from . import TRANSFORMER_FILE, WEIGHTS, data, text
 
 DATA = "generated clips of one shape at rest that a post covers for three chunks"
 
-
-def _scenes_transformer() -> WanTransformer:
-    return load_wan(SCENES_TRANSFORMER_FILE, torch.float32).requires_grad_(True)
-
-
 TRANSFORMER = Recipe(
-    _scenes_transformer,
+    partial(to_go_on_from, SCENES_TRANSFORMER_FILE),
     WAN.loss,
     WAN.blocks,
     clips=Clips(data.random_clips, data.render, scenes_text.encode_prompt, text.thinned),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -9,10 +11,8 @@ from ..mini import TRANSFORMER_FILE as MINI_TRANSFORMER_FILE
 from ..mini import VAE_FILE as MINI_VAE_FILE
 from ..mini.clip_pool import Clips
 from ..mini.train import Training
-from ..mini.transformer_training import WAN, Phase, Recipe
+from ..mini.transformer_training import WAN, Phase, Recipe, to_go_on_from
 from ..mini.vae_training import VAERecipe
-from ..models.wan.load import load_wan
-from ..models.wan.transformer import WanTransformer
 from . import TRANSFORMER_FILE, VAE_FILE, WEIGHTS, data, text
 
 DATA = "generated clips of one to three shapes before hills: camera pan, shapes that enter or change colour, nightfall"
@@ -50,14 +50,9 @@ VAE = VAERecipe(
     half=True,
 )
 
-
-def _mini_transformer() -> WanTransformer:
-    """The mini model's weights: rotary positions take the larger picture, and known words have the same vectors."""
-    return load_wan(MINI_TRANSFORMER_FILE, torch.float32).requires_grad_(True)
-
-
+# Rotary positions take the larger picture, and words that the mini model knows have the same vectors.
 TRANSFORMER = Recipe(
-    _mini_transformer,
+    partial(to_go_on_from, MINI_TRANSFORMER_FILE),
     WAN.loss,
     WAN.blocks,
     clips=Clips(data.random_scenes, data.render, text.encode_prompt, text.thinned, half=True),
